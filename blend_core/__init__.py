@@ -1,0 +1,44 @@
+"""The heart of Diffusion Blend: the mathematics of a blend and the LoRA bank. It imports no host."""
+
+from .adapters import (
+    Adapter,
+    Factors,
+    LoadReport,
+    Target,
+    TargetIndex,
+    is_adapter_file,
+    read_adapter,
+    resolve,
+    soup,
+)
+from .bank import LoRABank
+from .blend import Blend, blend, normalised, parse_weights
+from .errors import BlendError
+from .estimators import ESTIMATORS, Plan, describe_choices, exact, image_seed, sampled, stratified
+from .execution import evaluate_variants
+
+__all__ = [
+    "ESTIMATORS",
+    "Adapter",
+    "Blend",
+    "BlendError",
+    "Factors",
+    "LoRABank",
+    "LoadReport",
+    "Plan",
+    "Target",
+    "TargetIndex",
+    "blend",
+    "describe_choices",
+    "evaluate_variants",
+    "exact",
+    "image_seed",
+    "is_adapter_file",
+    "normalised",
+    "parse_weights",
+    "read_adapter",
+    "resolve",
+    "sampled",
+    "soup",
+    "stratified",
+]

@@ -1,0 +1,129 @@
+"""Low-rank factors, the adapter that holds them, and their weighted average."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import BlendError
+from .report import left_out_words
+
+METADATA_PREFIX = "diffusion_blend."
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One low-rank addition `scale * up @ down` to a weight.
+
+    down: (rank, in) for a linear layer, (rank, in, kh, kw) for a convolution (a Tucker core is already folded in).
+    up:   (out, rank).
+    Both keep the dtype of the file: very small fp16 factors should be multiplied in fp32.
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What one LoRA file holds, before a host is known.
+
+    modules: factors by module path, as the file writes it without its prefixes.
+    skipped: what was left out, with the number of keys or the reason.
+    metadata: the safetensors header; empty for a pickle container.
+    """
+
+    path: str
+    label: str
+    modules: Mapping[str, Factors]
+    spelling: str
+    adapter_name: str | None
+    scale_source: str
+    skipped: Mapping[str, str | int] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The different ranks in the file, ascending; files of mixed rank are normal."""
+        return tuple(sorted({factors.rank for factors in self.modules.values()}))
+
+    @property
+    def kl_weight(self) -> float | None:
+        """The KL weight this basis was trained with, or None where the file does not state it (never guessed)."""
+        text = self.metadata.get(METADATA_PREFIX + "kl_weight")
+        if text is None or not text.strip():
+            return None
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value > 0):
+            raise BlendError(
+                f"{self.label}: the header says kl_weight {text!r}, expected a positive number. "
+                "Correct the header, or type the KL weight by hand."
+            )
+        return value
+
+    @property
+    def summary(self) -> str:
+        """What the file holds, for a person to read, before it is matched with a model."""
+        ranks = ", ".join(map(str, self.ranks))
+        first = f"{len(self.modules)} modules, rank {ranks}, {self.spelling}"
+        left_out = [f"not used: {left_out_words(what, why)}" for what, why in self.skipped.items()]
+        return "\n".join([first, self.scale_source, *left_out, *self.notes])
+
+    @property
+    def rewards(self) -> tuple[str, ...]:
+        """Names of the rewards this basis was trained on; empty where the file does not state them."""
+        text = self.metadata.get(METADATA_PREFIX + "rewards", "").strip()
+        try:
+            return _reward_names(json.loads(text))
+        except ValueError:  # a plain "aesthetic, hpsv2" is as good as JSON
+            return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def soup(resolved: Sequence[Mapping[Any, Factors]], weights: Sequence[float]) -> dict[Any, Factors]:
+    """The adapter whose delta is sum_i w_i * scale_i * up_i @ down_i on every target, exactly.
+
+    Factors are concatenated along the rank, with w_i * scale_i folded into `up`: the result has scale 1 and the
+    ranks' sum. A target some adapters lack takes the base there; adapters of weight 0 add no rank.
+    """
+    _check_weights(resolved, weights)
+    terms: dict[Any, list[tuple[float, Factors]]] = {}
+    for weight, factors_by_target in zip(weights, resolved, strict=True):
+        for target, factors in factors_by_target.items():
+            if weight != 0:
+                terms.setdefault(target, []).append((float(weight), factors))
+    return {target: _concatenated(parts) for target, parts in terms.items()}
+
+
+def _concatenated(parts: Sequence[tuple[float, Factors]]) -> Factors:
+    # fp32 at least: in fp16 a small `up` times a small weight would round to zero.
+    dtype = torch.promote_types(parts[0][1].up.dtype, torch.float32)
+    down = torch.cat([factors.down.to(dtype) for _, factors in parts], dim=0)
+    up = torch.cat([factors.up.to(dtype) * (weight * factors.scale) for weight, factors in parts], dim=1)
+    return Factors(down, up, 1.0)
+
+
+def _check_weights(resolved: Sequence[Mapping[Any, Factors]], weights: Sequence[float]) -> None:
+    if len(resolved) != len(weights):
+        raise BlendError(f"soup got {len(weights)} weights for {len(resolved)} adapters. Give one weight per adapter.")
+    bad = [weight for weight in weights if not math.isfinite(weight)]
+    if bad:
+        raise BlendError(f"soup got the weight {bad[0]}, expected finite numbers. Correct that weight.")
+
+
+def _reward_names(value: Any) -> tuple[str, ...]:
+    """Names from JSON: a list of names, a list of objects with a name, or one of either."""
+    items = value if isinstance(value, list) else [value]
+    return tuple(str(item.get("name", "")) if isinstance(item, dict) else str(item) for item in items)

@@ -1,0 +1,68 @@
+"""Keys that are no plain LoRA: each kind is refused by its name, with the way out."""
+
+import re
+from collections.abc import Sequence
+
+from ..errors import BlendError
+
+_DEPENDS_ON_WEIGHT = "it depends on the model's own weight, so it cannot be blended as low-rank factors"
+_NOT_LOW_RANK = "it is not low-rank"
+_NOT_YET = "it has no low-rank factors of the form up @ down"
+_OTHER_MODEL = "loading it as a plain LoRA would be another model"
+
+# (name, pattern at the end of a key, why it is refused)
+_KINDS = tuple(
+    (name, re.compile(rf"(?:{pattern})$"), reason)
+    for name, pattern, reason in (
+        ("LoHa", r"\.hada_(w[12]_[ab]|t[12])", _NOT_YET),
+        ("LoKr", r"\.lokr_(w[12](_[ab])?|t[12])", _NOT_YET),
+        ("DoRA", r"\.dora_scale|\.lora_magnitude_vector(\.[^.]+)?(\.weight)?", _OTHER_MODEL),
+        ("OFT or BOFT", r"\.(oft_blocks|oft_diag|rescale|b?oft_[RS].*)", _DEPENDS_ON_WEIGHT),
+        ("IA3", r"\.on_input|\.ia3_l(\..+)?", _DEPENDS_ON_WEIGHT),
+        ("GLoRA", r"\.(a[12]|b[12]|bm)\.weight", _DEPENDS_ON_WEIGHT),
+        ("VeRA", r"vera_(lambda_[bd]|[AB])(\.[^.]+)?", _NOT_YET),
+        ("dense difference", r"\.(diff|diff_b|set_weight|reshape_weight)", _NOT_LOW_RANK),
+        ("norm difference", r"\.[wb]_norm", _NOT_LOW_RANK),
+        ("embedding LoRA", r"\.lora_embedding_[AB](\..+)?", "embeddings belong to no linear or convolution layer"),
+        ("LoRA bias", r"\.lora_(B|up)(\.[^.]+)?\.bias|[._]lora\.up\.bias", "a bias is not low-rank"),
+    )
+)
+_WHOLE_MODULE = re.compile(r"(^|\.)modules_to_save\.|(\.|^)(weight|bias)$")
+
+
+def refuse(keys: Sequence[str], file: str, *, beside_lora: bool) -> None:
+    """Raise for keys no LoRA reader understood. beside_lora: whether the file also holds LoRA factors."""
+    for name, pattern, reason in _KINDS:
+        first = next((key for key in keys if pattern.search(key)), None)
+        if first is not None:
+            raise BlendError(
+                f"{file} holds {name} ({first!r}), expected plain LoRA (down, up); {reason}. "
+                "Merge it into a model with ComfyUI's own loader, or convert it to LoRA."
+            )
+    whole = [key for key in keys if _WHOLE_MODULE.search(key)]
+    if beside_lora and keys:
+        raise _extra_keys(whole or keys, file, whole=bool(whole))
+    if whole:
+        raise BlendError(
+            f"{file} holds {len(whole)} whole weights (first: {whole[0]!r}) and no LoRA: "
+            "this is a full checkpoint: load it as a model."
+        )
+    if keys:
+        raise BlendError(
+            f"{file} holds no LoRA keys; it begins with {first_of(keys)}. Expected pairs such as "
+            "'....lora_A.weight' and '....lora_B.weight'. Choose a LoRA file."
+        )
+
+
+def first_of(names: Sequence[str], count: int = 3) -> str:
+    """The first names in quotes, and how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(repr(name) for name in names[:count]) + more
+
+
+def _extra_keys(keys: Sequence[str], file: str, *, whole: bool) -> BlendError:
+    what = "whole modules (modules_to_save, or the base model's own weights)" if whole else "keys of an unknown kind"
+    return BlendError(
+        f"{file} holds, beside its LoRA, {len(keys)} keys that are {what}: {first_of(keys, 5)}. Only low-rank factors "
+        "can be blended, and dropping the rest would be another model. Save the LoRA alone, or merge the file."
+    )

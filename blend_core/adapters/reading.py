@@ -1,0 +1,231 @@
+"""From a file to an Adapter: keys sorted, one adapter chosen, factors checked and scaled. No host is involved."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import BlendError
+from . import scale as scales
+from .factors import Adapter, Factors
+from .files import WeightFile, label_of, open_weights, weight_files_in
+from .foreign import first_of, refuse
+from .scale import AlphaConfig, Scale
+from .spelling import Key, canonical, is_text_encoder, parse
+
+_UNNAMED = "(no name)"
+
+
+@dataclass(frozen=True)
+class _Scaling:
+    """How the modules of one file get their scale."""
+
+    config: AlphaConfig | None
+    typed: Scale | None
+
+    def of(self, module: str, rank: int, alpha: Tensor | None) -> Scale:
+        return self.typed or scales.module_scale(module, rank, alpha, self.config)
+
+
+def read_adapter(path: str | os.PathLike, *, adapter_name: str | None = None, scale: float | None = None) -> Adapter:
+    """The LoRA at `path` (a file, or a folder with one weight file and its config), in any spelling.
+
+    adapter_name: which one to take from a file that holds several.  scale: overrides what file and config say.
+    Raises BlendError for anything that is not a plain LoRA, and for factors that cannot be what was trained.
+    """
+    file = open_weights(path)
+    keys, text_encoder_keys = _sorted_keys(file)
+    keys, name, others = _one_adapter(keys, adapter_name, file.path.name)
+    by_module = _by_module(keys, file.path.name)
+    typed = None if scale is None else scales.typed_scale(scale)
+    needs_config = typed is None and any("alpha" not in record for record in by_module.values())
+    scaling = _Scaling(scales.alpha_config(file.path.parent, file.metadata) if needs_config else None, typed)
+    modules, module_scales = _modules(file, by_module, scaling)
+    return Adapter(
+        path=str(file.path),
+        label=label_of(file.path),
+        modules=modules,
+        spelling=_spelling(keys),
+        adapter_name=name,
+        scale_source=_scale_source(module_scales, keys, scaling, file.path.parent),
+        skipped=_skipped(text_encoder_keys, others),
+        metadata=dict(file.metadata),
+        notes=_notes(modules, scaling.config, others, name, file.path),
+    )
+
+
+def _sorted_keys(file: WeightFile) -> tuple[list[Key], int]:
+    """(keys of the network, count of text-encoder keys); raises for keys of any other kind."""
+    texts = [key for key in file.keys if not is_text_encoder(key)]
+    text_encoder = [key for key in file.keys if is_text_encoder(key)]
+    parsed = {key: parse(key) for key in texts}
+    keys = [key for key in parsed.values() if key is not None]
+    has_lora = any(key.role in ("down", "up") for key in keys)
+    refuse([text for text, key in parsed.items() if key is None], file.path.name, beside_lora=has_lora)
+    if not has_lora:
+        raise _no_factors(file, text_encoder)
+    return keys, len(text_encoder)
+
+
+def _no_factors(file: WeightFile, text_encoder: Sequence[str]) -> BlendError:
+    refuse([key for key in text_encoder if parse(key) is None], file.path.name, beside_lora=False)
+    if text_encoder:
+        return BlendError(
+            f"{file.path.name} holds only text-encoder keys ({len(text_encoder)}, first: {text_encoder[0]!r}). "
+            "A blend acts on the model's predictions: choose a LoRA trained on the UNet or transformer."
+        )
+    return BlendError(
+        f"{file.path.name} holds no pair of down and up; it begins with {first_of(file.keys)}. "
+        "The file was badly converted: save it again."
+    )
+
+
+def _one_adapter(keys: Sequence[Key], wanted: str | None, file: str) -> tuple[list[Key], str | None, Counter]:
+    """(keys of one adapter, its name, key counts of the others). `.alpha` belongs to whichever is taken."""
+    counts = Counter(key.adapter or _UNNAMED for key in keys if key.role != "alpha")
+    # peft drops the name "default" on saving, so that with and without it is one adapter.
+    if set(counts) == {_UNNAMED, "default"} and wanted in (None, "default"):
+        return list(keys), "default", Counter()
+    name = _chosen(counts, wanted, file)
+    taken = [key for key in keys if key.role == "alpha" or (key.adapter or _UNNAMED) == name]
+    counts.pop(name)
+    return taken, None if name == _UNNAMED else name, counts
+
+
+def _chosen(counts: Counter, wanted: str | None, file: str) -> str:
+    names = sorted(counts)
+    if wanted is not None and (wanted in counts or names != [_UNNAMED]):
+        if wanted not in counts:
+            raise BlendError(f"{file} has no adapter {wanted!r}; it holds {', '.join(names)}. Choose one of these.")
+        return wanted
+    if len(names) == 1:
+        return names[0]
+    if "default" in counts:
+        return "default"
+    raise BlendError(
+        f"{file} holds {len(names)} adapters ({', '.join(names)}) and none is called 'default'. "
+        "Choose one by its name (adapter_name)."
+    )
+
+
+def _by_module(keys: Iterable[Key], file: str) -> dict[str, dict[str, Key]]:
+    """Role -> key for each module, by the path as first written; one role written twice raises."""
+    records: dict[str, dict[str, Key]] = {}
+    for key in keys:
+        record = records.setdefault(canonical(key.module), {})
+        if key.role in record:
+            raise BlendError(
+                f"{file} names one module twice: {record[key.role].text!r} and {key.text!r}. "
+                "Adding both would double it; keep one of the two spellings."
+            )
+        record[key.role] = key
+    return {next(iter(record.values())).module: record for record in records.values()}
+
+
+def _modules(
+    file: WeightFile, by_module: Mapping[str, Mapping[str, Key]], scaling: _Scaling
+) -> tuple[dict[str, Factors], list[Scale]]:
+    """Factors and scale of every module, tensors read in one pass over the file."""
+    for module, record in by_module.items():
+        _check_complete(module, record, file.path.name)
+    tensors = file.read([key.text for record in by_module.values() for key in record.values()])
+    modules, module_scales = {}, []
+    for module, record in by_module.items():
+        parts = {role: _checked(tensors[key.text], key) for role, key in record.items()}
+        factors = _factors(module, parts)
+        module_scales.append(scaling.of(module, factors.rank, parts.get("alpha")))
+        modules[module] = replace(factors, scale=module_scales[-1].value)
+    return modules, module_scales
+
+
+def _check_complete(module: str, record: Mapping[str, Key], file: str) -> None:
+    for role in ("down", "up"):
+        if role not in record:
+            present = next(iter(record.values()))
+            raise BlendError(
+                f"{file}: {module} has {present.role} ({present.text!r}) but no {role}. A LoRA needs both; "
+                "the file was cut or badly converted: save or download it again."
+            )
+
+
+def _checked(tensor: Tensor, key: Key) -> Tensor:
+    """A finite floating tensor; fp8 is widened to fp32, since it has no arithmetic of its own."""
+    if key.role == "alpha":
+        return tensor
+    if not tensor.is_floating_point():
+        raise BlendError(
+            f"{key.text!r} holds {tensor.dtype}, expected a floating type. Save the LoRA in fp16, bf16 or fp32."
+        )
+    tensor = tensor.float() if tensor.element_size() == 1 else tensor
+    if not torch.isfinite(tensor).all():
+        raise BlendError(
+            f"{key.text!r} holds NaN or inf, expected finite numbers. The training diverged, or fp16 overflowed: "
+            "take an earlier checkpoint."
+        )
+    return tensor
+
+
+def _factors(module: str, parts: Mapping[str, Tensor]) -> Factors:
+    """Factors of scale 1: `up` flattened to (out, rank), a Tucker core folded into `down`."""
+    down, up = parts["down"], parts["up"]
+    if "mid" in parts:
+        down = _fold_core(module, parts["mid"], down)
+    if up.ndim > 2 and set(up.shape[2:]) == {1}:
+        up = up.flatten(1)
+    if up.ndim != 2 or down.ndim < 2 or up.shape[1] != down.shape[0] or not down.shape[0]:
+        raise BlendError(
+            f"{module}: down has shape {tuple(down.shape)} and up {tuple(up.shape)}, expected (rank, in) and "
+            "(out, rank) with one rank of at least 1. The file was badly converted: save it again."
+        )
+    return Factors(down, up, 1.0)
+
+
+def _fold_core(module: str, mid: Tensor, down: Tensor) -> Tensor:
+    """The kernel that does `down` (rank, in, 1, 1) and then `mid` (rank, rank, kh, kw) in one convolution."""
+    down = down.flatten(1) if set(down.shape[2:]) <= {1} else down
+    if down.ndim != 2 or mid.ndim < 3 or mid.shape[1] != down.shape[0]:
+        raise BlendError(
+            f"{module}: lora_mid has shape {tuple(mid.shape)} and down {tuple(down.shape)}, expected "
+            "(rank, rank, kh, kw) and (rank, in, 1, 1). The file was badly converted: save it again."
+        )
+    return torch.einsum("mr...,ri->mi...", mid.float(), down.float()).to(down.dtype)
+
+
+def _spelling(keys: Sequence[Key]) -> str:
+    counts = Counter(key.dialect for key in keys if key.style != "alpha")
+    return " + ".join(words for words, _ in counts.most_common(3))
+
+
+def _scale_source(module_scales: Sequence[Scale], keys: Sequence[Key], scaling: _Scaling, folder: Path) -> str:
+    text = scales.summary(module_scales)
+    nothing_found = scaling.typed is None and scaling.config is None and not any(key.role == "alpha" for key in keys)
+    if nothing_found and any(key.style == "peft" for key in keys):
+        text += f"; peft keeps alpha in a second file, which would have to be {folder / 'adapter_config.json'}"
+    return text
+
+
+def _skipped(text_encoder_keys: int, others: Counter) -> dict[str, str | int]:
+    skipped: dict[str, str | int] = {"text-encoder keys": text_encoder_keys} if text_encoder_keys else {}
+    return skipped | {f"keys of adapter {name!r}": count for name, count in others.items()}
+
+
+def _notes(
+    modules: Mapping[str, Factors], config: AlphaConfig | None, others: Counter, name: str | None, path: Path
+) -> tuple[str, ...]:
+    notes = []
+    if others:
+        notes.append(f"took adapter {name or _UNNAMED!r}; the file also holds {', '.join(sorted(others))}")
+    if config is None:
+        return tuple(notes)
+    unlike = [module for module, factors in modules.items() if config.rank_of(module) not in (None, factors.rank)]
+    if unlike:
+        said, found = config.rank_of(unlike[0]), modules[unlike[0]].rank
+        notes.append(f"{config.source} says rank {said}, the tensors of {first_of(unlike, 1)} have {found}: kept these")
+    files = len(weight_files_in(path.parent))
+    if files > 1 and config.source.endswith(".json"):
+        notes.append(f"{config.source} lies beside {files} weight files; make sure that it belongs to this one")
+    return tuple(notes)

@@ -1,0 +1,39 @@
+"""What loading one LoRA came to, for a person to read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """One LoRA on one host. left_out: what was not used, with the number of keys or the reason."""
+
+    label: str
+    path: str
+    spelling: str
+    adapter_name: str | None
+    matched: int
+    in_file: int
+    ranks: tuple[int, ...]
+    scale_source: str
+    family: str
+    left_out: Mapping[str, str | int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        name = f", adapter {self.adapter_name!r}" if self.adapter_name else ""
+        lines = [
+            f"{self.label}: {self.matched} of {self.in_file} modules on {self.family}",
+            f"  spelling: {self.spelling}{name}",
+            f"  rank {', '.join(map(str, self.ranks))}; {self.scale_source}",
+            *(f"  not used: {left_out_words(what, why)}" for what, why in list(self.left_out.items())[:6]),
+            *(f"  note: {note}" for note in self.notes),
+        ]
+        if len(self.left_out) > 6:
+            lines.insert(9, f"  not used: {len(self.left_out) - 6} more")
+        return "\n".join(lines)
+
+
+def left_out_words(what: str, why: str | int) -> str:
+    """A count before what it counts (12 text-encoder keys), or a name with the reason in brackets."""
+    return f"{why} {what}" if isinstance(why, int) else f"{what} ({why})"

@@ -1,0 +1,248 @@
+"""The LoRA bank: one copy of the base weights, and every adapter as low-rank factors added in the forward pass.
+
+    W_i x = W x + scale_i * up_i (down_i x)        for basis i; variant 0 is the base and adds nothing
+
+A bank belongs to no host: `attach` finds its modules by name below any network, and only while `Attachment.using` is
+open do those modules carry another `forward`. No weight is ever written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .adapters import Factors, Target
+from .errors import BlendError
+
+
+class LoRABank(nn.Module):
+    """The factors of m bases, stacked per target module.
+
+    adapters: one mapping Target -> Factors per basis, in the order of the blend; variant i + 1 is adapters[i].
+    """
+
+    def __init__(self, adapters: Sequence[Mapping[Target, Factors]]):
+        super().__init__()
+        self.size = len(adapters)
+        pieces: dict[str, dict[int, list[tuple[Target, Factors]]]] = {}
+        for variant, adapter in enumerate(adapters, start=1):
+            for target, factors in adapter.items():
+                pieces.setdefault(target.module, {}).setdefault(variant, []).append((target, factors))
+        self.names = list(pieces)
+        self.slots = nn.ModuleList(_Slot(of_module) for of_module in pieces.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the factors take."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
+
+    def attach(self, network: nn.Module) -> Attachment:
+        """The handle that switches this bank on for calls of `network`. Raises BlendError for a missing module."""
+        return Attachment(self, network)
+
+
+@dataclass
+class _Site:
+    """One target module of one network, and the forward that adds the active deltas to the one found there."""
+
+    module: nn.Module
+    slot: _Slot
+    attachment: Attachment
+    original: object = None
+    had_own: bool = False
+    forward: object = None  # one function object for ever, so that torch.compile traces it once
+
+    def __post_init__(self):
+        def forward(x, *args, **kwargs):
+            out = self.original(x, *args, **kwargs)
+            return self.slot.add(out, x, self.attachment.selection, self.module)
+
+        self.forward = forward
+
+    def install(self) -> None:
+        own = self.module.__dict__
+        self.had_own = "forward" in own  # another pack's replaced forward: keep it below ours and put it back
+        self.original = self.module.forward
+        own["forward"] = self.forward
+
+    def remove(self) -> None:
+        if self.had_own:
+            self.module.__dict__["forward"] = self.original
+        else:
+            del self.module.__dict__["forward"]
+        self.original = None
+
+
+class Attachment:
+    """A bank on one network. One thread at a time; other networks (other devices) have attachments of their own."""
+
+    def __init__(self, bank: LoRABank, network: nn.Module):
+        self.selection: Selection | None = None
+        modules = dict(network.named_modules())
+        missing = [name for name in bank.names if name not in modules]
+        if missing:
+            raise BlendError(
+                f"{len(missing)} of {len(bank.names)} adapted modules are not in this network "
+                f"({', '.join(missing[:3])}). The LoRAs were matched with another model; match them with this one."
+            )
+        slots = zip(bank.names, bank.slots, strict=True)
+        self._sites = [_Site(modules[name], slot, self) for name, slot in slots]
+
+    @contextmanager
+    def using(self, variants: Sequence[int]) -> Iterator[None]:
+        """While open, row i of every call of the network is variant variants[i].
+
+        Rows may stand several times each (frames of a video folded into the batch). Whatever happens inside, every
+        forward is put back as it was found.
+        """
+        active = set(variants) - {0}
+        selection = Selection(tuple(variants))
+        installed: list[_Site] = []
+        try:
+            self.selection = selection
+            for site in self._sites:
+                if not active.isdisjoint(site.slot.variants):
+                    site.install()
+                    installed.append(site)
+            yield
+        finally:
+            for site in reversed(installed):
+                site.remove()
+            self.selection = None
+
+
+@dataclass
+class Selection:
+    """The variant of each row of a call, with the index tensors that the slots derive from it."""
+
+    variants: tuple[int, ...]
+    _indices: dict = field(default_factory=dict)
+
+    @property
+    def only(self) -> int | None:
+        """The variant, when all rows have the same one."""
+        first = self.variants[0]
+        return first if all(variant == first for variant in self.variants) else None
+
+    def index(self, covered: tuple[int, ...], rows: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Per row the place in `covered`, (rows,) long, and (rows, 1, 1) 0/1 where some variant is not covered."""
+        key = (covered, rows, device)
+        if key not in self._indices:
+            self._indices[key] = self._build_index(covered, rows, device)
+        return self._indices[key]
+
+    def _build_index(self, covered, rows, device):
+        times, rest = divmod(rows, len(self.variants))
+        if rest or times == 0:
+            raise BlendError(
+                f"a layer received {rows} rows where the blend passed {len(self.variants)}, which is no multiple: this "
+                "network mixes images within a batch. Choose the sequential execution."
+            )
+        place = {variant: i for i, variant in enumerate(covered)}
+        places = torch.tensor([place.get(variant, -1) for variant in self.variants]).repeat_interleave(times)
+        mask = None if bool((places >= 0).all()) else (places >= 0).view(-1, 1, 1).to(device)
+        return places.clamp(min=0).to(device), mask
+
+
+class _Slot(nn.Module):
+    """The factors that all bases have for one module: down (v, rank, ...) and up (v, out, rank), rank padded."""
+
+    def __init__(self, of_module: Mapping[int, Sequence[tuple[Target, Factors]]]):
+        super().__init__()
+        self.variants = tuple(of_module)
+        fused = [_fuse(pieces) for pieces in of_module.values()]
+        self.ranks = [down.shape[0] for down, _ in fused]
+        rank = max(self.ranks)
+        self.register_buffer("down", torch.stack([_pad(down, 0, rank) for down, _ in fused]))
+        self.register_buffer("up", torch.stack([_pad(up, 1, rank) for _, up in fused]))
+        self._cast: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    def add(self, out: Tensor, x: Tensor, selection: Selection, module: nn.Module) -> Tensor:
+        """out + scale * up (down x), row by row the delta of that row's variant."""
+        down, up = self._factors(x)
+        convolution = down.dim() == 5
+        if (only := selection.only) is not None:
+            place = self.variants.index(only)
+            rank = self.ranks[place]
+            one = _add_conv_one if convolution else _add_linear_one
+            return one(out, x, down[place, :rank], up[place, :, :rank], module)
+        places, mask = selection.index(self.variants, x.shape[0], x.device)
+        per_row = _add_conv_per_row if convolution else _add_linear_per_row
+        return per_row(out, x, down, up, places, mask, module)
+
+    def _factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors in the device and dtype of the computation; weights may be stored in fp8 or fewer bits."""
+        key = (x.device, x.dtype)
+        if key not in self._cast:
+            self._cast.clear()
+            self._cast[key] = (self.down.to(*key), self.up.to(*key))
+        return self._cast[key]
+
+    def _apply(self, fn, recurse=True):
+        self._cast = {}  # moved or cast by the host: keep no second copy where it was
+        return super()._apply(fn, recurse)
+
+
+def _add_linear_one(out: Tensor, x: Tensor, down: Tensor, up: Tensor, module: nn.Module) -> Tensor:
+    hidden = F.linear(x, down)
+    flat = torch.addmm(out.reshape(-1, out.shape[-1]), hidden.reshape(-1, hidden.shape[-1]), up.t())
+    return flat.view(out.shape)
+
+
+def _add_linear_per_row(out, x, down, up, places, mask, module):
+    hidden = torch.bmm(x.reshape(x.shape[0], -1, x.shape[-1]), down[places].transpose(1, 2))
+    if mask is not None:
+        hidden = hidden * mask
+    rows = out.reshape(out.shape[0], -1, out.shape[-1])
+    return torch.baddbmm(rows, hidden, up[places].transpose(1, 2)).view(out.shape)
+
+
+def _add_conv_one(out: Tensor, x: Tensor, down: Tensor, up: Tensor, module: nn.Module) -> Tensor:
+    return out + F.conv2d(_down_conv(x, down, module), up[:, :, None, None])
+
+
+def _add_conv_per_row(out, x, down, up, places, mask, module):
+    """All downs as one convolution (their channels are few), each row keeping its own variant's channels."""
+    count, rank = down.shape[:2]
+    hidden = _down_conv(x, down.flatten(0, 1), module)
+    hidden = hidden.view(x.shape[0], count, rank, -1)[torch.arange(x.shape[0], device=x.device), places]
+    if mask is not None:
+        hidden = hidden * mask
+    delta = torch.bmm(up[places], hidden)
+    return out + delta.view(out.shape)
+
+
+def _down_conv(x: Tensor, down: Tensor, module: nn.Module) -> Tensor:
+    return F.conv2d(x, down, None, module.stride, module.padding, module.dilation)
+
+
+def _fuse(pieces: Sequence[tuple[Target, Factors]]) -> tuple[Tensor, Tensor]:
+    """One (down, up) for all pieces on a module: ranks side by side, a slice's `up` zero outside its rows.
+
+    Three adapters on q, k and v of one fused weight become one of three times the rank, exactly. The scale goes into
+    `up`; it stays in float32 where a scale below 1 could push float16 factors into the subnormal range.
+    """
+    downs, ups = [], []
+    for target, factors in pieces:
+        up = factors.up.float() * factors.scale
+        if target.rows is not None:
+            offset, length = target.rows
+            up = F.pad(up, (0, 0, offset, target.shape[0] - offset - length))
+        downs.append(factors.down)
+        ups.append(up)
+    dtype = downs[0].dtype if all(factors.scale >= 1 for _, factors in pieces) else torch.float32
+    return torch.cat([down.to(dtype) for down in downs]), torch.cat(ups, dim=1).to(dtype)
+
+
+def _pad(factor: Tensor, dim: int, rank: int) -> Tensor:
+    missing = rank - factor.shape[dim]
+    if missing == 0:
+        return factor
+    shape = list(factor.shape)
+    shape[dim] = missing
+    return torch.cat([factor, factor.new_zeros(shape)], dim)

@@ -1,0 +1,15 @@
+"""The nodes of Diffusion Blend, and the extension that lists them."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .bases import LoadRewardLoRA
+from .blending import BlendWeights, KLInterpolate
+from .sampling import ApplyBlend, BlendedKSampler, StochasticLSSampler
+
+
+class DiffusionBlendExtension(ComfyExtension):
+    """What ComfyUI asks for the pack's nodes."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """The node classes; their ids are final, because saved workflows hold them."""
+        return [LoadRewardLoRA, BlendWeights, KLInterpolate, ApplyBlend, BlendedKSampler, StochasticLSSampler]

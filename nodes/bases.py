@@ -1,0 +1,91 @@
+"""Loading reward LoRAs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..blend_core import BlendError, is_adapter_file, read_adapter
+from .sockets import CATEGORY, RewardLoRA, RewardLoRASocket
+
+
+class LoadRewardLoRA(io.ComfyNode):
+    """Read one reward LoRA; it is matched with a model only where the blend is applied."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        return io.Schema(
+            node_id="DiffusionBlendLoadRewardLoRA",
+            display_name="Load Reward LoRA",
+            category=CATEGORY,
+            description="Loads a LoRA that was trained towards one reward under a KL term, in any common spelling. "
+            "For style or character LoRAs use ComfyUI's own Load LoRA.",
+            search_aliases=["reward lora", "diffusion blend", "rl lora", "preference lora"],
+            inputs=[
+                io.Combo.Input(
+                    "lora_name",
+                    options=_lora_names(),
+                    tooltip="A file in models/loras. A folder with adapter_model.safetensors and adapter_config.json "
+                    "(as peft saves it) is listed by its path.",
+                ),
+                io.String.Input(
+                    "label",
+                    default="",
+                    tooltip="What this reward is called in the blend, such as faithful or beautiful. Empty: the file's "
+                    "name.",
+                ),
+                io.Float.Input(
+                    "kl_weight",
+                    default=0.0,
+                    min=0.0,
+                    max=1e6,
+                    step=0.0001,
+                    round=False,
+                    tooltip="The factor of the KL term in training (alpha in the paper). 0: as the file says. Bases "
+                    "with a higher KL weight stayed nearer to the base and count correspondingly more. If one basis of "
+                    "a blend does not state it, all count alike.",
+                ),
+                io.Float.Input(
+                    "scale",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.01,
+                    tooltip="alpha / rank of the LoRA. 0: as the file or its adapter_config.json says (nearly always "
+                    "right); 1 uses the factors as they are. Not a strength dial: use KL Interpolate for that.",
+                ),
+            ],
+            outputs=[RewardLoRASocket.Output(display_name="reward_lora", tooltip="Connect to Blend Weights.")],
+        )
+
+    @classmethod
+    def execute(cls, lora_name: str, label: str, kl_weight: float, scale: float) -> io.NodeOutput:
+        """Read the file and show what it holds."""
+        path = folder_paths.get_full_path_or_raise("loras", lora_name)
+        adapter = read_adapter(path, scale=scale or None)
+        lora = RewardLoRA(label.strip() or adapter.label, adapter, kl_weight or adapter.kl_weight)
+        stated = "not stated" if lora.kl_weight is None else f"{lora.kl_weight:g}"
+        return io.NodeOutput(lora, ui=ui.PreviewText(f"{lora.label}\n{adapter.summary}\nKL weight: {stated}"))
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name: str, **_) -> tuple:
+        """Changes when the file or a config beside it does."""
+        path = Path(folder_paths.get_full_path("loras", lora_name) or "")
+        files = [path, *sorted(path.parent.glob("*config.json"))]
+        return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
+
+    @classmethod
+    def validate_inputs(cls, lora_name: str) -> bool | str:
+        """Refuse a file that is no longer there before anything runs."""
+        if folder_paths.get_full_path("loras", lora_name) is None:
+            return str(
+                BlendError(f"{lora_name} is not in models/loras. Put the file there and press R, or choose another.")
+            )
+        return True
+
+
+def _lora_names() -> list[str]:
+    return [name for name in folder_paths.get_filename_list("loras") if is_adapter_file(name)]

@@ -1,0 +1,115 @@
+"""Turning reward LoRAs and weights into a blend."""
+
+from __future__ import annotations
+
+import math
+
+from comfy_api.latest import io, ui
+
+from ..blend_core import normalised, parse_weights
+from .sockets import CATEGORY, BlendSocket, LoRABlend, RewardLoRA, RewardLoRASocket
+
+MOST_BASES = 16
+
+
+class BlendWeights(io.ComfyNode):
+    """Preferences over rewards (DB-MPA)."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        template = io.Autogrow.TemplatePrefix(
+            RewardLoRASocket.Input("lora", tooltip="A reward LoRA; a new slot appears with each one you connect."),
+            prefix="lora_",
+            min=1,
+            max=MOST_BASES,
+        )
+        return io.Schema(
+            node_id="DiffusionBlendBlendWeights",
+            display_name="Blend Weights",
+            category=CATEGORY,
+            description="How much of each reward: 0.6, 0.4 is 60% of the first and 40% of the second.",
+            search_aliases=["blend weights", "preference", "reward weights", "DB-MPA"],
+            inputs=[
+                io.Autogrow.Input("loras", template=template),
+                io.String.Input(
+                    "weights",
+                    default="0.5, 0.5",
+                    tooltip="One number per reward LoRA, in the order of the slots, such as 0.6, 0.4. 0 leaves a "
+                    "reward out, 1, 0 is the first alone. Empty: all alike. Negative numbers are refused.",
+                ),
+                io.Boolean.Input(
+                    "normalise",
+                    default=True,
+                    tooltip="On: the weights are shares, divided by their sum. Off: they are taken as they are, so "
+                    "that 0.3, 0.3 keeps 0.4 of the base model and 1, 1 goes twice as far as trained.",
+                ),
+                io.Float.Input(
+                    "target_kl_weight",
+                    default=0.0,
+                    min=0.0,
+                    max=1e6,
+                    step=0.0001,
+                    round=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="The KL weight to blend for, when every LoRA states its own: smaller is further from the "
+                    "base. 0: the average of the LoRAs', by their weights.",
+                ),
+            ],
+            outputs=[BlendSocket.Output(display_name="blend", tooltip="Connect to a sampler, or to KL Interpolate.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, loras: dict[str, RewardLoRA | None], weights: str, normalise: bool, target_kl_weight: float = 0.0
+    ) -> io.NodeOutput:
+        """Build the blend and show its coefficients."""
+        bases = tuple(lora for lora in loras.values() if lora is not None)
+        numbers = parse_weights(weights, len(bases))
+        alignment = 1.0 if normalise else math.fsum(numbers)
+        blend = LoRABlend.of(bases, normalised(numbers), alignment=alignment, target_kl_weight=target_kl_weight or None)
+        return io.NodeOutput(blend, ui=ui.PreviewText(blend.blend.describe()))
+
+
+class KLInterpolate(io.ComfyNode):
+    """The dial between base and tuned models, and beyond (DB-KLA)."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        return io.Schema(
+            node_id="DiffusionBlendKLInterpolate",
+            display_name="KL Interpolate",
+            category=CATEGORY,
+            description="How far from the base model: 0 is the base, 1 as trained, 2 twice as far. It multiplies the "
+            "distance that the blend already has.",
+            search_aliases=["kl", "alignment", "DB-KLA", "reward strength", "lambda"],
+            inputs=[
+                io.MultiType.Input(
+                    "blend",
+                    types=[BlendSocket, RewardLoRASocket],
+                    tooltip="A blend, or a single reward LoRA.",
+                ),
+                io.Float.Input(
+                    "alignment",
+                    default=1.0,
+                    min=0.0,
+                    max=3.0,
+                    step=0.05,
+                    display_mode=io.NumberDisplay.slider,
+                    tooltip="0: the base model. 0.5: half the KL pull. 1: as trained. Above 1 extrapolates: 1.2 to 2 "
+                    "often raises the reward further, beyond that images tend to break. Above 1 only exact evaluation "
+                    "works.",
+                ),
+            ],
+            outputs=[BlendSocket.Output(display_name="blend", tooltip="Connect to a sampler.")],
+        )
+
+    @classmethod
+    def execute(cls, blend: LoRABlend | RewardLoRA, alignment: float) -> io.NodeOutput:
+        """Scale the blend's distance from the base and show its coefficients."""
+        if isinstance(blend, RewardLoRA):
+            blend = LoRABlend.of((blend,), (1.0,))
+        blend = blend.aligned(alignment)
+        return io.NodeOutput(blend, ui=ui.PreviewText(blend.blend.describe()))

@@ -1,0 +1,238 @@
+"""Blending inside ComfyUI's sampling: the only file that touches a ModelPatcher.
+
+A blended MODEL is a clone with four wrappers; nothing of the model itself is changed.
+
+    PREPARE_SAMPLING   asks for the memory of a k-fold batch, where that fits
+    OUTER_SAMPLE       makes the plan of this run and drops it afterwards, whatever happens in between
+    PREDICT_NOISE      tells which step of the schedule is being evaluated
+    APPLY_MODEL        evaluates the variants of the step and blends their denoised predictions
+
+APPLY_MODEL returns denoised, which is affine in the network's output, and lies below guidance: what other packs do to
+conditioning, attention or guidance sees the blend as if it were one model.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from dataclasses import dataclass
+
+import comfy.lora
+import comfy.model_management
+import comfy.model_patcher
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from nodes import common_ksampler  # ComfyUI's own nodes module: ours is only ever imported relatively
+
+from ..blend_core import (
+    ESTIMATORS,
+    BlendError,
+    LoadReport,
+    LoRABank,
+    Plan,
+    Target,
+    TargetIndex,
+    evaluate_variants,
+    image_seed,
+    resolve,
+)
+from .clock import StepClock
+from .sockets import LoRABlend
+
+log = logging.getLogger(__name__)
+
+KEY = "diffusion_blend"
+EXECUTIONS = ("auto", "batched", "sequential")
+MEMORY_MARGIN = 1.5  # the factor ComfyUI itself applies to its estimate before it batches conditionings
+
+
+@dataclass
+class AppliedBlend:
+    """A blended model, how its LoRAs matched, and (once it has sampled) the plan of its last run."""
+
+    model: comfy.model_patcher.ModelPatcher
+    blend: LoRABlend
+    reports: tuple[LoadReport, ...]
+    plan: Plan | None = None
+
+    @property
+    def report(self) -> str:
+        """The formula and the load reports, as the nodes show them."""
+        return "\n".join([str(self.blend.blend), *map(str, self.reports)])
+
+
+def sample(model, blend: LoRABlend, evaluation: str, execution: str, latent_image: dict, seed: int, **ksampler):
+    """KSampler with a blend. Returns the latent and the AppliedBlend it was made with."""
+    applied = apply_blend(model, blend, evaluation, execution, seed, latent_image.get("batch_index"))
+    (latent,) = common_ksampler(applied.model, seed, latent=latent_image, **ksampler)
+    return latent, applied
+
+
+def apply_blend(
+    model, blend: LoRABlend, evaluation: str, execution: str, seed: int, image_indices: list[int] | None = None
+) -> AppliedBlend:
+    """A clone of `model` that predicts `blend`.
+
+    image_indices: the number of each image within the whole job, where the latents are a part of it; it decides the
+    choices of one-variant evaluations. Raises BlendError for LoRAs that do not fit, or a model that is blended already.
+    """
+    if model.get_wrappers(WrappersMP.APPLY_MODEL, KEY):
+        raise BlendError(
+            "this model is blended already. Put all reward LoRAs into one Blend Weights node, "
+            "or connect the model from before Apply Blend."
+        )
+    index = target_index(model.model)
+    resolved, reports = zip(*(resolve(lora.adapter, index) for lora in blend.loras), strict=True)
+    for report in reports:
+        log.info("%s", report)
+    ESTIMATORS[evaluation](blend.blend.coefficients, 1, [0])  # refuses coefficients this evaluation cannot take
+    bank = LoRABank(resolved)
+    patched = model.clone()
+    applied = AppliedBlend(patched, blend, reports)
+    hooks = _Hooks(applied, bank, evaluation, execution, seed, image_indices)
+    patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, hooks.prepare_sampling)
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, hooks.outer_sample)
+    patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, hooks.predict_noise)
+    patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, hooks.apply_model)
+    factors = comfy.model_patcher.CoreModelPatcher(bank, model.load_device, model.offload_device)
+    patched.set_additional_models(KEY, [factors])  # ComfyUI loads, counts and evicts them with the model
+    return applied
+
+
+def target_index(base_model: torch.nn.Module) -> TargetIndex:
+    """The weights a LoRA may address in this model, under every name ComfyUI knows them by."""
+    weights = {name: m.weight for name, m in base_model.named_modules() if getattr(m, "weight", None) is not None}
+    aliases = {}
+    for alias, place in comfy.lora.model_lora_keys_unet(base_model, {}).items():
+        key, rows, swap = _read_place(place)
+        module = key.removesuffix(".weight")
+        if key.endswith(".weight") and module in weights:
+            aliases[alias] = Target(module, tuple(weights[module].shape), rows, swap)
+    return TargetIndex(aliases)
+
+
+def _read_place(place) -> tuple[str, tuple[int, int] | None, bool]:
+    """ComfyUI's three ways to name a target: a key, (key, slice), (key, slice, function of the weight)."""
+    if isinstance(place, str):
+        return place, None, False
+    key, area, *function = place
+    rows = None if area is None else (area[1], area[2])
+    return key, rows, bool(function)  # the only function in ComfyUI's maps swaps a weight's halves (scale, shift)
+
+
+class _Hooks:
+    """The wrappers of one blended model. What belongs to one run is in the run's own options, never here."""
+
+    def __init__(self, applied, bank, evaluation, execution, seed, image_indices):
+        self.applied = applied
+        self.bank = bank
+        self.estimator = ESTIMATORS[evaluation]
+        self.coefficients = applied.blend.blend.coefficients
+        self.execution = execution
+        self.seed = seed
+        self.image_indices = image_indices
+
+    def outer_sample(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+        options = executor.class_obj.model_options["transformer_options"]
+        images = self.image_indices or range(noise.shape[0])
+        seeds = [image_seed(self.seed, index) for index in images]
+        plan = self.estimator(self.coefficients, max(len(sigmas) - 1, 1), seeds)
+        sampler_function = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
+        options[KEY] = _Run(plan, StepClock(sigmas, sampler_function), self.bank, self.execution)
+        self.applied.plan = plan
+        try:
+            return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        finally:
+            options.pop(KEY, None)
+
+    def prepare_sampling(self, executor, model, noise_shape, conds, *args, **kwargs):
+        k = sum(c != 0 for c in self.coefficients) if self.estimator is ESTIMATORS["exact"] else 1
+        if self.execution != "sequential" and k > 1:
+            batch = [noise_shape[0] * k, *noise_shape[1:]]
+            needed = model.model_size() + model.model.memory_required([batch[0] * 2, *batch[1:]])
+            if needed * MEMORY_MARGIN < comfy.model_management.get_total_memory(model.load_device):
+                noise_shape = batch  # else weights would be offloaded for a batch that is split anyway
+        return executor(model, noise_shape, conds, *args, **kwargs)
+
+    def predict_noise(self, executor, x, timestep, model_options=None, seed=None):
+        run = executor.class_obj.model_options["transformer_options"][KEY]
+        run.advance(timestep)
+        return executor(x, timestep, model_options or {}, seed)
+
+    def apply_model(self, executor, *args, **kwargs):
+        *inputs, options = args  # x, sigma, c_concat, c_crossattn, control, transformer_options
+        return options[KEY].predict(executor, {"args": inputs, "kwargs": kwargs}, options)
+
+
+class _Run:
+    """One sampling run: its plan, its step, and where the bank is attached."""
+
+    def __init__(self, plan: Plan, clock: StepClock, bank: LoRABank, execution: str):
+        self.plan = plan
+        self.clock = clock
+        self.bank = bank
+        self.execution = execution
+        self.step = 0
+        self.attachments = {}
+
+    def advance(self, timestep: torch.Tensor) -> None:
+        """Note the step of the evaluation that begins."""
+        self.step = self.clock.step(float(timestep.max()))
+
+    def predict(self, executor, inputs: dict, options: dict) -> torch.Tensor:
+        """The blended denoised prediction, (rows, ...), from one or several calls of the model."""
+        network, x = executor.class_obj, inputs["args"][0]
+        attachment = self.attachments.setdefault(id(network), self.bank.attach(network))
+        rows = self._rows(x, options)
+
+        def evaluate(variants):
+            def call(repeated, part):
+                own = options.copy()
+                if len(part) < len(variants) or len(variants) == 1:
+                    own["uuids"] = [_variant_uuid(u, part) for u in options.get("uuids", [])]
+                return executor(*repeated["args"], own, **repeated["kwargs"])
+
+            def run(group):
+                return evaluate_variants(call, inputs, rows, variants, attachment, group)
+
+            return self._fitting(run, self._group(network, x, len(variants)))
+
+        return self.plan(evaluate, self.step)
+
+    def _rows(self, x: torch.Tensor, options: dict) -> int:
+        rows, chunks = x.shape[0], len(options.get("cond_or_uncond", [])) or 1
+        if rows != chunks * self.plan.batch:
+            raise BlendError(
+                f"the sampler passed {rows} rows in {chunks} groups for {self.plan.batch} images. Something in the "
+                "graph splits or merges the batch inside a step, which a blend cannot follow; sample one image at a "
+                "time, or remove it."
+            )
+        return rows
+
+    def _group(self, network, x: torch.Tensor, k: int) -> int:
+        """How many variants to put into one pass."""
+        if self.execution == "batched":
+            return k
+        if self.execution == "sequential":
+            return 1
+        free = comfy.model_management.get_free_memory(x.device) / MEMORY_MARGIN
+        fits = (g for g in range(k, 1, -1) if network.memory_required([x.shape[0] * g, *x.shape[1:]]) < free)
+        return next(fits, 1)
+
+    def _fitting(self, run, group: int) -> torch.Tensor:
+        """run(group), or one variant at a time for the rest of this run where the larger batch fails."""
+        if group == 1:
+            return run(1)
+        try:
+            return run(group)
+        except (RuntimeError, BlendError) as error:  # out of memory, or a patch made for one batch size
+            log.warning("a pass of %d variants failed (%s); going on one at a time", group, error)
+            self.execution = "sequential"
+        comfy.model_management.soft_empty_cache()
+        return run(1)
+
+
+def _variant_uuid(conditioning: uuid.UUID, variants: torch.Tensor) -> uuid.UUID:
+    """A conditioning's id under one variant: caches keyed by it must not take another variant's residual."""
+    return uuid.uuid5(conditioning, str(variants.tolist()))

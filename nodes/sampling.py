@@ -1,0 +1,169 @@
+"""Sampling with a blend: on any sampler (Apply Blend), or as a KSampler."""
+
+from __future__ import annotations
+
+import comfy.samplers
+from comfy_api.latest import io, ui
+
+from ..blend_core import describe_choices
+from .patching import EXECUTIONS, apply_blend, sample
+from .sockets import CATEGORY, BlendSocket, LoRABlend
+
+EVALUATIONS = ("exact", "stratified", "sampled")
+SELECTIONS = {"stratified": "stratified", "random": "sampled"}
+
+_BLEND_TOOLTIP = "What to blend, from Blend Weights or KL Interpolate."
+_EXECUTION_TOOLTIP = (
+    "How the rewards of a step are computed: batched is one larger pass, sequential one after another with no extra "
+    "memory. auto takes the largest batch that fits. The image is the same up to rounding."
+)
+
+
+def _ksampler_inputs() -> list[io.Input]:
+    """KSampler's own inputs, in its order and with its ranges."""
+    return [
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            control_after_generate=True,
+            tooltip="The random seed of the noise. The same seed gives the same image.",
+        ),
+        io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Denoising steps; 20 to 30 suit most models."),
+        io.Float.Input(
+            "cfg",
+            default=8.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            round=0.01,
+            tooltip="Classifier-free guidance; 1 switches it off. Reward LoRAs work best near the value they were "
+            "trained with, 5 to 8 for SD 1.5.",
+        ),
+        io.Combo.Input(
+            "sampler_name", options=comfy.samplers.KSampler.SAMPLERS, tooltip="Any sampler of ComfyUI works."
+        ),
+        io.Combo.Input(
+            "scheduler", options=comfy.samplers.KSampler.SCHEDULERS, tooltip="How noise is removed over the steps."
+        ),
+        io.Conditioning.Input("positive", tooltip="What the image should show."),
+        io.Conditioning.Input("negative", tooltip="What it should not show."),
+        io.Latent.Input("latent_image", tooltip="The latent to denoise; an empty one for text to image."),
+        io.Float.Input(
+            "denoise",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="1 starts from pure noise; lower values keep the structure of latent_image.",
+        ),
+    ]
+
+
+class ApplyBlend(io.ComfyNode):
+    """A MODEL that predicts the blend, for any sampler, guider, upscaler or ControlNet graph."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        return io.Schema(
+            node_id="DiffusionBlendApply",
+            display_name="Apply Blend",
+            category=CATEGORY,
+            description="Gives a MODEL whose predictions are the blend, for any sampler. The model that goes in "
+            "stays as it is.",
+            search_aliases=["apply blend", "diffusion blend", "reward blend", "DB-MPA", "DB-MPA-LS"],
+            inputs=[
+                io.Model.Input("model", tooltip="The base model the reward LoRAs were trained on."),
+                BlendSocket.Input("blend", tooltip=_BLEND_TOOLTIP),
+                io.Combo.Input(
+                    "evaluation",
+                    options=list(EVALUATIONS),
+                    tooltip="exact: every reward at every step (cost: their number). stratified: one reward per step, "
+                    "in its share, at the plain sampler's cost. sampled: one reward per step, drawn at random.",
+                ),
+                io.Combo.Input("execution", options=list(EXECUTIONS), tooltip=_EXECUTION_TOOLTIP),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Decides which reward each step uses under stratified and sampled; exact ignores it. It "
+                    "does not touch the noise.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="Connect to any sampler.")],
+        )
+
+    @classmethod
+    def execute(cls, model, blend: LoRABlend, evaluation: str, execution: str, seed: int) -> io.NodeOutput:
+        """Patch a clone of the model and show how the LoRAs matched it."""
+        applied = apply_blend(model, blend, evaluation, execution, seed)
+        return io.NodeOutput(applied.model, ui=ui.PreviewText(applied.report))
+
+
+class BlendedKSampler(io.ComfyNode):
+    """KSampler under a blend, evaluated exactly (DB-MPA and DB-KLA)."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        return io.Schema(
+            node_id="DiffusionBlendKSampler",
+            display_name="Blended KSampler",
+            category=CATEGORY,
+            description="KSampler with a blend: every reward is evaluated at every step.",
+            search_aliases=["blended ksampler", "diffusion blend", "DB-MPA", "DB-KLA", "reward sampler"],
+            inputs=[
+                io.Model.Input("model", tooltip="The base model the reward LoRAs were trained on."),
+                BlendSocket.Input("blend", tooltip=_BLEND_TOOLTIP),
+                *_ksampler_inputs(),
+                io.Combo.Input("execution", options=list(EXECUTIONS), tooltip=_EXECUTION_TOOLTIP),
+            ],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="The denoised latent.")],
+        )
+
+    @classmethod
+    def execute(cls, model, blend: LoRABlend, execution: str, latent_image: dict, **ksampler) -> io.NodeOutput:
+        """Sample."""
+        latent, applied = sample(model, blend, "exact", execution, latent_image, **ksampler)
+        return io.NodeOutput(latent, ui=ui.PreviewText(applied.report))
+
+
+class StochasticLSSampler(io.ComfyNode):
+    """KSampler under a blend at the plain sampler's cost: one reward per step (DB-MPA-LS)."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        return io.Schema(
+            node_id="DiffusionBlendStochasticLS",
+            display_name="Stochastic LS Sampler",
+            category=CATEGORY,
+            description="KSampler with a blend at the cost of the plain sampler: each step uses one reward LoRA.",
+            search_aliases=["stochastic ls", "lora sampling", "DB-MPA-LS", "diffusion blend", "fast blend"],
+            inputs=[
+                io.Model.Input("model", tooltip="The base model the reward LoRAs were trained on."),
+                BlendSocket.Input("blend", tooltip=f"{_BLEND_TOOLTIP} Alignment may be 1 at most."),
+                *_ksampler_inputs(),
+                io.Combo.Input(
+                    "selection",
+                    options=list(SELECTIONS),
+                    tooltip="stratified spreads each reward evenly over the steps and lies nearer to the exact blend; "
+                    "random draws each step's reward independently, as in the paper.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="latent", tooltip="The denoised latent."),
+                io.String.Output(display_name="choices", tooltip="Which reward each step of each image used."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, blend: LoRABlend, selection: str, latent_image: dict, **ksampler) -> io.NodeOutput:
+        """Sample, and list the choices."""
+        latent, applied = sample(model, blend, SELECTIONS[selection], "sequential", latent_image, **ksampler)
+        choices = describe_choices(applied.plan, blend.blend.names)
+        return io.NodeOutput(latent, choices, ui=ui.PreviewText(f"{applied.report}\n{choices}"))

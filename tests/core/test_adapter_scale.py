@@ -1,0 +1,164 @@
+"""Where alpha is looked for, in order, and what it comes to."""
+
+import json
+import math
+
+import pytest
+import torch
+from diffusion_blend.blend_core.adapters import read_adapter
+from diffusion_blend.blend_core.errors import BlendError
+
+from .lora_worlds import pair, write
+
+MODULE = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+OTHER = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+
+
+def adapter_with(folder, *, alpha=None, header=None, peft=None, lora_config=None, tensors=None, **options):
+    """A rank-2 LoRA on MODULE, with alpha stated wherever the test wants it."""
+    tensors = dict(tensors or pair(MODULE))
+    if alpha is not None:
+        tensors[f"{MODULE}.alpha"] = alpha
+    if peft is not None:
+        (folder / "adapter_config.json").write_text(json.dumps(peft))
+    if lora_config is not None:
+        (folder / "lora_config.json").write_text(json.dumps({"lora_params": lora_config}))
+    metadata = {"lora_adapter_metadata": json.dumps(header)} if header is not None else None
+    return read_adapter(write(folder / "adapter_model.safetensors", tensors, metadata), **options)
+
+
+@pytest.mark.parametrize(
+    "alpha",
+    [torch.tensor(8), torch.tensor(8.0), torch.tensor(8.0, dtype=torch.bfloat16), torch.tensor([8.0])],
+    ids=["int", "float", "bf16", "one element"],
+)
+def test_alpha_beside_the_module_comes_first(tmp_path, alpha):
+    adapter = adapter_with(tmp_path, alpha=alpha, header={"lora_alpha": 2}, peft={"lora_alpha": 2})
+    assert adapter.modules[MODULE].scale == 4.0
+    assert adapter.scale_source == "scale 4.0 (alpha 8 / rank 2, .alpha in the file)"
+
+
+@pytest.mark.parametrize("prefix", ["unet.", "transformer.", ""])
+def test_the_header_comes_second(tmp_path, prefix):
+    header = {f"{prefix}lora_alpha": 4, f"{prefix}r": 2, "text_encoder.lora_alpha": 100}
+    adapter = adapter_with(tmp_path, header=header, peft={"lora_alpha": 16, "r": 2})
+    assert adapter.modules[MODULE].scale == 2.0
+    assert "safetensors header" in adapter.scale_source
+
+
+def test_a_header_for_the_text_encoder_alone_is_no_source(tmp_path):
+    adapter = adapter_with(tmp_path, header={"text_encoder.lora_alpha": 64}, peft={"lora_alpha": 4, "r": 2})
+    assert adapter.scale_source == "scale 2.0 (alpha 4 / rank 2, adapter_config.json)"
+
+
+def test_lora_config_comes_fourth(tmp_path):
+    adapter = adapter_with(tmp_path, lora_config={"lora_rank": 2, "lora_alpha": 4})
+    assert adapter.scale_source == "scale 2.0 (alpha 4 / rank 2, lora_config.json)"
+
+
+def test_no_source_means_scale_1_and_says_where_peft_would_keep_alpha(tmp_path):
+    adapter = adapter_with(tmp_path)
+    assert adapter.modules[MODULE].scale == 1.0
+    assert str(tmp_path / "adapter_config.json") in adapter.scale_source
+
+
+def test_the_kohya_header_is_no_source(tmp_path):
+    tensors = {"lora_unet_a.lora_down.weight": torch.ones(2, 8), "lora_unet_a.lora_up.weight": torch.ones(8, 2)}
+    adapter = read_adapter(write(tmp_path / "k.safetensors", tensors, {"ss_network_alpha": "64"}))
+    assert adapter.scale_source == "scale 1.0 (no alpha found)"
+
+
+def test_rslora_divides_by_the_root_of_the_rank(tmp_path):
+    adapter = adapter_with(tmp_path, peft={"lora_alpha": 4, "r": 2, "use_rslora": True})
+    assert math.isclose(adapter.modules[MODULE].scale, 4 / math.sqrt(2))
+    assert "sqrt(rank 2)" in adapter.scale_source
+
+
+def test_alpha_pattern_matches_as_peft_does_at_the_end_of_the_path(tmp_path):
+    peft = {"lora_alpha": 2, "r": 2, "alpha_pattern": {"attn2.to_k": 8, "to_": 100}}
+    adapter = adapter_with(tmp_path, peft=peft, tensors={**pair(MODULE), **pair(OTHER)})
+    assert adapter.modules[OTHER].scale == 4.0
+    assert adapter.modules[MODULE].scale == 1.0
+    assert "mixed per module" in adapter.scale_source
+
+
+def test_the_pattern_rule_is_pefts_own(tmp_path):
+    matching = pytest.importorskip("peft.utils.other").get_pattern_key
+    patterns = {"attn2.to_k": 8.0, "mid_block.*to_q": 16.0, "k": 32.0, r".*\.0\.attn1\.to_[qk]": 6.0}
+    peft = {"lora_alpha": 2, "r": 2, "alpha_pattern": patterns}
+    adapter = adapter_with(tmp_path, peft=peft, tensors={**pair(MODULE), **pair(OTHER)})
+    for module in (MODULE, OTHER):
+        assert adapter.modules[module].scale == patterns.get(matching(patterns, module), 2) / 2
+
+
+def test_the_rank_is_the_tensors_and_a_config_that_disagrees_is_reported(tmp_path):
+    adapter = adapter_with(tmp_path, peft={"lora_alpha": 8, "r": 64})
+    assert adapter.modules[MODULE].scale == 4.0
+    assert "says rank 64" in adapter.notes[0]
+
+
+def test_rank_pattern_explains_a_rank_that_differs(tmp_path):
+    tensors = {**pair(MODULE), **pair(OTHER, rank=4)}
+    peft = {"lora_alpha": 4, "r": 2, "rank_pattern": {"to_k": 4}}
+    adapter = adapter_with(tmp_path, peft=peft, tensors=tensors)
+    assert adapter.ranks == (2, 4)
+    assert adapter.modules[OTHER].scale == 1.0
+    assert adapter.notes == ()
+
+
+def test_a_typed_scale_overrides_every_source(tmp_path):
+    adapter = adapter_with(tmp_path, alpha=torch.tensor(8.0), peft={"lora_alpha": 64}, scale=0.5)
+    assert adapter.modules[MODULE].scale == 0.5
+    assert adapter.scale_source == "scale 0.5 (typed)"
+
+
+def test_a_config_beside_several_files_is_pointed_out(tmp_path):
+    write(tmp_path / "another.safetensors", pair(MODULE))
+    adapter = adapter_with(tmp_path, peft={"lora_alpha": 4, "r": 2})
+    assert "2 weight files" in adapter.notes[0]
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, math.nan])
+def test_an_alpha_that_is_not_positive_raises(tmp_path, alpha):
+    with pytest.raises(BlendError, match="expected a positive number"):
+        adapter_with(tmp_path, alpha=torch.tensor(alpha))
+
+
+@pytest.mark.parametrize("alpha", [0, -4, "64"])
+def test_an_unusable_alpha_in_a_config_raises(tmp_path, alpha):
+    with pytest.raises(BlendError, match=r"adapter_config\.json: alpha is"):
+        adapter_with(tmp_path, peft={"lora_alpha": alpha, "r": 2})
+
+
+def test_an_alpha_of_several_numbers_raises(tmp_path):
+    with pytest.raises(BlendError, match="expected one number"):
+        adapter_with(tmp_path, alpha=torch.ones(2))
+
+
+def test_a_scale_typed_as_nan_raises(tmp_path):
+    with pytest.raises(BlendError, match="expected a finite number"):
+        adapter_with(tmp_path, scale=math.nan)
+
+
+def test_a_config_that_is_no_json_raises(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(BlendError, match="not valid JSON"):
+        adapter_with(tmp_path)
+
+
+def test_a_pattern_that_is_no_regular_expression_raises(tmp_path):
+    with pytest.raises(BlendError, match="no regular expression"):
+        adapter_with(tmp_path, peft={"lora_alpha": 2, "r": 2, "alpha_pattern": {"(": 4}})
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"peft_type": "LOHA"}, "peft_type LOHA"),
+        ({"peft_type": "LORA", "use_dora": True}, "DoRA"),
+        ({"peft_type": "LORA", "init_lora_weights": "pissa_niter_4"}, "changed the base"),
+    ],
+)
+def test_a_config_of_another_method_is_refused_by_name(tmp_path, config, words):
+    with pytest.raises(BlendError, match=words):
+        adapter_with(tmp_path, peft={**config, "lora_alpha": 4, "r": 2})
