@@ -1,0 +1,154 @@
+"""Make the toy studio from its seeds: `python -m diffusion_blend.lab.toy.make` (about an hour on two cores).
+
+Each part is skipped when its files are there already; delete a part's files to make it again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from .align import Alignment, Policy, random_prompts
+from .model import STUDIO
+from .rewards import toy_rewards
+from .rollout import rollout
+from .scorer import Classifier, accuracy, load_classifier, save_classifier, train_classifier
+from .train_base import BaseTraining
+
+SCORER = {"seed": 1, "width": 24}
+JUDGE = {"seed": 2, "width": 32}  # never a reward: it tells how good the samples are
+# What one unit of each reward weighs, chosen so that the three bases move about equally far at one KL weight.
+SCALES = {"calm": 1.0, "vivid": 0.5, "faithful": 1.0}
+SAMPLES = 512  # images per measurement
+
+
+def main() -> None:
+    """Everything that is not there yet, then `training.json` with the settings and what was measured."""
+    torch.set_num_threads(1)
+    make_base(STUDIO.parent / "run")
+    make_classifier("scorer", SCORER)
+    make_classifier("judge", JUDGE)
+    make_statistics()
+    make_loras()
+    (STUDIO / "training.json").write_text(json.dumps(measured(), indent=1))
+
+
+def make_base(run: Path) -> None:
+    """Train the base model in two processes and keep its folder."""
+    if (STUDIO / "base").exists():
+        return
+    processes = ["--standalone", "--nproc_per_node=2", "-m", "diffusion_blend.lab.toy.train_base", str(run)]
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", *processes], check=True)
+    shutil.copytree(run / "base", STUDIO / "base")
+
+
+def make_classifier(name: str, settings: dict) -> None:
+    """Train and save one classifier."""
+    path = STUDIO / f"{name}.safetensors"
+    if not path.exists():
+        save_classifier(train_classifier(**settings), path, settings["width"])
+
+
+def judge() -> Classifier:
+    """The classifier that never served as a reward."""
+    return load_classifier(STUDIO / "judge.safetensors", JUDGE["width"])
+
+
+def samples(policy: Policy, count: int, seed: int) -> tuple[torch.Tensor, list[str], torch.Tensor]:
+    """Images (count, 3, 32, 32), their prompts, and each image's path KL to the base (count,)."""
+    generator = torch.Generator().manual_seed(seed)
+    images, prompts, kls = [], [], []
+    for _ in range(0, count, 64):
+        batch = random_prompts(64, generator)
+        predict = policy.predictor(batch)
+        noise = torch.randn(64, 16, 8, 8, generator=generator)
+        states = rollout(predict, policy.levels, noise, generator)
+        images.append(policy.decode(states[-1]).clamp(0, 1).detach())
+        kls.append(_path_kl(policy, states, predict))
+        prompts += batch
+    return torch.cat(images), prompts, torch.cat(kls)
+
+
+@torch.no_grad()
+def _path_kl(policy: Policy, states: list[torch.Tensor], predict) -> torch.Tensor:
+    total = torch.zeros(len(states[0]))
+    for level, x in zip(policy.levels, states, strict=False):
+        velocity = predict(x, level.timestep)
+        with policy.reference():
+            total += level.kl(x, velocity, predict(x, level.timestep))
+    return total
+
+
+def make_statistics() -> None:
+    """Mean and spread of each raw reward over the base's samples, and the spread of its surrogate."""
+    path = STUDIO / "rewards.json"
+    if path.exists():
+        return
+    images, prompts, _ = samples(Policy(Alignment()), SAMPLES, seed=3)
+    rewards = toy_rewards()
+    raw = {name: reward.raw(images, prompts) for name, reward in rewards.items()}
+    statistics = {
+        name: {"mean": scores.mean().item(), "std": scores.std().item(), "scale": SCALES[name]}
+        for name, scores in raw.items()
+    }
+    surrogates = {name: reward.surrogate(images, prompts).std().item() for name, reward in rewards.items()}
+    (STUDIO / "surrogates.json").write_text(json.dumps(surrogates, indent=1))
+    path.write_text(json.dumps(statistics, indent=1))
+
+
+def make_loras() -> None:
+    """Train the LoRAs that are missing, two at a time, in processes of one thread."""
+    missing = [name for name in SCALES if not (STUDIO / "loras" / f"{name}.safetensors").exists()]
+    running = []
+    for name in missing:
+        running.append(subprocess.Popen([sys.executable, "-m", "diffusion_blend.lab.toy.align", name]))
+        if len(running) == 2:
+            _finish(running.pop(0))
+    for process in running:
+        _finish(process)
+
+
+def _finish(process: subprocess.Popen) -> None:
+    if process.wait() != 0:
+        raise RuntimeError(f"{' '.join(process.args)} failed; its messages stand above")
+
+
+def measured() -> dict:
+    """Settings, and what the base and each LoRA do to every reward, to the judge's reading, and in path KL."""
+    rewards, reader = toy_rewards(), judge()
+    models = {}
+    for name in ["base", *SCALES]:
+        policy = Policy(Alignment())
+        if name != "base":
+            _load(policy, STUDIO / "loras" / f"{name}.safetensors")
+        started = time.perf_counter()
+        images, prompts, kl = samples(policy, SAMPLES, seed=4)
+        models[name] = {
+            "n": len(images),
+            "seconds": time.perf_counter() - started,
+            "rewards": {of: _mean(reward(images, prompts)) for of, reward in rewards.items()},
+            "accuracy": accuracy(reader, images, prompts),
+            "path_kl": _mean(kl),
+        }
+    settings = {"base": asdict(BaseTraining()), "alignment": asdict(Alignment()), "scorer": SCORER, "judge": JUDGE}
+    return {"settings": settings, "scales": SCALES, "models": models}
+
+
+def _load(policy: Policy, path: Path) -> None:
+    policy.unet.delete_adapters("default")
+    policy.pipe.load_lora_weights(path)
+
+
+def _mean(values: torch.Tensor) -> dict[str, float]:
+    return {"mean": values.mean().item(), "standard_error": (values.std() / len(values) ** 0.5).item()}
+
+
+if __name__ == "__main__":
+    main()

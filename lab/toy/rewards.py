@@ -1,0 +1,87 @@
+"""The toy studio's rewards: calm pictures, vivid pictures, pictures faithful to their prompt.
+
+Scores are normalised by the base model's own samples, (raw - mean) / std * scale; the scale makes the bases move about
+equally far at one KL weight. Two of them conflict: what makes a picture vivid makes its JPEG larger.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...blend_core.rewards import colourfulness, jpeg_compressibility
+from .model import STUDIO
+from .scorer import Classifier, labels_of_prompt, load_classifier
+
+Score = Callable[[Tensor, Sequence[str]], Tensor]
+
+
+@dataclass(frozen=True)
+class ToyReward:
+    """raw: the exact score. surrogate: its differentiable stand-in for training. Both give (batch,)."""
+
+    name: str
+    raw: Score
+    surrogate: Score
+    mean: float = 0.0
+    std: float = 1.0
+    scale: float = 1.0
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The normalised score, (batch,)."""
+        return (self.raw(images.clamp(0, 1), prompts) - self.mean) / self.std * self.scale
+
+
+def toy_rewards(scorer: Classifier | None = None, statistics: Path = STUDIO / "rewards.json") -> dict[str, ToyReward]:
+    """The three rewards by name, normalised where `statistics` exists."""
+    faithful = _faithful(scorer or load_classifier())
+    raw = {
+        "calm": (lambda images, _: jpeg_compressibility(images), lambda images, _: -jpeg_bits(images)),
+        "vivid": (lambda images, _: colourfulness(images), lambda images, _: colourfulness(images.clamp(0, 1))),
+        "faithful": (faithful, faithful),
+    }
+    settings = json.loads(statistics.read_text()) if statistics.exists() else {}
+    return {name: ToyReward(name, *scores, **settings.get(name, {})) for name, scores in raw.items()}
+
+
+def _faithful(scorer: Classifier) -> Score:
+    def faithful(images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Mean over the named attributes of log p(attribute | image)."""
+        logits = {name: F.log_softmax(values, -1) for name, values in scorer(images).items()}
+        named = [labels_of_prompt(prompt) for prompt in prompts]
+        return torch.stack(
+            [
+                torch.stack([logits[name][i, label] for name, label in labels.items()]).mean()
+                for i, labels in enumerate(named)
+            ]
+        )
+
+    return faithful
+
+
+def jpeg_bits(images: Tensor) -> Tensor:
+    """A smooth stand-in for a JPEG's size, (batch,): sum of log2(1 + |c| / q) over its quantised DCT coefficients.
+
+    images (batch, 3, h, w) in [0, 1], h and w multiples of 16; luma in full, chroma at half resolution.
+    """
+    red, green, blue = (images * 255).unbind(1)
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    chroma = F.avg_pool2d(torch.stack([blue - luma, red - luma], 1) * torch.tensor([0.564, 0.713]).view(1, 2, 1, 1), 2)
+    planes = [luma, chroma[:, 0], chroma[:, 1]]
+    return sum(torch.log2(1 + _dct_blocks(plane - plane.mean((1, 2), True)).abs() / 3).sum((1, 2)) for plane in planes)
+
+
+def _dct_blocks(plane: Tensor) -> Tensor:
+    """(batch, h, w) -> (batch, blocks, 64) orthonormal 8 x 8 DCT coefficients."""
+    k = torch.arange(8.0)
+    basis = torch.cos((2 * k[None] + 1) * k[:, None] * math.pi / 16) * 0.5
+    basis[0] /= math.sqrt(2)
+    blocks = F.unfold(plane[:, None], 8, stride=8).transpose(1, 2).unflatten(-1, (8, 8))
+    return (basis @ blocks @ basis.T).flatten(2)
