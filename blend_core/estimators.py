@@ -44,8 +44,10 @@ class Plan:
     def __call__(self, evaluate: Evaluate, step: int) -> Tensor:
         """The blended prediction of `step`, shape (rows, ...)."""
         predictions = evaluate(self.variants[step])
-        weights = self.weights.to(predictions).view(-1, *[1] * (predictions.dim() - 1))
-        return blend(weights, predictions)
+        # In half precision 1/3 + 1/3 + 1/3 is not 1: weigh in float32 at least, then return to the network's dtype.
+        dtype = torch.promote_types(predictions.dtype, torch.float32)
+        weights = self.weights.to(predictions.device, dtype).view(-1, *[1] * (predictions.dim() - 1))
+        return blend(weights, predictions).to(predictions.dtype)
 
 
 Estimator = Callable[[Sequence[float], int, Sequence[int]], Plan]

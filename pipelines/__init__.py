@@ -1,0 +1,19 @@
+"""The blend engine on diffusers."""
+
+from .generation import METHODS, Method, Sampling, generate
+from .host import EXECUTIONS, blended, network_of, target_index
+from .loading import load_bank, load_base, load_factors
+
+__all__ = [
+    "EXECUTIONS",
+    "METHODS",
+    "Method",
+    "Sampling",
+    "blended",
+    "generate",
+    "load_bank",
+    "load_base",
+    "load_factors",
+    "network_of",
+    "target_index",
+]

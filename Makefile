@@ -1,0 +1,30 @@
+# Each target does its own set-up. PYTHON names the interpreter for the virtual environment, 3.10 to 3.13.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-comfyui toy bench clean
+
+demo: $(VENV)/.installed
+	$(BIN)/diffusion-blend demo
+
+test: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest tests --ignore tests/comfyui
+	$(BIN)/python tests/comfyui/run.py
+
+toy: $(VENV)/.installed
+	$(BIN)/python -m diffusion_blend.lab.toy.make
+
+# Costs of the engine side by side with ComfyUI's own ways, in a real ComfyUI.
+bench: $(VENV)/.installed
+	$(BIN)/python tests/comfyui/run.py --script benchmarks/cost.py
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info[:2] <= (3, 13), "Python 3.10 to 3.13 needed, this is " + sys.version + "; name another with make PYTHON=..."'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build demo_out benchmarks/out

@@ -1,0 +1,88 @@
+"""The demo's pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .demo import Point
+
+TITLES = {
+    "soup": "rewarded soup\n(weights averaged)",
+    "mpa": "DB-MPA\n(exact)",
+    "sampled": "DB-MPA-LS\n(1 per step)",
+    "stratified": "stratified\n(1 per step)",
+    "kla": "DB-KLA\n(equal shares)",
+}
+COLOURS = {"base": "#777777", "single": "#222222", "soup": "#d08a2e", "mpa": "#2c6fbb", "sampled": "#c5425c"}
+COLOURS |= {"stratified": "#3a9a5b", "kla": "#8456b5"}
+SHOWN = 2  # prompts side by side
+
+
+def draw_grid(points: Sequence[Point], prompts: Sequence[str], path: Path) -> None:
+    """One row of images per method, from the first reward to the second; a row over alignment below."""
+    rows = {method: [p for p in points if p.setting.method == method] for method in TITLES}
+    columns = max(len(row) for row in rows.values())
+    figure, axes = plt.subplots(
+        len(rows), SHOWN * columns, figsize=(SHOWN * columns * 1.25 + 1.3, len(rows) * 1.5), squeeze=False
+    )
+    for row_axes, (method, row) in zip(axes, rows.items(), strict=True):
+        for i, axis in enumerate(row_axes):
+            prompt, column = divmod(i, columns)
+            point = row[column]
+            image = point.images[prompt * (len(point.images) // len(prompts))]
+            _show(axis, image, _column_title(point, method))
+        row_axes[0].set_ylabel(TITLES[method], rotation=0, ha="right", va="center", fontsize=9)
+    for prompt in range(SHOWN):
+        axes[0][prompt * columns + columns // 2].annotate(
+            prompts[prompt], (0.5, 1.28), xycoords="axes fraction", ha="center", fontsize=9, style="italic"
+        )
+    figure.tight_layout(rect=(0.02, 0, 1, 0.98), w_pad=0.2, h_pad=0.5)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _column_title(point: Point, method: str) -> str:
+    if method == "kla":
+        return f"alignment {point.setting.alignment:g}"
+    first, second = point.setting.weights
+    return f"{first:.0%} / {second:.0%}"
+
+
+def _show(axis: Axes, image: Tensor, title: str) -> None:
+    axis.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
+    axis.set_title(title, fontsize=7, pad=2)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def draw_pareto(points: Sequence[Point], path: Path) -> None:
+    """Mean of the second reward over mean of the first, one line per method, bars of one standard error."""
+    names = list(points[0].rewards)[:2]
+    figure, axis = plt.subplots(figsize=(7, 5))
+    for method, colour in COLOURS.items():
+        row = [point for point in points if point.setting.method == method]
+        values = [[point.rewards[name] for point in row] for name in names]
+        errors = [[point.standard_errors[name] for point in row] for name in names]
+        style = "o" if method in ("base", "single") else "o-"
+        label = TITLES.get(method, method).replace("\n", " ")
+        axis.errorbar(*values, xerr=errors[0], yerr=errors[1], fmt=style, ms=4, lw=1.2, color=colour, label=label)
+    axis.set_xlabel(f"mean {names[0]} (in the base's standard deviations)")
+    axis.set_ylabel(f"mean {names[1]}")
+    axis.legend(fontsize=8, frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

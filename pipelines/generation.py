@@ -1,0 +1,83 @@
+"""Images of a blend from a diffusers pipeline, each with its own seed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from ..blend_core import ESTIMATORS, Blend, BlendError, Factors, LoRABank, Plan, Target, image_seed, soup
+from .host import blended
+
+METHODS = ("exact", "stratified", "sampled", "soup", "base")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a pipeline samples. steps: denoising steps.  eta: DDIM's, 0 deterministic, 1 ancestral.  cfg: guidance."""
+
+    steps: int = 30
+    eta: float = 0.0
+    cfg: float = 7.5
+    size: int | None = None  # pixels of each side; None: the model's own
+    execution: str = "sequential"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to sample a preference: a bank and the coefficients of its variants, evaluated by an estimator."""
+
+    bank: LoRABank | None
+    coefficients: tuple[float, ...]
+    estimator: str
+
+    @classmethod
+    def of(cls, name: str, blend: Blend, factors: Sequence[Mapping[Target, Factors]]) -> Method:
+        """exact, stratified, sampled: the blend of predictions.  soup: weights averaged.  base: no LoRA."""
+        if name == "base":
+            return cls(None, (1.0,), "exact")
+        if name == "soup":
+            return cls(LoRABank([soup(factors, blend.coefficients[1:])]), (0.0, 1.0), "exact")
+        if name not in ESTIMATORS:
+            raise BlendError(f"method is {name!r}, expected one of {', '.join(METHODS)}.")
+        method = cls(LoRABank(factors), blend.coefficients, name)
+        method.plan(1, [0])  # refuses coefficients that this estimator cannot take
+        return method
+
+    def plan(self, steps: int, seeds: Sequence[int]) -> Plan:
+        """The plan of one batch; every image's choices come from its own seed, and from no stream of the sampler's."""
+        return ESTIMATORS[self.estimator](self.coefficients, steps, [image_seed(seed, 0) for seed in seeds])
+
+
+def generate(
+    pipe: DiffusionPipeline, method: Method, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling
+) -> Tensor:
+    """Images (batch, 3, height, width) in [0, 1], float32 on the CPU: prompts[i] from seeds[i].
+
+    Each image has a generator of its own, so a batch holds the images that its prompts and seeds give one by one (to
+    rounding). Raises BlendError for an eta that the pipeline would ignore.
+    """
+    options = {"eta": sampling.eta, "height": sampling.size, "width": sampling.size}
+    accepted = inspect.signature(pipe.__call__).parameters
+    if "eta" not in accepted and options.pop("eta") != 0:
+        raise BlendError(
+            f"eta is {sampling.eta:g}, but {type(pipe).__name__} takes none: its sampler is deterministic. Set eta to 0."
+        )
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]  # the CPU's: the same on every device
+    plan = method.plan(sampling.steps, seeds)
+    active = nullcontext() if method.bank is None else blended(pipe, method.bank, plan, sampling.execution)
+    with active, torch.inference_mode():
+        output = pipe(
+            prompt=list(prompts),
+            generator=generators,
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.cfg,
+            output_type="pt",
+            **{name: value for name, value in options.items() if value is not None},
+        )
+    return output.images.float().cpu()

@@ -1,0 +1,92 @@
+"""Opening base models and reward LoRAs for the diffusers host."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
+
+from ..blend_core import BlendError, LoadReport, LoRABank, read_adapter, resolve
+from .host import network_of, target_index
+
+SINGLE_FILES = (".safetensors", ".ckpt")
+
+
+def load_base(path: str, config: str | None = None, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
+    """The pipeline of a diffusers folder, a hub id, or a single-file checkpoint, its progress bar off.
+
+    config: for a single file, a local diffusers folder of its family. A local path never reaches for the network.
+    Pipelines that take `eta` get a DDIMScheduler with their own configuration: other schedulers would ignore it.
+    Raises BlendError for what cannot be opened.
+    """
+    place = Path(path).expanduser()
+    try:
+        if place.suffix in SINGLE_FILES:
+            pipe = _load_single_file(place, config, dtype)
+        elif config is not None:
+            raise BlendError(f"a config came with {path}, which is no single file. Leave --config out for a folder.")
+        else:
+            local = place.exists()
+            pipe = DiffusionPipeline.from_pretrained(
+                str(place) if local else path, torch_dtype=dtype, local_files_only=local
+            )
+    except BlendError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+        raise BlendError(
+            f"{path} cannot be opened as a base model: {_first_line(error)}. Expected a diffusers folder (with "
+            "model_index.json), a hub id, or a .safetensors checkpoint, the latter with --config naming a diffusers "
+            "folder of its family. Check the path, or the connection for a hub id."
+        ) from error
+    network_of(pipe)  # refuses what has no denoising network
+    if takes_eta(pipe) and not isinstance(pipe.scheduler, DDIMScheduler):
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def takes_eta(pipe: DiffusionPipeline) -> bool:
+    """Whether the pipeline's call has DDIM's eta; those of flow models have not."""
+    return "eta" in inspect.signature(pipe.__call__).parameters
+
+
+def load_factors(pipe: DiffusionPipeline, paths: Sequence[str | Path]) -> tuple[list[dict], list[LoadReport]]:
+    """The files' factors per target of the pipeline's network, and how each matched."""
+    index = target_index(network_of(pipe))
+    pairs = [resolve(read_adapter(path), index) for path in paths]
+    return [factors for factors, _ in pairs], [report for _, report in pairs]
+
+
+def load_bank(pipe: DiffusionPipeline, paths: Sequence[str | Path]) -> tuple[LoRABank, list[LoadReport]]:
+    """The bank of the LoRA files matched with the pipeline's network, in order, and how each matched."""
+    resolved, reports = load_factors(pipe, paths)
+    return LoRABank(resolved).to(pipe.device), reports
+
+
+def _load_single_file(path: Path, config: str | None, dtype: torch.dtype) -> DiffusionPipeline:
+    if not path.is_file():
+        raise BlendError(f"{path} is no file. Give the path of a checkpoint, or of a diffusers folder.")
+    if config is None:
+        raise BlendError(
+            f"{path.name} is a single file, which holds weights but no configuration or tokenizer. Give --config a "
+            "local diffusers folder of the same family (its weights are not needed)."
+        )
+    folder = Path(config).expanduser()
+    if not (folder / "model_index.json").is_file():
+        raise BlendError(f"the config folder {folder} has no model_index.json. Give a diffusers folder.")
+    is_xl = (folder / "text_encoder_2").exists()
+    family = StableDiffusionXLPipeline if is_xl else StableDiffusionPipeline
+    options = {} if is_xl else {"safety_checker": None}
+    return family.from_single_file(str(path), config=str(folder), torch_dtype=dtype, local_files_only=True, **options)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
