@@ -141,7 +141,7 @@ class Selection:
         if rest or times == 0:
             raise BlendError(
                 f"a layer received {rows} rows where the blend passed {len(self.variants)}, which is no multiple: this "
-                "network mixes images within a batch. Choose the sequential execution."
+                "network mixes images within a batch. Sample one image at a time, with the sequential execution."
             )
         place = {variant: i for i, variant in enumerate(covered)}
         places = torch.tensor([place.get(variant, -1) for variant in self.variants]).repeat_interleave(times)

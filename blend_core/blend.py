@@ -55,7 +55,9 @@ class Blend:
         _check_names(self.names)
         _check_preference(self.preference, self.names)
         _check_kl_weights(self.kl_weights, self.names)
-        _check_positive("target_kl_weight", self.target_kl_weight, "leave it empty to take the bases' own average")
+        _check_positive(
+            "target_kl_weight", self.target_kl_weight, "leave it unset (0 in the node) to take the bases' own average"
+        )
         if not (math.isfinite(self.alignment) and self.alignment >= 0):
             raise BlendError(
                 f"alignment is {self.alignment}, expected a number from 0 (the base model) upwards. "
@@ -81,7 +83,7 @@ class Blend:
                 unknown = [n for n, alpha in zip(self.names, self.kl_weights, strict=True) if alpha is None]
                 raise BlendError(
                     f"target_kl_weight is {self.target_kl_weight}, but the KL weight of {', '.join(unknown)} is not "
-                    "known. Type it where the LoRA is loaded, or leave target_kl_weight empty."
+                    "known. Type it where the LoRA is loaded, or leave target_kl_weight unset (0 in the node)."
                 )
             return (1.0,) * len(self.names)
         if len(set(self.kl_weights)) == 1 and self.target_kl_weight is None:

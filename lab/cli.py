@@ -1,12 +1,15 @@
-"""The command line, `diffusion-blend`. Heavy libraries load inside the commands, so that --help answers at once."""
+"""The command line, `diffusion-blend`. Heavy libraries load inside the commands, so that --help answers at once.
+
+A command is a function in a module of its own that imports no more than typer; it is registered here.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import typer
 
-from ..blend_core.errors import BlendError
 from . import demo, generate
 
 app = typer.Typer(
@@ -18,22 +21,26 @@ app.command(name="demo")(demo.command)
 app.command(name="generate")(generate.command)
 
 
-def main() -> None:
-    """Run a command; a BlendError is one message and exit code 2, Ctrl-C exit code 130."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 2 after one message for unusable input, 130 for Ctrl-C."""
     try:
-        app(standalone_mode=False)
-    except BlendError as error:
-        _stop(str(error), 2)
+        code = app(args=arguments, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        _stop("stopped; what is finished is kept", 130)
-    except typer.Exit as finished:
-        sys.exit(finished.exit_code)
+        code = 130
     except Exception as error:
-        if not hasattr(error, "format_message"):  # not one of the parser's own messages
-            raise
-        _stop(error.format_message(), 2)
+        if hasattr(error, "format_message"):  # the parser's own, for options it cannot read
+            return _failed(error.format_message(), 2)
+        from ..blend_core import BlendError  # here, because it brings torch along
+
+        if isinstance(error, BlendError):
+            return _failed(str(error), 2)
+        raise
+    if code == 130:  # newer versions of typer return it instead of raising
+        return _failed("stopped; what is finished is kept, and the same command goes on from there", 130)
+    return code if isinstance(code, int) else 0
 
 
-def _stop(message: str, code: int) -> None:
-    print(f"diffusion-blend: {message}", file=sys.stderr)
-    sys.exit(code)
+def _failed(message: str, code: int) -> int:
+    if message:  # none where the parser has shown the help instead
+        print(f"diffusion-blend: {message}", file=sys.stderr)
+    return code

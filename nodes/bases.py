@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import folder_paths
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..blend_core import BlendError, is_adapter_file, read_adapter
+from .showing import shown
 from .sockets import CATEGORY, RewardLoRA, RewardLoRASocket
 
 
@@ -24,6 +25,7 @@ class LoadRewardLoRA(io.ComfyNode):
             description="Loads a LoRA that was trained towards one reward under a KL term, in any common spelling. "
             "For style or character LoRAs use ComfyUI's own Load LoRA.",
             search_aliases=["reward lora", "diffusion blend", "rl lora", "preference lora"],
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Combo.Input(
                     "lora_name",
@@ -57,18 +59,28 @@ class LoadRewardLoRA(io.ComfyNode):
                     tooltip="alpha / rank of the LoRA. 0: as the file or its adapter_config.json says (nearly always "
                     "right); 1 uses the factors as they are. Not a strength dial: use KL Interpolate for that.",
                 ),
+                io.Boolean.Input(
+                    "allow_partial",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Off: a LoRA that fits the model only in part is refused. On: the part that fits is used, "
+                    "the rest is named in the report.",
+                ),
             ],
             outputs=[RewardLoRASocket.Output(display_name="reward_lora", tooltip="Connect to Blend Weights.")],
         )
 
     @classmethod
-    def execute(cls, lora_name: str, label: str, kl_weight: float, scale: float) -> io.NodeOutput:
+    def execute(
+        cls, lora_name: str, label: str, kl_weight: float, scale: float, allow_partial: bool = False
+    ) -> io.NodeOutput:
         """Read the file and show what it holds."""
         path = folder_paths.get_full_path_or_raise("loras", lora_name)
         adapter = read_adapter(path, scale=scale or None)
-        lora = RewardLoRA(label.strip() or adapter.label, adapter, kl_weight or adapter.kl_weight)
+        lora = RewardLoRA(label.strip() or adapter.label, adapter, kl_weight or adapter.kl_weight, allow_partial)
         stated = "not stated" if lora.kl_weight is None else f"{lora.kl_weight:g}"
-        return io.NodeOutput(lora, ui=ui.PreviewText(f"{lora.label}\n{adapter.summary}\nKL weight: {stated}"))
+        return shown(cls, f"{lora.label}\n{adapter.summary}\nKL weight: {stated}", lora)
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str, **_) -> tuple:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..blend_core import normalised, parse_weights
+from .showing import shown
 from .sockets import CATEGORY, BlendSocket, LoRABlend, RewardLoRA, RewardLoRASocket
 
 MOST_BASES = 16
@@ -30,6 +31,7 @@ class BlendWeights(io.ComfyNode):
             category=CATEGORY,
             description="How much of each reward: 0.6, 0.4 is 60% of the first and 40% of the second.",
             search_aliases=["blend weights", "preference", "reward weights", "DB-MPA"],
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Autogrow.Input("loras", template=template),
                 io.String.Input(
@@ -69,7 +71,7 @@ class BlendWeights(io.ComfyNode):
         numbers = parse_weights(weights, len(bases))
         alignment = 1.0 if normalise else math.fsum(numbers)
         blend = LoRABlend.of(bases, normalised(numbers), alignment=alignment, target_kl_weight=target_kl_weight or None)
-        return io.NodeOutput(blend, ui=ui.PreviewText(blend.blend.describe()))
+        return shown(cls, blend.blend.describe(), blend)
 
 
 class KLInterpolate(io.ComfyNode):
@@ -85,6 +87,7 @@ class KLInterpolate(io.ComfyNode):
             description="How far from the base model: 0 is the base, 1 as trained, 2 twice as far. It multiplies the "
             "distance that the blend already has.",
             search_aliases=["kl", "alignment", "DB-KLA", "reward strength", "lambda"],
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.MultiType.Input(
                     "blend",
@@ -112,4 +115,4 @@ class KLInterpolate(io.ComfyNode):
         if isinstance(blend, RewardLoRA):
             blend = LoRABlend.of((blend,), (1.0,))
         blend = blend.aligned(alignment)
-        return io.NodeOutput(blend, ui=ui.PreviewText(blend.blend.describe()))
+        return shown(cls, blend.blend.describe(), blend)

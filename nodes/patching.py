@@ -83,7 +83,9 @@ def apply_blend(
             "or connect the model from before Apply Blend."
         )
     index = target_index(model.model)
-    resolved, reports = zip(*(resolve(lora.adapter, index) for lora in blend.loras), strict=True)
+    resolved, reports = zip(
+        *(resolve(lora.adapter, index, allow_partial=lora.allow_partial) for lora in blend.loras), strict=True
+    )
     for report in reports:
         log.info("%s", report)
     ESTIMATORS[evaluation](blend.blend.coefficients, 1, [0])  # refuses coefficients this evaluation cannot take

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import comfy.samplers
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..blend_core import describe_choices
 from .patching import EXECUTIONS, apply_blend, sample
+from .showing import shown
 from .sockets import CATEGORY, BlendSocket, LoRABlend
 
 EVALUATIONS = ("exact", "stratified", "sampled")
@@ -74,6 +75,7 @@ class ApplyBlend(io.ComfyNode):
             description="Gives a MODEL whose predictions are the blend, for any sampler. The model that goes in "
             "stays as it is.",
             search_aliases=["apply blend", "diffusion blend", "reward blend", "DB-MPA", "DB-MPA-LS"],
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The base model the reward LoRAs were trained on."),
                 BlendSocket.Input("blend", tooltip=_BLEND_TOOLTIP),
@@ -101,7 +103,7 @@ class ApplyBlend(io.ComfyNode):
     def execute(cls, model, blend: LoRABlend, evaluation: str, execution: str, seed: int) -> io.NodeOutput:
         """Patch a clone of the model and show how the LoRAs matched it."""
         applied = apply_blend(model, blend, evaluation, execution, seed)
-        return io.NodeOutput(applied.model, ui=ui.PreviewText(applied.report))
+        return shown(cls, applied.report, applied.model)
 
 
 class BlendedKSampler(io.ComfyNode):
@@ -116,6 +118,7 @@ class BlendedKSampler(io.ComfyNode):
             category=CATEGORY,
             description="KSampler with a blend: every reward is evaluated at every step.",
             search_aliases=["blended ksampler", "diffusion blend", "DB-MPA", "DB-KLA", "reward sampler"],
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The base model the reward LoRAs were trained on."),
                 BlendSocket.Input("blend", tooltip=_BLEND_TOOLTIP),
@@ -129,7 +132,7 @@ class BlendedKSampler(io.ComfyNode):
     def execute(cls, model, blend: LoRABlend, execution: str, latent_image: dict, **ksampler) -> io.NodeOutput:
         """Sample."""
         latent, applied = sample(model, blend, "exact", execution, latent_image, **ksampler)
-        return io.NodeOutput(latent, ui=ui.PreviewText(applied.report))
+        return shown(cls, applied.report, latent)
 
 
 class StochasticLSSampler(io.ComfyNode):
@@ -142,11 +145,15 @@ class StochasticLSSampler(io.ComfyNode):
             node_id="DiffusionBlendStochasticLS",
             display_name="Stochastic LS Sampler",
             category=CATEGORY,
-            description="KSampler with a blend at the cost of the plain sampler: each step uses one reward LoRA.",
+            description="KSampler with a blend at the cost of the plain sampler: each step uses one reward LoRA, "
+            "or the base model where alignment is below 1.",
             search_aliases=["stochastic ls", "lora sampling", "DB-MPA-LS", "diffusion blend", "fast blend"],
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The base model the reward LoRAs were trained on."),
-                BlendSocket.Input("blend", tooltip=f"{_BLEND_TOOLTIP} Alignment may be 1 at most."),
+                BlendSocket.Input(
+                    "blend", tooltip=f"{_BLEND_TOOLTIP} No coefficient may be below 0, so alignment is 1 at most."
+                ),
                 *_ksampler_inputs(),
                 io.Combo.Input(
                     "selection",
@@ -165,5 +172,6 @@ class StochasticLSSampler(io.ComfyNode):
     def execute(cls, model, blend: LoRABlend, selection: str, latent_image: dict, **ksampler) -> io.NodeOutput:
         """Sample, and list the choices."""
         latent, applied = sample(model, blend, SELECTIONS[selection], "sequential", latent_image, **ksampler)
-        choices = describe_choices(applied.plan, blend.blend.names)
-        return io.NodeOutput(latent, choices, ui=ui.PreviewText(f"{applied.report}\n{choices}"))
+        plan = applied.plan  # None where ComfyUI had nothing to sample: denoise 0
+        choices = "no step was sampled" if plan is None else describe_choices(plan, blend.blend.names)
+        return shown(cls, f"{applied.report}\n{choices}", latent, choices)

@@ -21,6 +21,7 @@ class RewardLoRA:
     label: str
     adapter: Adapter
     kl_weight: float | None = None
+    allow_partial: bool = False
 
 
 @dataclass(frozen=True)

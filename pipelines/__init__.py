@@ -2,7 +2,7 @@
 
 from .generation import METHODS, Method, Sampling, generate
 from .host import EXECUTIONS, blended, network_of, target_index
-from .loading import load_bank, load_base, load_factors
+from .loading import load_bank, load_base, load_factors, match, takes_eta
 
 __all__ = [
     "EXECUTIONS",
@@ -14,6 +14,8 @@ __all__ = [
     "load_bank",
     "load_base",
     "load_factors",
+    "match",
     "network_of",
+    "takes_eta",
     "target_index",
 ]

@@ -66,12 +66,13 @@ def generate(
     accepted = inspect.signature(pipe.__call__).parameters
     if "eta" not in accepted and options.pop("eta") != 0:
         raise BlendError(
-            f"eta is {sampling.eta:g}, but {type(pipe).__name__} takes none: its sampler is deterministic. Set eta to 0."
+            f"eta is {sampling.eta:g}, but {type(pipe).__name__} takes none: its sampler is deterministic. "
+            "Set eta to 0."
         )
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]  # the CPU's: the same on every device
     plan = method.plan(sampling.steps, seeds)
     active = nullcontext() if method.bank is None else blended(pipe, method.bank, plan, sampling.execution)
-    with active, torch.inference_mode():
+    with active, torch.no_grad():
         output = pipe(
             prompt=list(prompts),
             generator=generators,

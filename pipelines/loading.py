@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 
-from ..blend_core import BlendError, LoadReport, LoRABank, read_adapter, resolve
+from ..blend_core import Adapter, BlendError, LoadReport, LoRABank, read_adapter, resolve
 from .host import network_of, target_index
 
 SINGLE_FILES = (".safetensors", ".ckpt")
@@ -29,15 +30,9 @@ def load_base(path: str, config: str | None = None, dtype: torch.dtype = torch.f
     """
     place = Path(path).expanduser()
     try:
-        if place.suffix in SINGLE_FILES:
-            pipe = _load_single_file(place, config, dtype)
-        elif config is not None:
-            raise BlendError(f"a config came with {path}, which is no single file. Leave --config out for a folder.")
-        else:
-            local = place.exists()
-            pipe = DiffusionPipeline.from_pretrained(
-                str(place) if local else path, torch_dtype=dtype, local_files_only=local
-            )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch_dtype")  # renamed since the oldest diffusers we support
+            pipe = _load(path, place, config, dtype)
     except BlendError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
@@ -60,8 +55,13 @@ def takes_eta(pipe: DiffusionPipeline) -> bool:
 
 def load_factors(pipe: DiffusionPipeline, paths: Sequence[str | Path]) -> tuple[list[dict], list[LoadReport]]:
     """The files' factors per target of the pipeline's network, and how each matched."""
+    return match(pipe, [read_adapter(path) for path in paths])
+
+
+def match(pipe: DiffusionPipeline, adapters: Sequence[Adapter]) -> tuple[list[dict], list[LoadReport]]:
+    """The adapters' factors per target of the pipeline's network, and how each matched."""
     index = target_index(network_of(pipe))
-    pairs = [resolve(read_adapter(path), index) for path in paths]
+    pairs = [resolve(adapter, index) for adapter in adapters]
     return [factors for factors, _ in pairs], [report for _, report in pairs]
 
 
@@ -69,6 +69,15 @@ def load_bank(pipe: DiffusionPipeline, paths: Sequence[str | Path]) -> tuple[LoR
     """The bank of the LoRA files matched with the pipeline's network, in order, and how each matched."""
     resolved, reports = load_factors(pipe, paths)
     return LoRABank(resolved).to(pipe.device), reports
+
+
+def _load(path: str, place: Path, config: str | None, dtype: torch.dtype) -> DiffusionPipeline:
+    if place.suffix in SINGLE_FILES:
+        return _load_single_file(place, config, dtype)
+    if config is not None:
+        raise BlendError(f"a config came with {path}, which is no single file. Leave --config out for a folder.")
+    local = place.exists()
+    return DiffusionPipeline.from_pretrained(str(place) if local else path, torch_dtype=dtype, local_files_only=local)
 
 
 def _load_single_file(path: Path, config: str | None, dtype: torch.dtype) -> DiffusionPipeline:

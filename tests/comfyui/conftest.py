@@ -1,0 +1,102 @@
+"""Fixtures for tests inside a real ComfyUI; without one, this folder is skipped. Start it with run.py."""
+
+import pytest
+
+from . import host
+
+OBSTACLE = host.obstacle()
+
+if OBSTACLE is None:
+    host.enter(host.workspaces()[0])
+
+    import comfy.model_management
+    import comfy.utils
+    import folder_paths
+    import torch
+
+    from . import loras, networks
+    from .graphs import Graph
+
+    comfy.utils.set_progress_bar_enabled(False)
+
+
+class _NotImported(pytest.Module):
+    """A test module that is skipped unread, since it imports comfy."""
+
+    def collect(self):
+        pytest.skip(OBSTACLE)
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    """Skip every module of this folder where there is no ComfyUI."""
+    return _NotImported.from_parent(parent, path=module_path) if OBSTACLE else None
+
+
+@pytest.fixture(autouse=True)
+def as_comfyui_executes():
+    """ComfyUI runs every node under inference mode."""
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="session")
+def nodes():
+    """The pack's node classes by name."""
+    return host.load_nodes()
+
+
+@pytest.fixture(scope="session")
+def graph(nodes):
+    """Graphs of the pack's nodes with SD 1.5 prompts."""
+    return Graph(nodes, networks.conditioning(21), networks.conditioning(22))
+
+
+@pytest.fixture(scope="session")
+def base():
+    """The base model. No test may leave a trace on it; test_no_trace asserts that the nodes leave none."""
+    return networks.load(networks.unet())
+
+
+@pytest.fixture(scope="session")
+def lora_folder(tmp_path_factory):
+    """A folder that ComfyUI's loaders look into."""
+    folder = tmp_path_factory.mktemp("loras")
+    folder_paths.add_model_folder_path("loras", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reward_loras(base, lora_folder):
+    """Three LoRAs of unlike rank, coverage, alpha and spelling. Returns (LoRA, file name) pairs."""
+    names = comfy.utils.unet_to_diffusers(base.model.model_config.unet_config)
+    layers = loras.layers_of(base.model, names)
+    linear = [layer for layer in layers if len(layer.shape) == 2]
+    attention = [layer for layer in linear if ".attn" in layer.name]
+    assert len(attention) < len(linear) < len(layers)
+    everything = loras.random_lora("everything", layers, rank=4, alpha=2.0, seed=1)
+    attentive = loras.random_lora("attentive", attention, rank=3, alpha=6.0, seed=2)
+    linear_only = loras.random_lora("linear", linear, rank=5, alpha=5.0, seed=3)
+    return [
+        (everything, loras.write_kohya(everything, lora_folder)),
+        (attentive, loras.write_peft(attentive, lora_folder)),
+        (linear_only, loras.write_diffusers(linear_only, lora_folder)),
+    ]
+
+
+@pytest.fixture(scope="session")
+def files(reward_loras):
+    """The three LoRAs' names, as Load Reward LoRA lists them."""
+    return [file for _, file in reward_loras]
+
+
+@pytest.fixture(scope="session")
+def merged(base, reward_loras):
+    """The base model and three copies, each with one LoRA merged: what coefficients multiply, base first."""
+    return [base.model, *(lora.merge_into(networks.load(networks.unet()).model) for lora, _ in reward_loras)]
+
+
+@pytest.fixture(scope="session")
+def plain(graph, base):
+    """The picture of the base model, made before any blend."""
+    with torch.inference_mode():
+        return graph.plain(base)

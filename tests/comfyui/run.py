@@ -1,0 +1,63 @@
+"""Runs this folder in every ComfyUI of this machine, with that ComfyUI's own Python: `python tests/comfyui/run.py`.
+
+COMFYUI_PATH names the ComfyUI folders (default: ~/comfy/ComfyUI and ~/comfy/ComfyUI-*), COMFYUI_PYTHON the Python of
+one that has no virtual environment of its own. Arguments are pytest's. Nothing is installed into ComfyUI: pytest goes
+into a folder below build/.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from host import HINT, REPOSITORY, python_of, version_of, workspaces
+
+HERE = Path(__file__).resolve().parent
+PYTEST = "pytest==8.4.2"  # runs on every Python that ComfyUI supports
+
+
+def main(arguments: list[str]) -> int:
+    """The first exit status that is not 0, or 0; also where no ComfyUI is found."""
+    runnable = {root: python for root in workspaces() if (python := python_of(root))}
+    if not runnable:
+        why = "no ComfyUI found" if not workspaces() else "its Python was not found; also set COMFYUI_PYTHON"
+        _print_loudly(f"ComfyUI tests SKIPPED: {why}, set COMFYUI_PATH=/path/to/ComfyUI", HINT)
+        return 0
+    statuses = [_run(root, python, arguments) for root, python in runnable.items()]
+    return next((status for status in statuses if status), 0)
+
+
+def _run(root: Path, python: Path, arguments: list[str]) -> int:
+    print(f"== ComfyUI {version_of(root)} ({root}), {python}", flush=True)
+    environment = os.environ | {
+        "COMFYUI_PATH": str(root),
+        "PYTHONPATH": str(_pytest_for(python)),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    start = time.monotonic()
+    command = [python, "-m", "pytest", HERE, "-p", "no:cacheprovider", *arguments]
+    status = subprocess.run(list(map(str, command)), cwd=REPOSITORY, env=environment).returncode
+    print(f"== ComfyUI {version_of(root)}: exit status {status} after {time.monotonic() - start:.0f} s", flush=True)
+    return status
+
+
+def _pytest_for(python: Path) -> Path:
+    """A folder with pytest for `python`, made once per version of Python."""
+    ask = "import sys; print('%d.%d' % sys.version_info[:2])"
+    version = subprocess.run([str(python), "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
+    folder = REPOSITORY / "build" / f"pytest-{version}"
+    if not (folder / "pytest").is_dir():
+        command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", folder, PYTEST]
+        subprocess.run(list(map(str, command)), check=True)
+    return folder
+
+
+def _print_loudly(*lines: str) -> None:
+    print("", "*" * 100, *lines, sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,129 @@
+"""The model a blend is built on stays as it was, whatever happens during sampling."""
+
+import gc
+
+import comfy.model_management
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from .reference import assert_differ
+
+
+@pytest.fixture(autouse=True)
+def untouched(base):
+    """After each test: every weight of the base is bit for bit what it was, and no module carries a forward."""
+    before = {name: weight.clone() for name, weight in base.model.state_dict().items()}
+    patches = _patches(base)
+    yield
+    after = base.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(weight, after[name]) for name, weight in before.items())
+    assert not [name for name, module in base.model.named_modules() if "forward" in module.__dict__]
+    assert _patches(base) == patches
+
+
+def _patches(model) -> str:
+    """Everything that clones of a ModelPatcher inherit."""
+    kinds = ("patches", "object_patches", "wrappers", "callbacks", "attachments", "additional_models", "injections")
+    return repr([model.model_options, model.patches_uuid, *(getattr(model, kind) for kind in kinds)])
+
+
+def during(model, call: int, act):
+    """`model` with act() happening inside the network's `call`-th evaluation (the first is 1), deltas installed."""
+    calls = []
+
+    def wrapper(executor, *args, **kwargs):
+        calls.append(len(calls))
+        if len(calls) == call:
+            act()
+        return executor(*args, **kwargs)
+
+    clone = model.clone()
+    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", wrapper)
+    return clone
+
+
+def interrupt():
+    """What ComfyUI's cancel button does."""
+    comfy.model_management.interrupt_current_processing()
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def fail():
+    """An error of somebody else's, inside the network."""
+    raise ValueError("not ours")
+
+
+@pytest.mark.parametrize("execution", ["batched", "sequential"])
+def test_a_plain_run_after_a_blended_one_is_bit_identical(graph, base, files, plain, execution):
+    result = graph.blended(base, graph.blend(files), execution)
+    assert_differ(result, plain)
+    assert torch.equal(graph.plain(base), plain)
+
+
+@pytest.mark.parametrize("execution", ["batched", "sequential"])
+def test_an_interrupt_in_mid_run_leaves_nothing_behind(graph, base, files, plain, execution):
+    blend = graph.blend(files)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        graph.blended(during(base, 2, interrupt), blend, execution)
+    assert torch.equal(graph.plain(base), plain)
+    assert_differ(graph.blended(base, blend, execution), plain)
+
+
+@pytest.mark.parametrize("execution", ["batched", "sequential"])
+def test_an_error_in_mid_run_leaves_nothing_behind(graph, base, files, plain, execution):
+    applied = graph.applied(during(base, 2, fail), graph.blend(files), execution)
+    with pytest.raises(ValueError, match="not ours"):
+        graph.plain(applied)
+    assert torch.equal(graph.plain(base), plain)
+
+
+def test_a_model_that_failed_once_samples_again(graph, base, files):
+    applied = graph.applied(during(base, 2, interrupt), graph.blend(files))
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        graph.plain(applied)
+    assert torch.equal(graph.plain(applied), graph.plain(graph.applied(base, graph.blend(files))))
+
+
+def test_two_blends_of_one_base_used_in_turn_do_not_mix(graph, base, files, plain):
+    one = graph.applied(base, graph.blend(files[:2], "0.8, 0.2"))
+    other = graph.applied(base, graph.blend(files[1:], "0.5, 0.5"), "sequential")
+    first, second = graph.plain(one), graph.plain(other)
+    assert_differ(first, second)
+    assert torch.equal(graph.plain(base), plain)
+    assert torch.equal(graph.plain(one), first)
+    assert torch.equal(graph.plain(other), second)
+
+
+def test_a_run_of_another_blend_within_a_run_does_not_mix(graph, base, files, plain):
+    """Previews and detailers sample from inside another sampler's callback."""
+    one, other = graph.blend(files[:2]), graph.blend(files[2:])
+    expected, inner = graph.blended(base, one), graph.blended(base, other)
+    results = []
+    outer = graph.blended(during(base, 2, lambda: results.append(graph.blended(base, other))), one)
+    assert torch.equal(results[0], inner)
+    assert torch.equal(outer, expected)
+
+
+def test_dropping_clones_in_mid_run_changes_nothing(graph, base, files):
+    blend = graph.blend(files)
+    expected = graph.blended(base, blend)
+    spare = [graph.applied(base, blend).clone()]
+    graph.plain(spare[0])
+
+    def drop():
+        spare.append(spare[0].clone())
+        spare.clear()
+        gc.collect()
+
+    assert torch.equal(graph.blended(during(base, 2, drop), blend), expected)
+
+
+def test_a_clone_of_a_blended_model_is_blended(graph, base, files):
+    model = graph.applied(base, graph.blend(files))
+    expected = graph.plain(model)
+    clone = model.clone()
+    del model
+    gc.collect()
+    assert torch.equal(graph.plain(clone), expected)

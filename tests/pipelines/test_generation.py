@@ -1,0 +1,135 @@
+"""Whole pictures: a tiny Stable Diffusion pipeline, sampled with every method."""
+
+import pytest
+import torch
+from diffusers import EulerDiscreteScheduler
+from diffusion_blend.blend_core import Blend, BlendError
+from diffusion_blend.pipelines import Method, Sampling, generate, load_base, load_factors
+
+from ..lora_files import merged, random_lora, write_lora
+from .worlds import tiny_pipeline
+
+PROMPTS = ["a red circle", "a blue square", "a red square"]
+SEEDS = [7, 8, 9]
+SAMPLING = Sampling(steps=6, eta=1.0, cfg=2.0)
+BLEND = Blend(("first", "second"), (0.6, 0.4))
+# Pixels in [0, 1]: float32 rounds otherwise in other batch shapes, and six steps of random weights carry it on.
+TOLERANCE = 2e-4
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory):
+    """(pipeline, the two LoRAs, their files)."""
+    folder = tmp_path_factory.mktemp("loras")
+    pipe = tiny_pipeline()
+    loras = [random_lora(pipe.unet, seed, size=0.02) for seed in (21, 22)]
+    files = [write_lora(folder / f"{name}.safetensors", lora) for name, lora in zip(BLEND.names, loras, strict=True)]
+    return pipe, loras, files
+
+
+def images(studio, name, blend=BLEND, prompts=PROMPTS, seeds=SEEDS, sampling=SAMPLING):
+    pipe, _, files = studio
+    factors, _ = load_factors(pipe, files)
+    return generate(pipe, Method.of(name, blend, factors), prompts, seeds, sampling)
+
+
+def assert_close(actual, expected):
+    distance = (actual - expected).abs().max()
+    assert distance < TOLERANCE, f"largest difference of a pixel {distance:.1e}"
+
+
+def assert_differ(actual, expected):
+    assert (actual - expected).abs().max() > 10 * TOLERANCE
+
+
+def test_images_are_in_range_and_repeat_bit_for_bit(studio):
+    first = images(studio, "exact")
+    assert first.shape == (3, 3, 16, 16)
+    assert first.dtype == torch.float32
+    assert first.min() >= 0 and first.max() <= 1
+    assert torch.equal(first, images(studio, "exact"))
+    assert_differ(first, images(studio, "exact", seeds=[17, 18, 19]))
+    assert_differ(first, images(studio, "base"))
+
+
+@pytest.mark.parametrize("name", ["exact", "stratified", "sampled", "soup", "base"])
+def test_a_batch_is_its_images_one_by_one(studio, name):
+    batch = images(studio, name)
+    for i in range(3):
+        assert_close(images(studio, name, prompts=[PROMPTS[i]], seeds=[SEEDS[i]])[0], batch[i])
+
+
+def test_batched_execution_gives_the_sequential_pictures(studio):
+    batched = Sampling(steps=6, eta=1.0, cfg=2.0, execution="batched")
+    assert_close(images(studio, "exact", sampling=batched), images(studio, "exact"))
+
+
+def test_guidance_off_is_blended_too(studio):
+    plain = Sampling(steps=6, eta=1.0, cfg=1.0)
+    assert_differ(images(studio, "exact", sampling=plain), images(studio, "base", sampling=plain))
+
+
+@pytest.mark.parametrize("name", ["exact", "stratified", "sampled"])
+def test_choices_leave_the_samplers_noise_alone(studio, name):
+    """With one basis only there is nothing to choose: each estimator gives that basis' picture from the same noise."""
+    blend = Blend(("first", "second"), (1.0, 0.0))
+    assert torch.equal(images(studio, name, blend), images(studio, "exact", blend))
+
+
+def test_alignment_zero_is_the_base_bit_for_bit(studio):
+    for name in ("exact", "stratified", "sampled", "soup"):
+        assert torch.equal(images(studio, name, BLEND.aligned(0)), images(studio, "base"))
+
+
+def test_soup_is_the_model_with_averaged_weights_merged(studio):
+    pipe, (first, second), _ = studio
+    soup = images(studio, "soup", BLEND.aligned(1.2))
+    base = pipe.unet
+    pipe.unet = merged(base, (0.72, first), (0.48, second))
+    try:
+        expected = images(studio, "base")
+    finally:
+        pipe.unet = base
+    assert_close(soup, expected)
+    assert_differ(soup, images(studio, "exact", BLEND.aligned(1.2)))
+
+
+def test_one_variant_methods_refuse_extrapolation_and_unknown_methods_are_named(studio):
+    for name in ("sampled", "stratified"):
+        with pytest.raises(BlendError, match="Lower alignment to 1 or less"):
+            images(studio, name, BLEND.aligned(1.5))
+    with pytest.raises(BlendError, match="method is 'best', expected one of exact"):
+        images(studio, "best")
+
+
+def test_the_pipeline_makes_base_pictures_again_afterwards(studio):
+    before = images(studio, "base")
+    images(studio, "stratified")
+    assert torch.equal(images(studio, "base"), before)
+
+
+def test_a_saved_base_gets_a_ddim_scheduler_so_that_eta_counts(studio, tmp_path):
+    pipe = studio[0]
+    ddim = pipe.scheduler
+    pipe.scheduler = EulerDiscreteScheduler.from_config(ddim.config)
+    pipe.save_pretrained(tmp_path / "base")
+    pipe.scheduler = ddim
+    loaded = load_base(str(tmp_path / "base"))
+    assert loaded.scheduler.config.beta_start == ddim.config.beta_start
+    zero, one = (
+        generate(loaded, Method.of("base", BLEND, []), PROMPTS, SEEDS, Sampling(6, eta, 2.0)) for eta in (0.0, 1.0)
+    )
+    assert_differ(zero, one)
+
+
+def test_a_folder_that_is_no_model_and_a_checkpoint_without_config_say_what_to_do(tmp_path):
+    with pytest.raises(BlendError, match=r"cannot be opened as a base model.*model_index\.json"):
+        load_base(str(tmp_path))
+    checkpoint = tmp_path / "model.safetensors"
+    with pytest.raises(BlendError, match="is no file"):
+        load_base(str(checkpoint))
+    checkpoint.write_bytes(b"0")
+    with pytest.raises(BlendError, match="Give --config"):
+        load_base(str(checkpoint))
+    with pytest.raises(BlendError, match=r"has no model_index\.json"):
+        load_base(str(checkpoint), config=str(tmp_path))
