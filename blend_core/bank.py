@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,7 @@ class LoRABank(nn.Module):
                 pieces.setdefault(target.module, {}).setdefault(variant, []).append((target, factors))
         self.names = list(pieces)
         self.slots = nn.ModuleList(_Slot(of_module) for of_module in pieces.values())
+        self._attachments: WeakKeyDictionary[nn.Module, Attachment] = WeakKeyDictionary()
 
     @property
     def nbytes(self) -> int:
@@ -42,8 +44,13 @@ class LoRABank(nn.Module):
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
     def attach(self, network: nn.Module) -> Attachment:
-        """The handle that switches this bank on for calls of `network`. Raises BlendError for a missing module."""
-        return Attachment(self, network)
+        """The handle that switches this bank on for calls of `network`, the same one each time.
+
+        Raises BlendError where the network lacks a module.
+        """
+        if network not in self._attachments:
+            self._attachments[network] = Attachment(self, network)
+        return self._attachments[network]
 
 
 @dataclass
@@ -98,8 +105,14 @@ class Attachment:
         """While open, row i of every call of the network is variant variants[i].
 
         Rows may stand several times each (frames of a video folded into the batch). Whatever happens inside, every
-        forward is put back as it was found.
+        forward is put back as it was found. Raises BlendError when it is open already: a second layer of the same
+        forwards would call itself, and could not be taken off again.
         """
+        if self.selection is not None:
+            raise BlendError(
+                "this bank is in use on this network already. Leave the open `using` first; for another thread, attach "
+                "to a copy of the network."
+            )
         active = set(variants) - {0}
         selection = Selection(tuple(variants))
         installed: list[_Site] = []
@@ -218,7 +231,10 @@ def _add_conv_per_row(out, x, down, up, places, mask, module):
 
 
 def _down_conv(x: Tensor, down: Tensor, module: nn.Module) -> Tensor:
-    return F.conv2d(x, down, None, module.stride, module.padding, module.dilation)
+    padding = module.padding
+    if module.padding_mode != "zeros":  # seamless tiling sets "circular" on a model's convolutions
+        x, padding = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode), 0
+    return F.conv2d(x, down, None, module.stride, padding, module.dilation)
 
 
 def _fuse(pieces: Sequence[tuple[Target, Factors]]) -> tuple[Tensor, Tensor]:
@@ -229,13 +245,15 @@ def _fuse(pieces: Sequence[tuple[Target, Factors]]) -> tuple[Tensor, Tensor]:
     """
     downs, ups = [], []
     for target, factors in pieces:
-        up = factors.up.float() * factors.scale
+        up = factors.up.to(torch.promote_types(factors.up.dtype, torch.float32)) * factors.scale
         if target.rows is not None:
             offset, length = target.rows
             up = F.pad(up, (0, 0, offset, target.shape[0] - offset - length))
         downs.append(factors.down)
         ups.append(up)
-    dtype = downs[0].dtype if all(factors.scale >= 1 for _, factors in pieces) else torch.float32
+    dtype = downs[0].dtype
+    if any(factors.scale < 1 for _, factors in pieces):
+        dtype = torch.promote_types(dtype, torch.float32)
     return torch.cat([down.to(dtype) for down in downs]), torch.cat(ups, dim=1).to(dtype)
 
 

@@ -73,7 +73,9 @@ class Blend:
     def coefficients(self) -> tuple[float, ...]:
         """(1 + m,) coefficients, base first: c_i = lambda w_i alpha_i / alpha_target, c_base = 1 - sum_i c_i."""
         ratios = self._kl_ratios()
-        bases = [self.alignment * w * ratio for w, ratio in zip(self.preference, ratios, strict=True)]
+        # Typed thirds sum to 0.9999999: without normalising, the rest would be a base of 1e-7 that costs a full pass.
+        preference = normalised(self.preference)
+        bases = [self.alignment * w * ratio for w, ratio in zip(preference, ratios, strict=True)]
         base = 1.0 - math.fsum(bases)
         return (0.0 if abs(base) < _ROUNDING else base, *bases)
 
@@ -90,7 +92,8 @@ class Blend:
             return (1.0,) * len(self.names)
         target = self.target_kl_weight
         if target is None:
-            target = math.fsum(w * alpha for w, alpha in zip(self.preference, self.kl_weights, strict=True))
+            preference = normalised(self.preference)
+            target = math.fsum(w * alpha for w, alpha in zip(preference, self.kl_weights, strict=True))
         return tuple(alpha / target for alpha in self.kl_weights)
 
     def aligned(self, alignment: float) -> Blend:
@@ -138,8 +141,10 @@ class Blend:
 def parse_weights(text: str, count: int) -> tuple[float, ...]:
     """`count` numbers from text such as `0.6, 0.4`, `60% 40%` or `2; 1`; empty text means all alike.
 
-    Raises BlendError for text that is no number, and for another count.
+    Raises BlendError for text that is no number, for another count, and for a count of 0.
     """
+    if count == 0:
+        raise BlendError("there is no reward LoRA to give a weight to. Connect at least one Load Reward LoRA.")
     words = text.replace(",", " ").replace(";", " ").split()
     if not words:
         return (1.0 / count,) * count

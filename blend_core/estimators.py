@@ -41,9 +41,25 @@ class Plan:
         """Images the plan was made for."""
         return self.variants.shape[2]
 
-    def __call__(self, evaluate: Evaluate, step: int) -> Tensor:
-        """The blended prediction of `step`, shape (rows, ...)."""
-        predictions = evaluate(self.variants[step])
+    def for_images(self, step: int, images: int) -> Tensor:
+        """The variants of `step` for `images` images, (k, images).
+
+        Where all images share their variants, a part of the batch will do (context windows split it); choices of
+        single images cannot be told apart there. Raises BlendError then.
+        """
+        variants = self.variants[step]
+        if images == self.batch:
+            return variants
+        if not bool((variants == variants[:, :1]).all()):
+            raise BlendError(
+                f"a step evaluates {images} images at once where the batch has {self.batch}, so it is unknown which "
+                "choice belongs to which. Sample one image at a time, or choose the exact evaluation."
+            )
+        return variants[:, :1].expand(-1, images)
+
+    def __call__(self, evaluate: Evaluate, step: int, images: int | None = None) -> Tensor:
+        """The blended prediction of `step`, shape (rows, ...), for a call with `images` images (default: all)."""
+        predictions = evaluate(self.for_images(step, images or self.batch))
         # In half precision 1/3 + 1/3 + 1/3 is not 1: weigh in float32 at least, then return to the network's dtype.
         dtype = torch.promote_types(predictions.dtype, torch.float32)
         weights = self.weights.to(predictions.device, dtype).view(-1, *[1] * (predictions.dim() - 1))

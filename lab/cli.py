@@ -5,6 +5,7 @@ A command is a function in a module of its own that imports no more than typer; 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -23,6 +24,8 @@ app.command(name="generate")(generate.command)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 2 after one message for unusable input, 130 for Ctrl-C."""
+    for library in ("DIFFUSERS", "TRANSFORMERS"):  # their hints are for programmers; set the variable to see them
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
         code = app(args=arguments, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):

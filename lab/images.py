@@ -30,6 +30,8 @@ def run(request: Request, out: Path, former: dict | None = None) -> None:
         logging.disable_progress_bar()  # one bar is enough: the images'
     pipe = load_base(place(request.base), request.config, _dtype(request.dtype))
     base_fingerprint = fingerprint(pipe)
+    sampling = Sampling(request.steps, request.eta, request.cfg, request.size, request.execution)
+    sampling.options_for(pipe)  # refuses what the pipeline cannot take
     factors, reports = match(pipe, adapters)
     method = Method.of(request.method, blend, factors)
     facts = {
@@ -45,7 +47,6 @@ def run(request: Request, out: Path, former: dict | None = None) -> None:
     pipe.to(request.device)
     if method.bank is not None:
         method.bank.to(request.device)
-    sampling = Sampling(request.steps, request.eta, request.cfg, request.size, request.execution)
     _make(pipe, method, sampling, request, out)
 
 

@@ -47,19 +47,24 @@ EXECUTIONS = ("auto", "batched", "sequential")
 MEMORY_MARGIN = 1.5  # the factor ComfyUI itself applies to its estimate before it batches conditionings
 
 
-@dataclass
+@dataclass(frozen=True)
 class AppliedBlend:
-    """A blended model, how its LoRAs matched, and (once it has sampled) the plan of its last run."""
+    """A blended model and how its LoRAs matched."""
 
     model: comfy.model_patcher.ModelPatcher
     blend: LoRABlend
     reports: tuple[LoadReport, ...]
-    plan: Plan | None = None
+    hooks: _Hooks
 
     @property
     def report(self) -> str:
         """The formula and the load reports, as the nodes show them."""
         return "\n".join([str(self.blend.blend), *map(str, self.reports)])
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan of the last run; None before one."""
+        return self.hooks.plan
 
 
 def sample(model, blend: LoRABlend, evaluation: str, execution: str, latent_image: dict, seed: int, **ksampler):
@@ -90,16 +95,15 @@ def apply_blend(
         log.info("%s", report)
     ESTIMATORS[evaluation](blend.blend.coefficients, 1, [0])  # refuses coefficients this evaluation cannot take
     bank = LoRABank(resolved)
+    hooks = _Hooks(bank, blend.blend.coefficients, evaluation, execution, seed, image_indices)
     patched = model.clone()
-    applied = AppliedBlend(patched, blend, reports)
-    hooks = _Hooks(applied, bank, evaluation, execution, seed, image_indices)
     patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, hooks.prepare_sampling)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, hooks.outer_sample)
     patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, hooks.predict_noise)
     patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, hooks.apply_model)
     factors = comfy.model_patcher.CoreModelPatcher(bank, model.load_device, model.offload_device)
     patched.set_additional_models(KEY, [factors])  # ComfyUI loads, counts and evicts them with the model
-    return applied
+    return AppliedBlend(patched, blend, reports, hooks)
 
 
 def target_index(base_model: torch.nn.Module) -> TargetIndex:
@@ -124,13 +128,13 @@ def _read_place(place) -> tuple[str, tuple[int, int] | None, bool]:
 
 
 class _Hooks:
-    """The wrappers of one blended model. What belongs to one run is in the run's own options, never here."""
+    """The wrappers of one blended model. The state of a run is in the run's own options; `plan` is kept to be read."""
 
-    def __init__(self, applied, bank, evaluation, execution, seed, image_indices):
-        self.applied = applied
+    def __init__(self, bank, coefficients, evaluation, execution, seed, image_indices):
         self.bank = bank
+        self.coefficients = coefficients
         self.estimator = ESTIMATORS[evaluation]
-        self.coefficients = applied.blend.blend.coefficients
+        self.plan: Plan | None = None
         self.execution = execution
         self.seed = seed
         self.image_indices = image_indices
@@ -142,7 +146,7 @@ class _Hooks:
         plan = self.estimator(self.coefficients, max(len(sigmas) - 1, 1), seeds)
         sampler_function = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
         options[KEY] = _Run(plan, StepClock(sigmas, sampler_function), self.bank, self.execution)
-        self.applied.plan = plan
+        self.plan = plan
         try:
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         finally:
@@ -176,7 +180,6 @@ class _Run:
         self.bank = bank
         self.execution = execution
         self.step = 0
-        self.attachments = {}
 
     def advance(self, timestep: torch.Tensor) -> None:
         """Note the step of the evaluation that begins."""
@@ -185,8 +188,8 @@ class _Run:
     def predict(self, executor, inputs: dict, options: dict) -> torch.Tensor:
         """The blended denoised prediction, (rows, ...), from one or several calls of the model."""
         network, x = executor.class_obj, inputs["args"][0]
-        attachment = self.attachments.setdefault(id(network), self.bank.attach(network))
-        rows = self._rows(x, options)
+        attachment = self.bank.attach(network)
+        rows, chunks = x.shape[0], len(options.get("cond_or_uncond", [])) or 1
 
         def evaluate(variants):
             def call(repeated, part):
@@ -200,17 +203,7 @@ class _Run:
 
             return self._fitting(run, self._group(network, x, len(variants)))
 
-        return self.plan(evaluate, self.step)
-
-    def _rows(self, x: torch.Tensor, options: dict) -> int:
-        rows, chunks = x.shape[0], len(options.get("cond_or_uncond", [])) or 1
-        if rows != chunks * self.plan.batch:
-            raise BlendError(
-                f"the sampler passed {rows} rows in {chunks} groups for {self.plan.batch} images. Something in the "
-                "graph splits or merges the batch inside a step, which a blend cannot follow; sample one image at a "
-                "time, or remove it."
-            )
-        return rows
+        return self.plan(evaluate, self.step, images=rows // chunks if rows % chunks == 0 else rows)
 
     def _group(self, network, x: torch.Tensor, k: int) -> int:
         """How many variants to put into one pass."""
@@ -218,7 +211,7 @@ class _Run:
             return k
         if self.execution == "sequential":
             return 1
-        free = comfy.model_management.get_free_memory(x.device) / MEMORY_MARGIN
+        free = network.current_patcher.get_free_memory(x.device) / MEMORY_MARGIN
         fits = (g for g in range(k, 1, -1) if network.memory_required([x.shape[0] * g, *x.shape[1:]]) < free)
         return next(fits, 1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from ..blend_core import ESTIMATORS, Blend, BlendError, Factors, LoRABank, Plan, Target, image_seed, soup
 from .host import blended
+from .loading import takes_eta
 
 METHODS = ("exact", "stratified", "sampled", "soup", "base")
 
@@ -26,6 +26,20 @@ class Sampling:
     cfg: float = 7.5
     size: int | None = None  # pixels of each side; None: the model's own
     execution: str = "sequential"
+
+    def options_for(self, pipe: DiffusionPipeline) -> dict:
+        """Arguments of the pipeline's call. Raises BlendError for an eta that it would ignore."""
+        options = {"num_inference_steps": self.steps, "guidance_scale": self.cfg}
+        if self.size is not None:
+            options |= {"height": self.size, "width": self.size}
+        if takes_eta(pipe):
+            return options | {"eta": self.eta}
+        if self.eta != 0:
+            raise BlendError(
+                f"eta is {self.eta:g}, but {type(pipe).__name__} takes none: its sampler is deterministic. "
+                "Set eta to 0."
+            )
+        return options
 
 
 @dataclass(frozen=True)
@@ -62,13 +76,6 @@ def generate(
     Each image has a generator of its own, so a batch holds the images that its prompts and seeds give one by one (to
     rounding). Raises BlendError for an eta that the pipeline would ignore.
     """
-    options = {"eta": sampling.eta, "height": sampling.size, "width": sampling.size}
-    accepted = inspect.signature(pipe.__call__).parameters
-    if "eta" not in accepted and options.pop("eta") != 0:
-        raise BlendError(
-            f"eta is {sampling.eta:g}, but {type(pipe).__name__} takes none: its sampler is deterministic. "
-            "Set eta to 0."
-        )
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]  # the CPU's: the same on every device
     plan = method.plan(sampling.steps, seeds)
     active = nullcontext() if method.bank is None else blended(pipe, method.bank, plan, sampling.execution)
@@ -76,9 +83,7 @@ def generate(
         output = pipe(
             prompt=list(prompts),
             generator=generators,
-            num_inference_steps=sampling.steps,
-            guidance_scale=sampling.cfg,
             output_type="pt",
-            **{name: value for name, value in options.items() if value is not None},
+            **sampling.options_for(pipe),
         )
     return output.images.float().cpu()

@@ -14,6 +14,7 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 
 from ..blend_core import Adapter, BlendError, LoadReport, LoRABank, read_adapter, resolve
 from .host import network_of, target_index
@@ -35,7 +36,7 @@ def load_base(path: str, config: str | None = None, dtype: torch.dtype = torch.f
             pipe = _load(path, place, config, dtype)
     except BlendError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, SingleFileComponentError) as error:
         raise BlendError(
             f"{path} cannot be opened as a base model: {_first_line(error)}. Expected a diffusers folder (with "
             "model_index.json), a hub id, or a .safetensors checkpoint, the latter with --config naming a diffusers "

@@ -35,16 +35,16 @@ class Alignment:
     """Settings of one reward LoRA's training."""
 
     seed: int = 11
-    iterations: int = 60
-    prompts: int = 24  # trajectories per iteration
+    iterations: int = 40
+    prompts: int = 16  # trajectories per iteration
     steps: int = 20  # denoising steps of a trajectory
     eta: float = 1.0
     cfg: float = 2.0
-    trained_steps: int = 6  # states per trajectory batch that get a gradient
+    trained_steps: int = 4  # states per trajectory batch that get a gradient
     first_trained: int = 5  # earlier states say too little about x0
     kl_weight: float = 0.05  # in units of the normalised reward
     rank: int = 8
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
 
 
 class Policy:

@@ -119,7 +119,11 @@ def _fit_refinement(autoencoder: PatchAutoencoder, images: Tensor, generator: to
 
 
 def save_base(unet, text_encoder, tokenizer, autoencoder, folder: Path) -> None:
-    """Write a folder that `StableDiffusionPipeline.from_pretrained` loads, in float16."""
+    """Write a folder that `StableDiffusionPipeline.from_pretrained` loads, the network in float16.
+
+    The small parts stay in float32: transformers would otherwise load the text encoder in float16 beside a float32
+    network wherever no dtype is asked for.
+    """
     pipe = StableDiffusionPipeline(
         vae=autoencoder,
         text_encoder=text_encoder,
@@ -130,8 +134,9 @@ def save_base(unet, text_encoder, tokenizer, autoencoder, folder: Path) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipe.to(torch.float16).save_pretrained(folder)
-    pipe.to(torch.float32)
+    unet.half()
+    pipe.save_pretrained(folder)
+    unet.float()
 
 
 def load_base(folder: Path = STUDIO / "base") -> StableDiffusionPipeline:

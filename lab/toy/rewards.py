@@ -53,17 +53,26 @@ def toy_rewards(scorer: Classifier | None = None, statistics: Path = STUDIO / "r
 
 def _faithful(scorer: Classifier) -> Score:
     def faithful(images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Mean over the named attributes of log p(attribute | image)."""
-        logits = {name: F.log_softmax(values, -1) for name, values in scorer(images).items()}
+        """Mean over the attributes that a prompt names of log p / (1 - p), p the scorer's probability of the word.
+
+        Odds, because log p alone is 0 for nearly every sample of the base: nothing would be left to gain.
+        """
+        odds = {name: _log_odds(logits) for name, logits in scorer(images).items()}
         named = [labels_of_prompt(prompt) for prompt in prompts]
-        return torch.stack(
-            [
-                torch.stack([logits[name][i, label] for name, label in labels.items()]).mean()
-                for i, labels in enumerate(named)
-            ]
-        )
+        return torch.stack([_mean_of_named(odds, i, labels) for i, labels in enumerate(named)])
 
     return faithful
+
+
+def _log_odds(logits: Tensor) -> Tensor:
+    """log p / (1 - p) of every class, from logits (batch, classes): logit minus the logsumexp of the others."""
+    classes = logits.shape[1]
+    others = logits[:, None].masked_fill(torch.eye(classes, dtype=torch.bool), -math.inf)
+    return logits - others.logsumexp(-1)
+
+
+def _mean_of_named(odds: dict[str, Tensor], image: int, labels: dict[str, int]) -> Tensor:
+    return torch.stack([odds[name][image, label] for name, label in labels.items()]).mean()
 
 
 def jpeg_bits(images: Tensor) -> Tensor:

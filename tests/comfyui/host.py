@@ -1,4 +1,4 @@
-"""Finding a ComfyUI on this machine, and entering it. The standard library only: run.py uses it before pytest exists."""
+"""Finding a ComfyUI on this machine, and entering it. Standard library only: run.py uses it where pytest is not yet."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -117,9 +117,15 @@ def write_transformer(lora: RandomLoRA, folder: Path) -> str:
 
 def write_native(lora: RandomLoRA, folder: Path) -> str:
     """ComfyUI's own names, without an alpha."""
+    return save(native_keys(lora), folder, f"{lora.label}.safetensors")
+
+
+def native_keys(lora: RandomLoRA) -> dict[str, Tensor]:
+    """The tensors of a LoRA by ComfyUI's own names, for whole weights."""
     assert lora.alpha == lora.rank
-    tensors = _pairs(lora, "diffusion_model.{}.lora_A.weight", "diffusion_model.{}.lora_B.weight")
-    return save(tensors, folder, f"{lora.label}.safetensors")
+    native = {replace(layer, name=layer.module): factors for layer, factors in lora.factors.items()}
+    native_lora = replace(lora, factors=native)
+    return _pairs(native_lora, "diffusion_model.{}.lora_A.weight", "diffusion_model.{}.lora_B.weight")
 
 
 def _pairs(lora: RandomLoRA, down_name: str, up_name: str) -> dict[str, Tensor]:

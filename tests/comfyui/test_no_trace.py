@@ -96,16 +96,6 @@ def test_two_blends_of_one_base_used_in_turn_do_not_mix(graph, base, files, plai
     assert torch.equal(graph.plain(other), second)
 
 
-def test_a_run_of_another_blend_within_a_run_does_not_mix(graph, base, files, plain):
-    """Previews and detailers sample from inside another sampler's callback."""
-    one, other = graph.blend(files[:2]), graph.blend(files[2:])
-    expected, inner = graph.blended(base, one), graph.blended(base, other)
-    results = []
-    outer = graph.blended(during(base, 2, lambda: results.append(graph.blended(base, other))), one)
-    assert torch.equal(results[0], inner)
-    assert torch.equal(outer, expected)
-
-
 def test_dropping_clones_in_mid_run_changes_nothing(graph, base, files):
     blend = graph.blend(files)
     expected = graph.blended(base, blend)

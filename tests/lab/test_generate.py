@@ -92,6 +92,18 @@ def test_the_record_says_what_was_made_with_what(studio, tmp_path):
     assert record["images"][0]["choices"] == record["images"][2]["choices"]  # one seed, one series of choices
 
 
+def test_kl_weights_in_the_files_enter_the_coefficients(studio, tmp_path):
+    unet = tiny_pipeline().unet
+    loras = [
+        write_lora(tmp_path / f"{name}.safetensors", random_lora(unet, 51), {"diffusion_blend.kl_weight": kl_weight})
+        for name, kl_weight in (("weak", "0.1"), ("strong", "0.3"))
+    ]
+    rewards = [f"--reward={lora.stem}={lora}" for lora in loras]
+    more = ["--prompt=a", "--steps=1", "--device=cpu", f"--out={tmp_path / 'out'}"]
+    assert main(["generate", f"--base={studio / 'base'}", *rewards, *more]) == 0
+    assert record_of(tmp_path / "out")["coefficients"] == pytest.approx({"base": 0, "weak": 0.25, "strong": 0.75})
+
+
 def test_a_stopped_run_goes_on_with_the_images_it_lacks(studio, tmp_path, monkeypatch, capsys):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert main(arguments(studio, whole)) == 0

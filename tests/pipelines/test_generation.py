@@ -133,3 +133,16 @@ def test_a_folder_that_is_no_model_and_a_checkpoint_without_config_say_what_to_d
         load_base(str(checkpoint))
     with pytest.raises(BlendError, match=r"has no model_index\.json"):
         load_base(str(checkpoint), config=str(tmp_path))
+
+
+class FlowPipeline:
+    """The call of a pipeline whose sampler has no eta."""
+
+    def __call__(self, prompt, num_inference_steps, guidance_scale, generator, output_type):
+        """Never reached."""
+
+
+def test_an_eta_that_would_be_ignored_is_refused():
+    assert Sampling(eta=0.0).options_for(FlowPipeline()) == {"num_inference_steps": 30, "guidance_scale": 7.5}
+    with pytest.raises(BlendError, match="FlowPipeline takes none"):
+        Sampling(eta=0.5).options_for(FlowPipeline())

@@ -1,0 +1,134 @@
+"""A ComfyUI server process with the pack among its custom nodes, spoken to over HTTP as the browser does."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import comfy.taesd.taesd
+import torch
+from safetensors.torch import save_file
+
+from . import host, networks
+
+PACK = "diffusion-blend"  # as the registry names the folder: with a hyphen
+CHECKPOINT = "tiny.safetensors"
+PATIENCE = 180  # seconds; a prompt takes about 2 on an idle core
+_PROMPT_NODE = '''
+import torch
+
+class RandomPrompt:
+    """A text encoder's output without a text encoder, the smallest of which is too large for a test."""
+    RETURN_TYPES, FUNCTION, CATEGORY = ("CONDITIONING",), "encode", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"seed": ("INT", {"default": 0})}}
+
+    def encode(self, seed):
+        return ([[torch.randn(1, 8, 768, generator=torch.Generator().manual_seed(seed)), {}]],)
+
+NODE_CLASS_MAPPINGS = {"RandomPrompt": RandomPrompt}
+'''
+
+
+def write_checkpoint(path: Path) -> None:
+    """SD 1.5 with a tiny autoencoder and no text encoder, in fp16: 37 MB."""
+    autoencoder = networks.filled(comfy.taesd.taesd.TAESD(latent_channels=4))
+    tensors = {f"model.diffusion_model.{name}": value for name, value in networks.unet().items()}
+    tensors |= {f"first_stage_model.{name}": value for name, value in autoencoder.items()}
+    save_file({name: value.to(torch.float16).contiguous() for name, value in tensors.items()}, path)
+
+
+class Server:
+    """A running server; `with Server(folder, loras) as server`. The folder holds all it reads and writes."""
+
+    def __init__(self, folder: Path, loras: Path):
+        self.folder = folder
+        self.log = folder / "server.log"
+        for below in ("custom_nodes", "models/checkpoints"):
+            (folder / below).mkdir(parents=True)
+        (folder / "custom_nodes" / PACK).symlink_to(host.REPOSITORY, target_is_directory=True)
+        (folder / "custom_nodes" / "random_prompt.py").write_text(_PROMPT_NODE)
+        write_checkpoint(folder / "models" / "checkpoints" / CHECKPOINT)
+        shutil.copytree(loras, folder / "models" / "loras")
+
+    def __enter__(self) -> Server:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        command = [sys.executable, "main.py", "--cpu", "--base-directory", self.folder, "--disable-api-nodes"]
+        command += ["--database-url", f"sqlite:///{self.folder / 'comfyui.db'}", "--disable-auto-launch"]
+        command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK, "random_prompt.py"]
+        command += ["--listen", "127.0.0.1", "--port", self.port]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        environment |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        self.process = subprocess.Popen(
+            list(map(str, command)),
+            cwd=host.workspaces()[0],
+            env=environment,
+            stdout=self.log.open("wb"),
+            stderr=subprocess.STDOUT,
+        )
+        self.wait(self._answers, "the server to start")
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.process.terminate()
+        self.process.wait(timeout=30)
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.get("/system_stats"))
+        except urllib.error.URLError:
+            return False
+
+    def wait(self, condition, what: str):
+        """condition(), as soon as it is true; the server's log where that takes too long."""
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end and self.process.poll() is None:
+            if answer := condition():
+                return answer
+            time.sleep(0.1)
+        raise AssertionError(f"waited in vain for {what}; the server's log:\n{self.log.read_text()[-4000:]}")
+
+    def read(self, path: str, body: dict | None = None) -> bytes:
+        """The answer to GET, or to POST where there is a body."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", data, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.read()
+
+    def get(self, path: str) -> dict:
+        """The answer's JSON."""
+        return json.loads(self.read(path))
+
+    def queue(self, graph: dict) -> str:
+        """Queue a graph in the API's format; returns the prompt's id."""
+        return json.loads(self.read("/prompt", {"prompt": graph}))["prompt_id"]
+
+    def finish(self, prompt_id: str) -> dict:
+        """The history of a prompt that has come to its end, whichever."""
+
+        def ended():
+            entry = self.get(f"/history/{prompt_id}").get(prompt_id)
+            return entry if entry and entry.get("status") else None
+
+        return self.wait(ended, "a prompt to end")
+
+    def picture(self, graph: dict) -> Path:
+        """Run a graph that ends in Save Image; its first picture."""
+        history = self.finish(self.queue(graph))
+        assert history["status"]["status_str"] == "success", history["status"]
+        (image, *_) = next(output["images"] for output in history["outputs"].values() if "images" in output)
+        return self.folder / "output" / image["subfolder"] / image["filename"]

@@ -1,0 +1,161 @@
+"""The pack in a running ComfyUI server, over HTTP: a picture, its repetition, an error, an interrupt."""
+
+import json
+import urllib.parse
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from . import host
+from .server import CHECKPOINT, PACK, Server
+
+NODE_IDS = {
+    "DiffusionBlendLoadRewardLoRA",
+    "DiffusionBlendBlendWeights",
+    "DiffusionBlendKLInterpolate",
+    "DiffusionBlendApply",
+    "DiffusionBlendKSampler",
+    "DiffusionBlendStochasticLS",
+}
+DOCS = host.REPOSITORY / "web" / "docs"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, lora_folder, files):
+    """A server that holds the three LoRAs and a tiny checkpoint."""
+    with Server(tmp_path_factory.mktemp("server") / "base", lora_folder) as running:
+        yield running
+
+
+def workflow(files, weights="0.6, 0.4", steps=3) -> dict:
+    """Two reward LoRAs, blended and sampled into a picture."""
+    nodes = {
+        "model": ("CheckpointLoaderSimple", {"ckpt_name": CHECKPOINT}),
+        "positive": ("RandomPrompt", {"seed": 1}),
+        "negative": ("RandomPrompt", {"seed": 2}),
+        "latent": ("EmptyLatentImage", {"width": 64, "height": 64, "batch_size": 1}),
+        "first": _load(files[0]),
+        "second": _load(files[1]),
+        "weights": (
+            "DiffusionBlendBlendWeights",
+            {"loras.lora_0": ["first", 0], "loras.lora_1": ["second", 0], "weights": weights, "normalise": True},
+        ),
+        "dial": ("DiffusionBlendKLInterpolate", {"blend": ["weights", 0], "alignment": 0.8}),
+        "sampler": (
+            "DiffusionBlendKSampler",
+            {
+                "model": ["model", 0],
+                "blend": ["dial", 0],
+                "seed": 3,
+                "steps": steps,
+                "cfg": 5.0,
+                "sampler_name": "euler",
+                "scheduler": "normal",
+                "positive": ["positive", 0],
+                "negative": ["negative", 0],
+                "latent_image": ["latent", 0],
+                "denoise": 1.0,
+                "execution": "auto",
+            },
+        ),
+        "decoded": ("VAEDecode", {"samples": ["sampler", 0], "vae": ["model", 2]}),
+        "saved": ("SaveImage", {"images": ["decoded", 0], "filename_prefix": "blend"}),
+    }
+    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+
+
+def _load(file):
+    return "DiffusionBlendLoadRewardLoRA", {"lora_name": file, "label": "", "kl_weight": 0.0, "scale": 0.0}
+
+
+def pixels(path) -> np.ndarray:
+    """A saved picture's values."""
+    return np.asarray(Image.open(path))
+
+
+@pytest.fixture(scope="module")
+def picture(server, files):
+    """The first picture."""
+    return server.picture(workflow(files))
+
+
+def forget(server) -> None:
+    """Drop the server's cached results, which it would otherwise serve again."""
+    server.read("/free", {"unload_models": True, "free_memory": True})
+
+
+def test_the_pack_loads_without_complaint(server):
+    assert "IMPORT FAILED" not in server.log.read_text()
+    ours = {name for name in server.get("/object_info") if name.startswith("DiffusionBlend")}
+    assert ours == NODE_IDS
+
+
+@pytest.mark.parametrize("node_id", sorted(NODE_IDS))
+def test_every_input_and_output_has_a_tooltip(server, node_id):
+    node = server.get(f"/object_info/{node_id}")[node_id]
+    inputs = {**node["input"].get("required", {}), **node["input"].get("optional", {})}
+    assert inputs
+    for name, (_, options) in inputs.items():
+        slots = options["template"]["input"]["required"].values() if "template" in options else [(None, options)]
+        assert all(slot.get("tooltip") for _, slot in slots), name
+    assert all(node["output_tooltips"])
+    assert node["description"]
+
+
+def test_a_graph_makes_a_picture(picture):
+    assert pixels(picture).shape == (64, 64, 3)
+    assert pixels(picture).std() > 1
+
+
+def test_the_prompt_inside_a_picture_makes_it_again(server, picture):
+    graph = json.loads(Image.open(picture).info["prompt"])
+    forget(server)
+    again = server.picture(graph)
+    assert again != picture
+    assert np.array_equal(pixels(again), pixels(picture))
+
+
+def test_the_nodes_show_the_formula_and_what_matched(server, files, picture):
+    forget(server)
+    outputs = server.finish(server.queue(workflow(files)))["outputs"]
+    assert "0.2 base + 0.48 everything + 0.32 attentive" in "".join(outputs["dial"]["text"])
+    assert "modules on SD 1.5" in "".join(outputs["sampler"]["text"])
+
+
+def test_other_weights_make_another_picture(server, files, picture):
+    assert not np.array_equal(pixels(server.picture(workflow(files, "0, 1"))), pixels(picture))
+
+
+def test_a_bad_weight_is_explained_to_the_client(server, files):
+    status = server.finish(server.queue(workflow(files, "-1, 2")))["status"]
+    assert status["status_str"] == "error"
+    error = next(content for kind, content in status["messages"] if kind == "execution_error")
+    assert error["node_id"] == "weights"
+    assert "lower its weight" in error["exception_message"]
+
+
+def test_a_missing_file_is_refused_before_the_graph_runs(server, files):
+    with pytest.raises(OSError) as caught:
+        server.queue(workflow(["gone.safetensors", files[1]]))
+    assert "gone.safetensors is not in models/loras" in caught.value.read().decode()
+
+
+def test_after_an_interrupt_the_next_prompt_is_as_before(server, files, picture):
+    long = server.queue(workflow(files, steps=5000))
+    server.wait(lambda: "/5000" in server.log.read_text(), "the first step")
+    server.read("/interrupt", {})
+    status = server.finish(long)["status"]
+    assert "execution_interrupted" in [kind for kind, _ in status["messages"]]
+    forget(server)
+    assert np.array_equal(pixels(server.picture(workflow(files))), pixels(picture))
+
+
+@pytest.mark.skipif(not DOCS.is_dir(), reason="no help pages in web/docs")
+def test_every_node_has_a_help_page_that_is_served(server):
+    for node_id in NODE_IDS:
+        pages = [page for page in DOCS.rglob("*.md") if node_id in page.relative_to(DOCS).parts[0]]
+        assert pages, node_id
+        for page in pages:
+            place = urllib.parse.quote(page.relative_to(DOCS).as_posix())
+            assert server.read(f"/extensions/{PACK}/docs/{place}") == page.read_bytes()
