@@ -18,7 +18,7 @@ toy: $(VENV)/.installed
 
 # Costs of the engine side by side with ComfyUI's own ways, in a real ComfyUI.
 bench: $(VENV)/.installed
-	$(BIN)/python tests/comfyui/run.py --script benchmarks/cost.py
+	$(BIN)/python benchmarks/run.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info[:2] <= (3, 13), "Python 3.10 to 3.13 needed, this is " + sys.version + "; name another with make PYTHON=..."'

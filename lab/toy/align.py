@@ -35,7 +35,7 @@ class Alignment:
     """Settings of one reward LoRA's training."""
 
     seed: int = 11
-    iterations: int = 40
+    iterations: int = 30
     prompts: int = 16  # trajectories per iteration
     steps: int = 20  # denoising steps of a trajectory
     eta: float = 1.0
@@ -44,7 +44,7 @@ class Alignment:
     first_trained: int = 5  # earlier states say too little about x0
     kl_weight: float = 0.05  # in units of the normalised reward
     rank: int = 8
-    learning_rate: float = 2e-3
+    learning_rate: float = 7e-4
 
 
 class Policy:
@@ -70,6 +70,21 @@ class Policy:
     def predictor(self, prompts: list[str]):
         """predict(x, timestep) for these prompts."""
         return guided(self.unet, self.encode(prompts), self.empty.expand(len(prompts), -1, -1), self.cfg)
+
+    def reference_predictor(self, prompts: list[str]):
+        """The base model's predict(x, timestep) for these prompts, without gradient."""
+        predict = self.predictor(prompts)
+
+        def predict_base(x: Tensor, timestep: int) -> Tensor:
+            with self.reference():
+                return predict(x, timestep)
+
+        return predict_base
+
+    def noise(self, count: int, generator: torch.Generator) -> Tensor:
+        """Latents to start from, (count, channels, h, w)."""
+        config = self.unet.config
+        return torch.randn(count, config.in_channels, config.sample_size, config.sample_size, generator=generator)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (batch, 3, 32, 32), about [0, 1]."""
@@ -121,8 +136,7 @@ def align(reward: ToyReward, surrogate_std: float, settings: Alignment) -> tuple
             group["lr"] = settings.learning_rate * min(1, 2 * (1 - iteration / settings.iterations))
         prompts = random_prompts(settings.prompts, generator)
         predict = policy.predictor(prompts)
-        noise = torch.randn(settings.prompts, *_latent_shape(policy), generator=generator)
-        states = rollout(predict, policy.levels, noise, generator)
+        states = rollout(predict, policy.levels, policy.noise(settings.prompts, generator), generator)
         kls = _update(policy, reward, settings, states, prompts, predict, optimiser, generator)
         with torch.no_grad():
             score = reward(policy.decode(states[-1]), prompts).mean().item()
@@ -149,11 +163,6 @@ def _update(policy, reward, settings, states, prompts, predict, optimiser, gener
 def _rescaled(reward: ToyReward, surrogate_std: float):
     """The surrogate in units of the exact score's spread."""
     return lambda images, prompts: reward.surrogate(images, prompts) * (reward.std / surrogate_std)
-
-
-def _latent_shape(policy: Policy) -> tuple[int, int, int]:
-    config = policy.unet.config
-    return config.in_channels, config.sample_size, config.sample_size
 
 
 def main() -> None:

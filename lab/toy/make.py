@@ -18,7 +18,7 @@ import torch
 from .align import Alignment, Policy, random_prompts
 from .model import STUDIO
 from .rewards import toy_rewards
-from .rollout import rollout
+from .rollout import rollout_with_kl
 from .scorer import Classifier, accuracy, load_classifier, save_classifier, train_classifier
 from .train_base import BaseTraining
 
@@ -67,23 +67,13 @@ def samples(policy: Policy, count: int, seed: int) -> tuple[torch.Tensor, list[s
     images, prompts, kls = [], [], []
     for _ in range(0, count, 64):
         batch = random_prompts(64, generator)
-        predict = policy.predictor(batch)
-        noise = torch.randn(64, 16, 8, 8, generator=generator)
-        states = rollout(predict, policy.levels, noise, generator)
-        images.append(policy.decode(states[-1]).clamp(0, 1).detach())
-        kls.append(_path_kl(policy, states, predict))
+        noise = policy.noise(64, generator)
+        predict, reference = policy.predictor(batch), policy.reference_predictor(batch)
+        latents, kl = rollout_with_kl(predict, reference, policy.levels, noise, generator)
+        images.append(policy.decode(latents).clamp(0, 1).detach())
         prompts += batch
+        kls.append(kl)
     return torch.cat(images), prompts, torch.cat(kls)
-
-
-@torch.no_grad()
-def _path_kl(policy: Policy, states: list[torch.Tensor], predict) -> torch.Tensor:
-    total = torch.zeros(len(states[0]))
-    for level, x in zip(policy.levels, states, strict=False):
-        velocity = predict(x, level.timestep)
-        with policy.reference():
-            total += level.kl(x, velocity, predict(x, level.timestep))
-    return total
 
 
 def make_statistics() -> None:

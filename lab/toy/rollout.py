@@ -70,3 +70,16 @@ def rollout(predict: Predict, levels: list[Step], x: Tensor, generator: torch.Ge
         x = mean + level.sigma * torch.randn(x.shape, generator=generator)
         states.append(x)
     return states
+
+
+@torch.no_grad()
+def rollout_with_kl(
+    predict: Predict, reference: Predict, levels: list[Step], x: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The clean latents of one rollout, and each path's KL to the reference model, (batch,)."""
+    kl = torch.zeros(len(x))
+    for level in levels:
+        velocity = predict(x, level.timestep)
+        kl += level.kl(x, velocity, reference(x, level.timestep))
+        x = level.mean(x, velocity) + level.sigma * torch.randn(x.shape, generator=generator)
+    return x, kl

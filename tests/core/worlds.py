@@ -7,13 +7,14 @@ In both x = a x0 + sigma n, so for a component N(m, S) the noisy density is N(a 
 
     D(x, sigma) = m + a S (a^2 S + sigma^2 I)^-1 (x - a m)
 
-which Tweedie's formula D = (x + sigma^2 grad log p(x)) / a confirms by autograd. Tilting a component by exp(r / kl_weight)
-gives a component again, its weight times the normaliser: a linear r = a . x shifts the mean by S a / kl_weight, a
-quadratic r = -1/2 (x - b)^T Q (x - b) adds the precision Q / kl_weight (Diffusion Blend, arXiv 2505.18547, Lemma 1 is
-flat for the first on one Gaussian, and not for the second).
+which Tweedie's formula D = (x + sigma^2 grad log p(x)) / a confirms by autograd. Tilting a component by
+exp(r / kl_weight) gives a component again, its weight times the normaliser: a linear r = a . x shifts the mean by
+S a / kl_weight, a quadratic r = -1/2 (x - b)^T Q (x - b) adds the precision Q / kl_weight. On one Gaussian the Jensen
+gap (arXiv 2505.18547, Lemma 1) is flat for the first and not for the second.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -41,7 +42,7 @@ def signal(sigma, family):
 
 @dataclass(frozen=True)
 class World:
-    """A Gaussian mixture: weights (k,) that sum to 1, means (k, d), covariances (k, d, d). One component is a Gaussian."""
+    """A Gaussian mixture: weights (k,) that sum to 1, means (k, d), covariances (k, d, d); k may be 1."""
 
     weights: torch.Tensor
     means: torch.Tensor
@@ -167,7 +168,7 @@ def start(batch, size, family="ve", seed=0):
 def sample(denoiser, x, sigmas, family="ve", eta=0.0, seed=0):
     """x0 at the end of a first-order run: Euler at eta 0, ancestral above. denoiser(x, sigma, step) -> denoised."""
     generator = seeded(seed)
-    for step, (now, after) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for step, (now, after) in enumerate(pairwise(sigmas)):
         denoised = denoiser(x, now, step)
         noise = torch.randn(x.shape, dtype=x.dtype, generator=generator)
         mean, spread = _reverse_step(x, denoised, now, after, family, eta)

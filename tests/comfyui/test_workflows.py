@@ -1,0 +1,53 @@
+"""What ships beside the nodes still speaks of today's nodes: example workflows, help pages, texts."""
+
+import json
+
+import nodes as core
+import pytest
+
+from .host import REPOSITORY
+
+WORKFLOWS = sorted((REPOSITORY / "example_workflows").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def schemas(nodes):
+    """The pack's schemas by node id."""
+    return {node.GET_SCHEMA().node_id: node.GET_SCHEMA() for node in nodes.values()}
+
+
+def test_there_are_workflows_for_two_rewards_and_for_the_kl_dial():
+    assert {"two_rewards", "kl_dial"} <= {path.stem for path in WORKFLOWS}
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_shipped_workflow_matches_the_nodes_and_has_a_thumbnail(path, schemas):
+    graph = json.loads(path.read_text(encoding="utf8"))
+    assert path.with_suffix(".jpg").exists()
+    ours = [node for node in graph["nodes"] if node["type"] in schemas]
+    assert ours
+    for node in graph["nodes"]:
+        assert node["type"] in schemas or node["type"] in core.NODE_CLASS_MAPPINGS or node["type"] == "MarkdownNote"
+    for node in ours:
+        known = {entry.id for entry in schemas[node["type"]].inputs}
+        saved = {entry["name"].split(".")[0] for entry in node["inputs"]}
+        assert saved == known
+
+
+def test_every_node_has_a_help_page_that_names_all_its_inputs(schemas):
+    for node_id, schema in schemas.items():
+        page = (REPOSITORY / "web" / "docs" / f"{node_id}.md").read_text(encoding="utf8")
+        missing = [entry.id for entry in schema.inputs if entry.id not in page]
+        assert not missing, f"{node_id}: {missing}"
+
+
+def test_the_english_texts_are_those_of_the_nodes(schemas):
+    texts = json.loads((REPOSITORY / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf8"))
+    assert set(texts) == set(schemas)
+    for node_id, schema in schemas.items():
+        assert texts[node_id]["display_name"] == schema.display_name
+        assert texts[node_id]["description"] == schema.description
+        shown = {name: entry.get("tooltip") for name, entry in texts[node_id]["inputs"].items()}
+        own = {entry.id: entry.tooltip for entry in schema.inputs}
+        assert {name: text for name, text in shown.items() if own[name]} == {n: t for n, t in own.items() if t}
+        assert set(shown) == set(own)
