@@ -60,6 +60,8 @@ def enter(root: Path) -> None:
     from comfy.cli_args import args
 
     args.cpu = True  # before any other comfy import, which would look for a GPU
+    # As main.py does: ComfyUI's nodes.py puts a folder with another `utils` ahead of this one on sys.path.
+    importlib.import_module("utils.extra_config")
     import torch
 
     torch.set_num_threads(1)

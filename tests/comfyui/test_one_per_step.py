@@ -65,9 +65,11 @@ def test_choices_do_not_disturb_the_samplers_noise(graph, base, files, merged, s
     """All weight on one basis: an ancestral run has to equal that basis' own, noise included."""
     inputs = {"sampler_name": "euler_ancestral", "steps": 4}
     result, choices = graph.stochastic(base, graph.blend(files, "0, 1, 0"), selection, **inputs)
+    random_state = torch.get_rng_state()
     assert choices.unique().tolist() == [2]
     reference = switching_reference(base, merged, choices, [0, 1, 2, 3])
     assert_equal(result, graph.plain(reference, **inputs))
+    assert torch.equal(torch.get_rng_state(), random_state)  # some samplers draw from it
 
 
 def test_stratified_shares_follow_the_weights(graph, base, files):

@@ -2,8 +2,9 @@
 
 import json
 
-import nodes as core
 import pytest
+
+import nodes as core
 
 from .host import REPOSITORY
 

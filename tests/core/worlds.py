@@ -106,9 +106,7 @@ class World:
 
 def gaussian(size=6, seed=0):
     """One Gaussian with a full covariance."""
-    return World(
-        torch.ones(1, dtype=torch.float64), normal(1, size, seed=seed), covariance(size, seed + 1)[None]
-    )
+    return World(torch.ones(1, dtype=torch.float64), normal(1, size, seed=seed), covariance(size, seed + 1)[None])
 
 
 def mixture(size=16, components=4, seed=0):
