@@ -42,7 +42,7 @@ def save_lora(peft_state: dict[str, Tensor], path: Path, *, reward: ToyReward, s
         "base_model": "diffusion-blend toy studio",
         "base_sha256": sha256(STUDIO / "base" / "unet" / "diffusion_pytorch_model.safetensors"),
         "rank": settings["rank"],
-        "step": settings["iterations"],
+        "step": settings["iterations"] * settings["updates"],
         "images_seen": settings["iterations"] * settings["prompts"],
         "seed": settings["seed"],
         "path_kl": log[-1]["path_kl"],

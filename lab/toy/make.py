@@ -6,10 +6,12 @@ Each part is skipped when its files are there already; delete a part's files to 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,15 +20,16 @@ import torch
 from .align import Alignment, Policy, random_prompts
 from .model import STUDIO
 from .rewards import toy_rewards
-from .rollout import rollout_with_kl
+from .rollout import rollout, rollout_with_kl
 from .scorer import Classifier, accuracy, load_classifier, save_classifier, train_classifier
 from .train_base import BaseTraining
 
 SCORER = {"seed": 1, "width": 24}
 JUDGE = {"seed": 2, "width": 32}  # never a reward: it tells how good the samples are
 # What one unit of each reward weighs, chosen so that the three bases move about equally far at one KL weight.
-SCALES = {"calm": 1.0, "vivid": 0.5, "faithful": 1.0}
-SAMPLES = 512  # images per measurement
+SCALES = {"calm": 1.0, "vivid": 1.0, "faithful": 0.5}
+STATISTICS = 96  # images of the base that give the rewards their zero and unit
+SAMPLES = 256  # images per measurement
 
 
 def main() -> None:
@@ -77,11 +80,15 @@ def samples(policy: Policy, count: int, seed: int) -> tuple[torch.Tensor, list[s
 
 
 def make_statistics() -> None:
-    """Mean and spread of each raw reward over the base's samples, and the spread of its surrogate."""
+    """Mean and spread of each raw reward over samples of the base, and the spread of its surrogate."""
     path = STUDIO / "rewards.json"
     if path.exists():
         return
-    images, prompts, _ = samples(Policy(Alignment()), SAMPLES, seed=3)
+    policy, generator = Policy(Alignment()), torch.Generator().manual_seed(3)
+    prompts = random_prompts(STATISTICS, generator)
+    noise = policy.noise(STATISTICS, generator)
+    states = rollout(policy.predictor(prompts), policy.levels, noise, generator)
+    images = policy.decode(states[-1]).clamp(0, 1).detach()
     rewards = toy_rewards()
     raw = {name: reward.raw(images, prompts) for name, reward in rewards.items()}
     statistics = {
@@ -112,28 +119,34 @@ def _finish(process: subprocess.Popen) -> None:
 
 def measured() -> dict:
     """Settings, and what the base and each LoRA do to every reward, to the judge's reading, and in path KL."""
-    rewards, reader = toy_rewards(), judge()
-    models = {}
-    for name in ["base", *SCALES]:
-        policy = Policy(Alignment())
-        if name != "base":
-            _load(policy, STUDIO / "loras" / f"{name}.safetensors")
-        started = time.perf_counter()
-        images, prompts, kl = samples(policy, SAMPLES, seed=4)
-        models[name] = {
-            "n": len(images),
-            "seconds": time.perf_counter() - started,
-            "rewards": {of: _mean(reward(images, prompts)) for of, reward in rewards.items()},
-            "accuracy": accuracy(reader, images, prompts),
-            "path_kl": _mean(kl),
-        }
+    names = ["base", *SCALES]
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        models = dict(zip(names, pool.map(measure, names), strict=True))
     settings = {"base": asdict(BaseTraining()), "alignment": asdict(Alignment()), "scorer": SCORER, "judge": JUDGE}
     return {"settings": settings, "scales": SCALES, "models": models}
 
 
-def _load(policy: Policy, path: Path) -> None:
+def measure(name: str) -> dict:
+    """What one model, `base` or a LoRA's name, reaches on the same prompts and noise as the others."""
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    policy = Policy(Alignment())
+    if name != "base":
+        load_lora(policy, name)
+    images, prompts, kl = samples(policy, SAMPLES, seed=4)
+    return {
+        "n": len(images),
+        "rewards": {of: _mean(reward(images, prompts)) for of, reward in toy_rewards().items()},
+        "accuracy": accuracy(judge(), images, prompts),
+        "path_kl": _mean(kl),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def load_lora(policy: Policy, name: str) -> None:
+    """Put the studio's LoRA in the place of the policy's fresh one."""
     policy.unet.delete_adapters("default")
-    policy.pipe.load_lora_weights(path)
+    policy.pipe.load_lora_weights(STUDIO / "loras" / f"{name}.safetensors")
 
 
 def _mean(values: torch.Tensor) -> dict[str, float]:

@@ -137,6 +137,10 @@ def save_base(unet, text_encoder, tokenizer, autoencoder, folder: Path) -> None:
     unet.half()
     pipe.save_pretrained(folder)
     unet.float()
+    for name in ("model_index.json", "tokenizer/tokenizer_config.json"):
+        text = (folder / name).read_text()
+        # transformers 5 writes its own name for this class; the older one is known to 4 and 5
+        (folder / name).write_text(text.replace("TokenizersBackend", "PreTrainedTokenizerFast"))
 
 
 def load_base(folder: Path = STUDIO / "base") -> StableDiffusionPipeline:

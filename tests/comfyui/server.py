@@ -69,6 +69,7 @@ class Server:
         command += ["--database-url", f"sqlite:///{self.folder / 'comfyui.db'}", "--disable-auto-launch"]
         command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK, "random_prompt.py"]
         command += ["--listen", "127.0.0.1", "--port", self.port]
+        command += ["--cache-none"]  # a prompt that comes again is to run again
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         environment |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         self.process = subprocess.Popen(

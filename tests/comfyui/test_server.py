@@ -80,11 +80,6 @@ def picture(server, files):
     return server.picture(workflow(files))
 
 
-def forget(server) -> None:
-    """Drop the server's cached results, which it would otherwise serve again."""
-    server.read("/free", {"unload_models": True, "free_memory": True})
-
-
 def test_the_pack_loads_without_complaint(server):
     assert "IMPORT FAILED" not in server.log.read_text()
     ours = {name for name in server.get("/object_info") if name.startswith("DiffusionBlend")}
@@ -110,14 +105,12 @@ def test_a_graph_makes_a_picture(picture):
 
 def test_the_prompt_inside_a_picture_makes_it_again(server, picture):
     graph = json.loads(Image.open(picture).info["prompt"])
-    forget(server)
     again = server.picture(graph)
     assert again != picture
     assert np.array_equal(pixels(again), pixels(picture))
 
 
 def test_the_nodes_show_the_formula_and_what_matched(server, files, picture):
-    forget(server)
     outputs = server.finish(server.queue(workflow(files)))["outputs"]
     assert "0.2 base + 0.48 everything + 0.32 attentive" in "".join(outputs["dial"]["text"])
     assert "modules on SD 1.5" in "".join(outputs["sampler"]["text"])
@@ -147,7 +140,6 @@ def test_after_an_interrupt_the_next_prompt_is_as_before(server, files, picture)
     server.read("/interrupt", {})
     status = server.finish(long)["status"]
     assert "execution_interrupted" in [kind for kind, _ in status["messages"]]
-    forget(server)
     assert np.array_equal(pixels(server.picture(workflow(files))), pixels(picture))
 
 
