@@ -33,21 +33,25 @@ def draw_grid(points: Sequence[Point], prompts: Sequence[str], path: Path) -> No
     """One row of images per method, from the first reward to the second; a row over alignment below."""
     rows = {method: [p for p in points if p.setting.method == method] for method in TITLES}
     columns = max(len(row) for row in rows.values())
-    figure, axes = plt.subplots(
-        len(rows), SHOWN * columns, figsize=(SHOWN * columns * 1.25 + 1.3, len(rows) * 1.5), squeeze=False
+    figure = plt.figure(figsize=(SHOWN * columns * 1.1 + 1.6, len(rows) * 1.3 + 0.5))
+    gap = 0.3  # of a picture, between the prompts
+    widths = ([1] * columns + [gap]) * SHOWN
+    grid = figure.add_gridspec(
+        len(rows), len(widths), width_ratios=widths, left=0.13, right=1, top=0.9, bottom=0.01, wspace=0.06, hspace=0.24
     )
-    for row_axes, (method, row) in zip(axes, rows.items(), strict=True):
-        for i, axis in enumerate(row_axes):
+    for number, (method, row) in enumerate(rows.items()):
+        for i in range(SHOWN * columns):
             prompt, column = divmod(i, columns)
+            axis = figure.add_subplot(grid[number, prompt * (columns + 1) + column])
             point = row[column]
             image = point.images[prompt * (len(point.images) // len(prompts))]
             _show(axis, image, _column_title(point, method))
-        row_axes[0].set_ylabel(TITLES[method], rotation=0, ha="right", va="center", fontsize=9)
-    for prompt in range(SHOWN):
-        axes[0][prompt * columns + columns // 2].annotate(
-            prompts[prompt], (0.5, 1.28), xycoords="axes fraction", ha="center", fontsize=9, style="italic"
-        )
-    figure.tight_layout(rect=(0.02, 0, 1, 0.98), w_pad=0.2, h_pad=0.5)
+            if i == 0:
+                axis.set_ylabel(TITLES[method], rotation=0, ha="right", va="center", fontsize=9)
+            if number == 0 and column == columns // 2:
+                axis.text(
+                    0.5, 1.28, prompts[prompt], transform=axis.transAxes, ha="center", fontsize=10, style="italic"
+                )
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -56,7 +60,8 @@ def _column_title(point: Point, method: str) -> str:
     if method == "kla":
         return f"alignment {point.setting.alignment:g}"
     first, second = point.setting.weights
-    return f"{first:.0%} / {second:.0%}"
+    names = list(point.rewards)
+    return f"{first:.0%} {names[0]}" if second < 1 else f"100% {names[1]}"
 
 
 def _show(axis: Axes, image: Tensor, title: str) -> None:

@@ -38,7 +38,9 @@ def _run(root: Path, python: Path, arguments: list[str]) -> int:
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     start = time.monotonic()
-    command = [python, "-m", "pytest", HERE, "-p", "no:cacheprovider", *arguments]
+    # The repository's root is a package; as pytest's rootdir it would be imported under a name that ComfyUI uses.
+    root_options = ["--rootdir", HERE.parent, "-c", REPOSITORY / "pyproject.toml", "-p", "no:cacheprovider"]
+    command = [python, "-m", "pytest", HERE, *root_options, *arguments]
     status = subprocess.run(list(map(str, command)), cwd=REPOSITORY, env=environment).returncode
     print(f"== ComfyUI {version_of(root)}: exit status {status} after {time.monotonic() - start:.0f} s", flush=True)
     return status
