@@ -226,8 +226,6 @@ def main() -> None:
     settings = parser.parse_args()
     load_host()
     import comfy.utils
-    import comfyui_version
-    import torch
 
     comfy.utils.PROGRESS_BAR_ENABLED = False
     rows = []
@@ -248,6 +246,14 @@ def main() -> None:
             rows.append(row | {"highest": max(values), "memory_ratio": modes[name][1]()})
             print(LINE.format(**rows[-1]))
         del modes
+        write(rows, bench, settings)  # after every m, so that a stopped run keeps what it measured
+
+
+def write(rows: list[dict], bench: Bench, settings) -> None:
+    """benchmarks/out/cost.json: the rows, and the machine, versions and settings they were measured with."""
+    import comfyui_version
+    import torch
+
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     machine = {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "gpu": gpu}
     facts = {"machine": machine, "torch": torch.__version__, "comfyui": comfyui_version.__version__}

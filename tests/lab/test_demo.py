@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-
 from diffusion_blend.lab.demo import ALIGNMENTS, PROMPTS, REWARDS, SWEPT, WEIGHTS, Setting, measure_one, settings
 from diffusion_blend.lab.drawing import draw_grid, draw_pareto
 
