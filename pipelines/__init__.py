@@ -2,7 +2,7 @@
 
 from .generation import METHODS, Method, Sampling, generate
 from .host import EXECUTIONS, blended, network_of, target_index
-from .loading import load_bank, load_base, load_factors, match, takes_eta
+from .loading import load_base, load_factors, match, takes_eta
 
 __all__ = [
     "EXECUTIONS",
@@ -11,7 +11,6 @@ __all__ = [
     "Sampling",
     "blended",
     "generate",
-    "load_bank",
     "load_base",
     "load_factors",
     "match",

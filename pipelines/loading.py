@@ -16,7 +16,7 @@ from diffusers import (
 )
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 
-from ..blend_core import Adapter, BlendError, LoadReport, LoRABank, read_adapter, resolve
+from ..blend_core import Adapter, BlendError, LoadReport, read_adapter, resolve
 from .host import network_of, target_index
 
 SINGLE_FILES = (".safetensors", ".ckpt")
@@ -64,12 +64,6 @@ def match(pipe: DiffusionPipeline, adapters: Sequence[Adapter]) -> tuple[list[di
     index = target_index(network_of(pipe))
     pairs = [resolve(adapter, index) for adapter in adapters]
     return [factors for factors, _ in pairs], [report for _, report in pairs]
-
-
-def load_bank(pipe: DiffusionPipeline, paths: Sequence[str | Path]) -> tuple[LoRABank, list[LoadReport]]:
-    """The bank of the LoRA files matched with the pipeline's network, in order, and how each matched."""
-    resolved, reports = load_factors(pipe, paths)
-    return LoRABank(resolved).to(pipe.device), reports
 
 
 def _load(path: str, place: Path, config: str | None, dtype: torch.dtype) -> DiffusionPipeline:
