@@ -44,13 +44,16 @@ class LoRABank(nn.Module):
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
     def attach(self, network: nn.Module) -> Attachment:
-        """The handle that switches this bank on for calls of `network`, the same one each time.
+        """The handle that switches this bank on for calls of `network`, the same one while its modules are the same.
 
-        Raises BlendError where the network lacks a module.
+        It walks the network, to notice modules that were replaced since: call it once per run. Raises BlendError where
+        the network lacks a module.
         """
-        if network not in self._attachments:
-            self._attachments[network] = Attachment(self, network)
-        return self._attachments[network]
+        modules = dict(network.named_modules())
+        attachment = self._attachments.get(network)
+        if attachment is None or not attachment.fits(modules):
+            attachment = self._attachments[network] = Attachment(self, modules)
+        return attachment
 
 
 @dataclass
@@ -88,17 +91,21 @@ class _Site:
 class Attachment:
     """A bank on one network. One thread at a time; other networks (other devices) have attachments of their own."""
 
-    def __init__(self, bank: LoRABank, network: nn.Module):
+    def __init__(self, bank: LoRABank, modules: Mapping[str, nn.Module]):
         self.selection: Selection | None = None
-        modules = dict(network.named_modules())
         missing = [name for name in bank.names if name not in modules]
         if missing:
             raise BlendError(
                 f"{len(missing)} of {len(bank.names)} adapted modules are not in this network "
                 f"({', '.join(missing[:3])}). The LoRAs were matched with another model; match them with this one."
             )
+        self._names = bank.names
         slots = zip(bank.names, bank.slots, strict=True)
         self._sites = [_Site(modules[name], slot, self) for name, slot in slots]
+
+    def fits(self, modules: Mapping[str, nn.Module]) -> bool:
+        """Whether the modules this handle was made for are still the ones of these names."""
+        return all(modules.get(name) is site.module for name, site in zip(self._names, self._sites, strict=True))
 
     @contextmanager
     def using(self, variants: Sequence[int]) -> Iterator[None]:

@@ -180,6 +180,7 @@ class _Run:
         self.bank = bank
         self.execution = execution
         self.step = 0
+        self._attachments = {}  # per network: there are several on several devices
 
     def advance(self, timestep: torch.Tensor) -> None:
         """Note the step of the evaluation that begins."""
@@ -188,7 +189,7 @@ class _Run:
     def predict(self, executor, inputs: dict, options: dict) -> torch.Tensor:
         """The blended denoised prediction, (rows, ...), from one or several calls of the model."""
         network, x = executor.class_obj, inputs["args"][0]
-        attachment = self.bank.attach(network)
+        attachment = self._attachment(network)
         rows, chunks = x.shape[0], len(options.get("cond_or_uncond", [])) or 1
 
         def evaluate(variants):
@@ -204,6 +205,11 @@ class _Run:
             return self._fitting(run, self._group(network, x, len(variants)))
 
         return self.plan(evaluate, self.step, images=rows // chunks if rows % chunks == 0 else rows)
+
+    def _attachment(self, network: torch.nn.Module):
+        if id(network) not in self._attachments:
+            self._attachments[id(network)] = self.bank.attach(network)
+        return self._attachments[id(network)]
 
     def _group(self, network, x: torch.Tensor, k: int) -> int:
         """How many variants to put into one pass."""

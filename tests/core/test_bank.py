@@ -245,6 +245,19 @@ def test_a_bank_that_moved_to_another_dtype_still_adapts():
 # --- nothing is left behind
 
 
+def test_a_module_that_was_replaced_after_attaching_is_adapted_the_next_time():
+    net, x = network(), inputs(2)
+    bank = LoRABank(adapters())
+    first = bank.attach(net)
+    assert bank.attach(net) is first
+    net.blocks[0].embed = copy.deepcopy(net.blocks[0].embed)
+    with LoRABank(adapters()).attach(net).using([1, 1]):
+        expected = net(x)
+    with bank.attach(net).using([1, 1]):
+        assert torch.equal(net(x), expected)
+    assert bank.attach(net) is not first
+
+
 def test_attaching_and_using_leaves_every_bit_as_it_was():
     net, x = network(), inputs(4)
     before, out = state(net), net(x)
