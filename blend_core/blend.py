@@ -138,13 +138,15 @@ class Blend:
             ) from error
 
 
-def parse_weights(text: str, count: int) -> tuple[float, ...]:
+def parse_weights(text: str, count: int, what: str = "reward LoRA") -> tuple[float, ...]:
     """`count` numbers from text such as `0.6, 0.4`, `60% 40%` or `2; 1`; empty text means all alike.
+
+    what: the noun for the things that are weighed, for messages.
 
     Raises BlendError for text that is no number, for another count, and for a count of 0.
     """
     if count == 0:
-        raise BlendError("there is no reward LoRA to give a weight to. Connect at least one Load Reward LoRA.")
+        raise BlendError(f"there is no {what} to give a weight to. Connect at least one {what}.")
     words = text.replace(",", " ").replace(";", " ").split()
     if not words:
         return (1.0 / count,) * count
@@ -152,13 +154,12 @@ def parse_weights(text: str, count: int) -> tuple[float, ...]:
         numbers = tuple(float(word.removesuffix("%")) / (100 if word.endswith("%") else 1) for word in words)
     except ValueError as error:
         raise BlendError(
-            f"the weights {text!r} are not numbers: {error}. Write one number per reward LoRA, such as 0.6, 0.4, "
+            f"the weights {text!r} are not numbers: {error}. Write one number per {what}, such as 0.6, 0.4, "
             "with a point before decimals."
         ) from error
     if len(numbers) != count:
         raise BlendError(
-            f"{len(numbers)} weights ({_listed(numbers)}) for {count} reward LoRAs. Give one weight per LoRA, "
-            "in their order."
+            f"{len(numbers)} weights ({_listed(numbers)}) for {count} {what}s. Give one weight each, in their order."
         )
     return numbers
 

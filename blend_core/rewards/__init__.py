@@ -1,8 +1,31 @@
-"""Rewards: functions of images (batch, 3, height, width) in [0, 1] that give one float32 score per image, (batch,).
+"""Rewards: images (batch, 3, height, width) in [0, 1] and prompts -> one score per image, (batch,), higher is better.
 
-Higher is better, and an image's score does not depend on its neighbours in the batch.
+`load_reward(name)` finds them. contract.py says what every reward is; image.py has those without weights; clip.py,
+blip.py and siglip.py the learned ones; custom.py the user's own.
 """
 
+from .combined import SCALES, Rescaled, Scale, WeightedSum, rescaled, weighted
+from .contract import Card, Reward, check_images
+from .files import Library, WeightFile
 from .image import colourfulness, jpeg_compressibility
+from .table import DTYPES, installed_rewards, load_reward, reward_cards
 
-__all__ = ["colourfulness", "jpeg_compressibility"]
+__all__ = [
+    "DTYPES",
+    "SCALES",
+    "Card",
+    "Library",
+    "Rescaled",
+    "Reward",
+    "Scale",
+    "WeightFile",
+    "WeightedSum",
+    "check_images",
+    "colourfulness",
+    "installed_rewards",
+    "jpeg_compressibility",
+    "load_reward",
+    "rescaled",
+    "reward_cards",
+    "weighted",
+]

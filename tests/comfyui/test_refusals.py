@@ -33,8 +33,8 @@ def test_a_blend_without_a_lora(graph, error):
     ("weights", "advice"),
     [
         ("-1, 2", "lower its weight"),
-        ("0.5, 0.3, 0.2", "one weight per LoRA"),
-        ("1", "one weight per LoRA"),
+        ("0.5, 0.3, 0.2", "one weight per reward LoRA"),
+        ("1", "one weight per reward LoRA"),
         ("0, 0", "at least one above 0"),
         ("nan, 1", "expected numbers from 0 upwards"),
         ("half, half", "Write one number per reward LoRA"),

@@ -224,7 +224,7 @@ def test_weights_that_are_no_numbers_or_of_another_count_are_refused():
     message = refusal("0.6 much", 2, of=parse_weights)
     assert "'0.6 much' are not numbers" in message and "point before decimals" in message
     message = refusal("1 2 3", 2, of=parse_weights)
-    assert "3 weights (1, 2, 3) for 2 reward LoRAs" in message and "one weight per LoRA" in message
+    assert "3 weights (1, 2, 3) for 2 reward LoRAs" in message and "one weight per reward LoRA" in message
     assert "Connect at least one" in refusal("", 0, of=parse_weights)
 
 

@@ -1,0 +1,99 @@
+"""Rewards on other scales, and sums of rewards: the one place where a weighted reward is computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from ..errors import BlendError
+from .contract import Card, Reward
+
+
+@dataclass(frozen=True)
+class Scale:
+    """factor * score + shift. A shift changes no optimum; a factor does: it divides the KL weight."""
+
+    factor: float = 1.0
+    shift: float = 0.0
+
+
+SCALES: Mapping[str, Mapping[str, Scale]] = {
+    "none": {},
+    "diffusion-blend": {"vila": Scale(4, -2), "pickscore": Scale(1, -19)},  # arXiv 2505.18547's code
+    "flow-grpo": {
+        "pickscore": Scale(1 / 26),
+        "jpeg_compressibility": Scale(1 / 500),
+        "jpeg_incompressibility": Scale(1 / 500),
+    },
+}
+"""Named presets: the scale of each reward that a paper rescales; the others stay as they are."""
+
+
+class Rescaled(Reward):
+    """A reward under a scale."""
+
+    def __init__(self, reward: Reward, scale: Scale):
+        ends = reward.card.usual_range
+        moved = ends and tuple(sorted(scale.factor * end + scale.shift for end in ends))
+        super().__init__(replace(reward.card, usual_range=moved))
+        self.reward, self.scale = reward, scale
+        self.activation_bytes = reward.activation_bytes
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """(batch,)"""
+        return self.scale.factor * self.reward.score(images, prompts) + self.scale.shift
+
+
+def rescaled(reward: Reward, preset: str) -> Reward:
+    """The reward on the scale that a preset of SCALES gives it. Raises BlendError for an unknown preset."""
+    if preset not in SCALES:
+        raise BlendError(f"the scale {preset!r} is unknown. Choose one of {', '.join(SCALES)}.")
+    scale = SCALES[preset].get(reward.card.name)
+    return reward if scale is None else Rescaled(reward, scale)
+
+
+class WeightedSum(Reward):
+    """sum_i weights[i] * rewards[i], the weights as they are: they need not sum to 1, and may be negative."""
+
+    def __init__(self, rewards: Sequence[Reward], weights: Sequence[float]):
+        checked = check_weights(weights, len(rewards))
+        super().__init__(_sum_of([reward.card for reward in rewards], checked))
+        self.rewards, self.weights = nn.ModuleList(rewards), checked
+        self.activation_bytes = max(reward.activation_bytes for reward in rewards)
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """(batch,)"""
+        return weighted([reward.score(images, prompts) for reward in self.rewards], self.weights)
+
+
+def weighted(scores: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """sum_i weights[i] * scores[i], (batch,). Raises BlendError unless there is one finite weight per score."""
+    return sum(weight * each for weight, each in zip(check_weights(weights, len(scores)), scores, strict=True))
+
+
+def check_weights(weights: Sequence[float], count: int) -> tuple[float, ...]:
+    """The weights as floats. Raises BlendError unless there are `count` of them, at least one, all finite."""
+    weights = tuple(float(weight) for weight in weights)
+    if count == 0 or len(weights) != count or not all(map(math.isfinite, weights)):
+        raise BlendError(
+            f"{len(weights)} weights ({', '.join(f'{weight:g}' for weight in weights)}) came for {count} rewards. Give "
+            "one finite number per reward, in their order."
+        )
+    return weights
+
+
+def _sum_of(cards: Sequence[Card], weights: Sequence[float]) -> Card:
+    ranges = [card.usual_range for card in cards]
+    scaled = [] if None in ranges else [sorted((w * lo, w * hi)) for w, (lo, hi) in zip(weights, ranges, strict=True)]
+    return Card(
+        " + ".join(f"{weight:g} {card.name}" for weight, card in zip(weights, cards, strict=True)),
+        "a weighted sum",
+        tuple(map(sum, zip(*scaled, strict=True))) if scaled else None,
+        all(card.differentiable for card in cards),
+        any(card.reads_prompt for card in cards),
+        "; ".join(dict.fromkeys(card.licence for card in cards)),
+        tuple(dict.fromkeys(file for card in cards for file in card.files)),
+    )

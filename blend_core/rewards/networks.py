@@ -1,0 +1,58 @@
+"""Networks filled strictly from a file's tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import BlendError
+from .contract import frozen
+
+PLACES = "position_ids"  # counts 0, 1, 2...; old files store it, new modules make it
+
+
+def filled(kind: type[nn.Module], config, state: Mapping[str, Tensor], *arguments, **options) -> nn.Module:
+    """kind(config) with the weights of `state`, every one of them and no others, frozen.
+
+    Nothing is initialised on the way: a billion random numbers would be drawn only to be thrown away.
+    """
+    state = {name: value for name, value in state.items() if not name.endswith(PLACES)}
+    with torch.device("meta"):
+        network = kind(config, *arguments, **options)
+    check_keys(kind.__name__, network.state_dict(), state)
+    network.load_state_dict(state, strict=True, assign=True)
+    for module in network.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta and name == PLACES:
+                setattr(module, name, torch.arange(buffer.shape[-1]).expand(buffer.shape))
+    unfilled = [name for name, value in [*network.named_parameters(), *network.named_buffers()] if value.is_meta]
+    assert not unfilled, f"{kind.__name__} has buffers unknown to us: {unfilled}"
+    return frozen(network)
+
+
+def check_keys(what: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Raise BlendError unless both have the same names and shapes."""
+    missing, spare = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    unlike = [name for name in expected.keys() & found.keys() if expected[name].shape != found[name].shape]
+    if not (missing or spare or unlike):
+        return
+    facts = [
+        *([f"{len(missing)} are missing ({', '.join(missing[:3])})"] if missing else []),
+        *([f"{len(spare)} are unknown ({', '.join(spare[:3])})"] if spare else []),
+        *([_shapes(name, expected, found) for name in sorted(unlike)[:1]]),
+    ]
+    raise BlendError(
+        f"the file does not fit {what}: of its {len(found)} tensors {'; '.join(facts)}. It is another model's, or "
+        "another version. Get the file that the reward names."
+    )
+
+
+def _shapes(name: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    return f"{name} has the shape {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}"
+
+
+def starting(state: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    """The entries whose names start with one of the prefixes."""
+    return {name: value for name, value in state.items() if name.startswith(prefixes)}
