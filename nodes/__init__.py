@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from .bases import LoadRewardLoRA
 from .blending import BlendWeights, KLInterpolate
 from .sampling import ApplyBlend, BlendedKSampler, StochasticLSSampler
+from .scoring import LoadRewardModel, PickBest, RewardScorer
 
 
 class DiffusionBlendExtension(ComfyExtension):
@@ -12,4 +13,14 @@ class DiffusionBlendExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The node classes; their ids are final, because saved workflows hold them."""
-        return [LoadRewardLoRA, BlendWeights, KLInterpolate, ApplyBlend, BlendedKSampler, StochasticLSSampler]
+        return [
+            LoadRewardLoRA,
+            BlendWeights,
+            KLInterpolate,
+            ApplyBlend,
+            BlendedKSampler,
+            StochasticLSSampler,
+            LoadRewardModel,
+            RewardScorer,
+            PickBest,
+        ]

@@ -48,6 +48,7 @@ class Reward(nn.Module):
     def __init__(self, card: Card):
         super().__init__()
         self.card = card
+        self.eval()
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (batch,) of images (batch, 3, height, width) in [0, 1] with one prompt each; input is checked."""
@@ -67,6 +68,7 @@ class Reward(nn.Module):
         dtype = self._working_dtype(images)
         images = images.to(self.place() or images.device, dtype)
         size = images_per_pass or max(1, min(IMAGES_PER_PASS, PIXELS_PER_PASS // images[0, 0].numel()))
+        size = min(size, len(images))
         scores, done = [], 0
         while done < len(images):
             part = slice(done, done + size)
