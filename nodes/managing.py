@@ -39,7 +39,8 @@ class RewardModel:
         return self.reward.card.name
 
     def scores(self, images: Tensor, prompts: Sequence[str]) -> Iterator[Tensor]:
-        """Scores of images (batch, 3, height, width) on the CPU, pass by pass."""
+        """Scores of images (batch, 3, height, width) on the CPU, pass by pass. prompts: one, or one per image."""
+        prompts = self.reward.one_per_image(prompts, len(images))
         size = self._ready(len(images))
         for start in range(0, len(images), size):
             comfy.model_management.throw_exception_if_processing_interrupted()

@@ -169,12 +169,11 @@ class RewardScorer(io.ComfyNode):
         batch = one_batch(image)
         pixels = batch.movedim(-1, 1)
         check_images(pixels)
-        prompts = prompt * len(pixels) if len(prompt) == 1 else prompt
         progress = comfy.utils.ProgressBar(len(models) * len(pixels))
         scores = []
         for model in models:
             parts = []
-            for part in model.scores(pixels, prompts):
+            for part in model.scores(pixels, prompt):
                 parts.append(part)
                 progress.update(len(part))
             scores.append(torch.cat(parts))

@@ -64,7 +64,7 @@ class Reward(nn.Module):
         Raises BlendError for anything else.
         """
         check_images(images)
-        prompts = self._one_per_image(prompts, len(images))
+        prompts = self.one_per_image(prompts, len(images))
         dtype = self._working_dtype(images)
         images = images.to(self.place() or images.device, dtype)
         size = images_per_pass or max(1, min(IMAGES_PER_PASS, PIXELS_PER_PASS // images[0, 0].numel()))
@@ -92,7 +92,8 @@ class Reward(nn.Module):
         own = next((p.dtype for p in self.parameters()), images.dtype)
         return torch.promote_types(own, torch.float32)
 
-    def _one_per_image(self, prompts: str | Sequence[str] | None, count: int) -> list[str]:
+    def one_per_image(self, prompts: str | Sequence[str] | None, count: int) -> list[str]:
+        """`count` prompts from one for all, one per image, or none. Raises BlendError for anything else."""
         name = self.card.name
         prompts = [prompts or ""] * count if prompts is None or isinstance(prompts, str) else list(prompts)
         if len(prompts) == 1:
