@@ -155,7 +155,9 @@ class RewardScorer(io.ComfyNode):
                 io.Float.Output(display_name="weighted_score", tooltip="The mean of those scores over all images."),
                 io.Image.Output(display_name="image", tooltip="The images, best first."),
                 io.Int.Output(display_name="best_index", tooltip="Which image is best; 0 is the first that came."),
-                io.String.Output(display_name="table", tooltip="Every reward's score of every image, best first."),
+                io.String.Output(
+                    display_name="table", tooltip="Every reward's score of every image as a Markdown table."
+                ),
             ],
         )
 
@@ -179,8 +181,9 @@ class RewardScorer(io.ComfyNode):
             scores.append(torch.cat(parts))
         total = weighted(scores, shares)
         order = ranking(total)
-        table = score_table([model.name for model in models], scores, total, order)
-        return shown(cls, table, total.tolist(), total.mean().item(), batch[order], order[0], table)
+        rows = score_rows([model.name for model in models], scores, total, order)
+        outputs = total.tolist(), total.mean().item(), batch[order], order[0], as_markdown(rows)
+        return shown(cls, as_lines(rows), *outputs)
 
 
 class PickBest(io.ComfyNode):
@@ -242,12 +245,29 @@ def ranking(scores: Tensor) -> list[int]:
     return scores.argsort(descending=True, stable=True).tolist()
 
 
-def score_table(names: list[str], scores: list[Tensor], total: Tensor, order: list[int]) -> str:
-    """A Markdown table with one row per image, best first; images count from 0."""
-    rows = [["image", *names, "weighted"]]
-    rows += [[str(i), *(f"{each[i]:.4g}" for each in (*scores, total))] for i in order]
-    rows.insert(1, ["---:"] * len(rows[0]))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def score_rows(names: list[str], scores: list[Tensor], total: Tensor, order: list[int]) -> list[list[str]]:
+    """A heading, and one row per image, best first: its number (from 0), each reward's score, the weighted score."""
+    rows = [[str(i), *(_number(each[i].item()) for each in (*scores, total))] for i in order]
+    return [["image", *names, "weighted"], *rows]
+
+
+def _number(score: float) -> str:
+    return f"{score:.0f}" if abs(score) >= 1000 else f"{score:.4g}"
+
+
+def as_markdown(rows: list[list[str]]) -> str:
+    """The rows as a Markdown table."""
+    lines = [rows[0], ["---:"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def as_lines(rows: list[list[str]]) -> str:
+    """The rows as lines that name each number: a node shows plain text in a font without columns."""
+    (_, *names, _), *images = rows
+    return "\n".join(
+        f"image {image}: {total}   ({', '.join(f'{name} {each}' for name, each in zip(names, scores, strict=True))})"
+        for image, *scores, total in images
+    )
 
 
 def _picked(latents: list[dict], best: list[int], images: int) -> dict:

@@ -1,6 +1,7 @@
 """The pack in a running ComfyUI server, over HTTP: a picture, its repetition, an error, an interrupt."""
 
 import json
+import re
 import urllib.parse
 
 import numpy as np
@@ -158,8 +159,11 @@ def test_four_images_are_scored_with_two_rewards_and_the_best_is_saved(server, f
     best, ordered = pixels(saved["saved"][0]), [pixels(path) for path in saved["all"]]
     assert np.array_equal(best, ordered[0]) and np.array_equal(best, pixels(saved["redone"][0]))
     assert not np.array_equal(best, ordered[1])
-    rows = [line.split("|")[2:-1] for line in "".join(outputs["scorer"]["text"]).splitlines()[2:]]
-    colour, size, total = (list(map(float, column)) for column in zip(*rows, strict=True))
+    rows = re.findall(
+        r"image \d: (\S+) +\(colourfulness (\S+), jpeg_compressibility (\S+)\)", "".join(outputs["scorer"]["text"])
+    )
+    assert len(rows) == 4
+    total, colour, size = (list(map(float, column)) for column in zip(*rows, strict=True))
     assert total == sorted(total, reverse=True) and total[0] > total[-1]
     assert total == pytest.approx([c + s / 2 for c, s in zip(colour, size, strict=True)], rel=1e-2)
 
