@@ -104,7 +104,7 @@ class Reward(nn.Module):
             )
         strangers = [type(prompt).__name__ for prompt in prompts if not isinstance(prompt, str)]
         if strangers:
-            raise BlendError(f"a prompt is of type {strangers[0]}, expected text. Connect the prompt's text.")
+            raise BlendError(f"a prompt is of type {strangers[0]}, expected text. Give the prompt as text.")
         if self.card.reads_prompt and not all(prompt.strip() for prompt in prompts):
             raise BlendError(
                 f"{name} compares images with their prompt, and a prompt is empty. Give the text the images were made "

@@ -115,13 +115,18 @@ def fit_bert() -> None:
 
 
 def randomised(module: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """`module` in eval mode, every weight drawn anew, also those that start at 0 or 1 and would hide a mix-up."""
+    """`module` in eval mode, every weight drawn anew, also those that start at 0 or 1 and would hide a mix-up.
+
+    Embeddings are small, so that the first norms' epsilon shows in the scores.
+    """
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in module.named_parameters():
             noise = torch.randn(weight.shape, generator=draw)
             if name.endswith("logit_scale"):
                 weight.fill_(4.6)
+            elif any(part in name for part in ("embed", "cls_token", "conv1")) and "LayerNorm" not in name:
+                weight.copy_(0.02 * noise)
             elif weight.dim() < 2:
                 weight.copy_(0.2 * noise + (1.0 if weight.mean() == 1 else 0.0))
             else:
@@ -361,7 +366,9 @@ def aesthetic_v25(preprocess: dict) -> Scorer:
     sizes = (16 * HEAD_WIDTH, 1024, 128, 64, 16, 1)
     layers = [randomised(torch.nn.Linear(*pair), 8 + i) for i, pair in enumerate(itertools.pairwise(sizes))]
     head = {f"scoring_head.{2 * i}.{n}": v for i, layer in enumerate(layers) for n, v in layer.state_dict().items()}
-    write(network.state_dict(), "aesthetic_v2.5", "model.safetensors")
+    # The published file holds the whole of SigLIP, in which this tower has a prefix that transformers 5 dropped here.
+    state = {f"vision_model.{name.removeprefix('vision_model.')}": v for name, v in network.state_dict().items()}
+    write(state | {"logit_scale": torch.zeros(1), "logit_bias": torch.zeros(1)}, "aesthetic_v2.5", "model.safetensors")
     write(head, "aesthetic_v2.5", "aesthetic_predictor_v2_5.pth")
 
     def score(images, prompts):

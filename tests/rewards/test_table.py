@@ -72,9 +72,16 @@ def test_a_reward_of_ones_own_from_a_file(tmp_path, images):
     reward = load_reward(str(tmp_path / "red.py"))
     torch.testing.assert_close(reward(images, "red"), images[:, 0].mean((1, 2)) + 1)
     card = reward.card
-    assert (card.name, card.measures, card.usual_range) == ("red", "How red the image is.", (0, 1))
+    assert (card.name, card.measures, card.usual_range) == ("red.py", "How red the image is.", (0, 1))
     assert card.differentiable and card.reads_prompt
-    assert torch.equal(load_reward(f"{tmp_path / 'red.py'}:redness")(images, "red"), reward(images, "red"))
+    named = load_reward(f"{tmp_path / 'red.py'}:redness")
+    assert torch.equal(named(images, "red"), reward(images, "red")) and named.card.name == "red.py:redness"
+
+
+def test_a_file_of_ones_own_that_bears_a_known_name_is_not_rescaled(tmp_path, images):
+    (tmp_path / "pickscore.py").write_text("def own(images): return images.mean((1, 2, 3))")
+    reward = load_reward(str(tmp_path / "pickscore.py"), scale="diffusion-blend")
+    torch.testing.assert_close(reward(images), images.mean((1, 2, 3)))
 
 
 def test_a_reward_of_ones_own_from_a_package(images):
@@ -89,6 +96,9 @@ def test_a_reward_of_ones_own_from_a_package(images):
         ("def f(x): return x\ndef g(x): return x", "public functions are f, g"),
         ("def f(x): return x.mean()", r"gave shape \(\) for 3 images"),
         ("def f(x): return x.mean((1, 2, 3)) * float('nan')", "NaN"),
+        ("1 / 0", "cannot be run: ZeroDivisionError"),
+        ("def f(", "cannot be run: SyntaxError"),
+        ("def f(x): return x\nf.usual_range = 'wide'", "expected two numbers"),
     ],
 )
 def test_a_function_that_is_no_reward_is_refused(tmp_path, images, text, message):
