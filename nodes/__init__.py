@@ -4,7 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .bases import LoadRewardLoRA
 from .blending import BlendWeights, KLInterpolate
-from .sampling import ApplyBlend, BlendedKSampler, StochasticLSSampler
+from .sampling import ApplyBlend, BlendedKSampler, MSDDAKSampler, MSDDASampler, StochasticLSSampler
 from .scoring import LoadRewardModel, PickBest, RewardScorer
 
 
@@ -20,6 +20,8 @@ class DiffusionBlendExtension(ComfyExtension):
             ApplyBlend,
             BlendedKSampler,
             StochasticLSSampler,
+            MSDDASampler,
+            MSDDAKSampler,
             LoadRewardModel,
             RewardScorer,
             PickBest,

@@ -18,6 +18,8 @@ NODE_IDS = {
     "DiffusionBlendApply",
     "DiffusionBlendKSampler",
     "DiffusionBlendStochasticLS",
+    "DiffusionBlendMSDDASampler",
+    "DiffusionBlendMSDDAKSampler",
     "DiffusionBlendLoadRewardModel",
     "DiffusionBlendRewardScorer",
     "DiffusionBlendPickBest",
