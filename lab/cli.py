@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import typer
 
-from . import demo, generate
+from . import demo, generate, train
 
 app = typer.Typer(
     help="Dials over rewards for diffusion models: blend reward LoRAs at every denoising step.",
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.command(name="demo")(demo.command)
 app.command(name="generate")(generate.command)
+app.command(name="train", add_help_option=False)(train.command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
