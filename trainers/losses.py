@@ -32,11 +32,11 @@ def leave_one_out(returns: Tensor, groups: Tensor) -> Tensor:
 
     Equals n / (n - 1) times (return - group mean): unbiased, where the plain form shrinks. A lone member gets 0.
     """
-    same = (groups[:, None] == groups[None, :]).to(returns.dtype)
-    others = same - torch.eye(len(groups), dtype=returns.dtype, device=returns.device)
-    count = others.sum(1)
-    baseline = returns @ others / count.clamp(min=1)
-    return torch.where(count > 0, returns - baseline, torch.zeros_like(returns))
+    _, place, sizes = torch.unique(groups.to(returns.device), return_inverse=True, return_counts=True)
+    sums = returns.new_zeros(len(returns), len(sizes)).index_add(1, place, returns)
+    others = sizes[place] - 1
+    baseline = (sums[:, place] - returns) / others.clamp(min=1)
+    return torch.where(others > 0, returns - baseline, torch.zeros_like(returns))
 
 
 def log_ratio(new: Tensor, old: Tensor, dimensions: int) -> Tensor:

@@ -126,11 +126,12 @@ class PolicyGradient(Online):
         if self.config.algorithm == "grpo":
             advantages = losses.leave_one_out(returns, groups.to(returns.device))
             figures["groups_without_spread"] = _share_without_spread(rewards, groups)
-        elif self.baseline is None:
-            advantages = losses.leave_one_out(returns, torch.zeros_like(groups).to(returns.device))
         else:
+            advantages = losses.leave_one_out(returns, torch.zeros_like(groups).to(returns.device))
+        if self.baseline is not None:  # read before it is fitted
             features = self.gathering.of(torch.cat([self._features(s) for s in samples]), samples)  # (n, steps, width)
-            advantages = returns - self.baseline.of(features).T.to(returns)
+            if self.baseline.ready:
+                advantages = returns - self.baseline.of(features).T.to(returns)
             figures["value_loss"] = self.baseline.fit(features, returns.T, epoch)
         centred = advantages[0] if self.config.algorithm == "grpo" else rewards
         self.divisor = self.spread.current(centred) if self.config.policy_gradient.standardise else 1.0
@@ -234,7 +235,7 @@ class PredictedX0(Online):
 
     Step k moves the state to x' = mean + sigma z, and what it gains there is r(x0(x')), with the x0 predicted from x':
     it stands for E[reward | x'] (the papers' Jensen approximation; for DDIM at eta 1 exact where predictions are
-    posterior means and the reward is linear; a flow SDE of few steps departs from its posterior, see docs/trainers.md).
+    posterior means and the reward is linear; chains with less noise are refused, checks.py).
     Its slope at x' times the step's mean has the gradient wanted. Climbing r(x0(x_k)) itself, as ReFL does, weighs step
     k as if it decided the whole of x0, many times too much at early steps: its KL weight would mean nothing.
     """

@@ -19,7 +19,7 @@ from ..blend_core.errors import BlendError
 from . import export
 from .bases import Base, base_sha256, open_base
 from .checkpoint import check_same, check_space, checkpoints, load_checkpoint, plain, save_checkpoint
-from .checks import check
+from .checks import check, check_chain
 from .config import Config
 from .gathering import Gathering
 from .objectives import Stats, objective_of
@@ -48,6 +48,7 @@ def train(config: Config, rewards: Rewards | None = None, base: Base | None = No
     rewards = rewards or open_rewards(config, accelerator.device)
     rewards.check(config)
     base = base or open_base(config)
+    check_chain(config, base.family.transition)
     for part in base.pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.to(accelerator.device)

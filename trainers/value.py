@@ -27,10 +27,13 @@ class ValueBaseline:
         self.optimiser: torch.optim.Optimizer | None = None
         self.mean, self.deviation = 0.0, 1.0
 
+    @property
+    def ready(self) -> bool:
+        """Whether there was a fit to read."""
+        return self.network is not None
+
     def of(self, features: Tensor) -> Tensor:
-        """V of features (n, steps, width), (n, steps); the mean of earlier returns before the first fit."""
-        if self.network is None:
-            return torch.full(features.shape[:2], self.mean, device=features.device)
+        """V of features (n, steps, width), (n, steps)."""
         with torch.no_grad():
             return self.mean + self.deviation * self.network(features).squeeze(-1)
 

@@ -6,11 +6,8 @@ E[x_last | x] is P. For the reward sum_d b_d x_last_d the optimum of E[r] - kl_w
 mean shifted by sigma^2 P_after b / kl_weight.
 """
 
-from contextlib import contextmanager
-
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-from diffusion_blend.trainers.seeding import ImageNoise
 from diffusion_blend.trainers.transition import ddim_steps, flow_steps
 from torch import nn
 
@@ -38,23 +35,24 @@ def ddim_chain(steps=10, kind="epsilon"):
     return ddim_steps(ddim_scheduler(kind), steps, 1.0)
 
 
-def flow_chain(steps=10):
-    return flow_steps(FlowMatchEulerDiscreteScheduler(shift=3.0), steps, 0.7)
+def flow_chain(steps=10, noise_level=0.7, shift=3.0):
+    return flow_steps(FlowMatchEulerDiscreteScheduler(shift=shift), steps, noise_level)
 
 
 def posterior_slope(step):
-    """(slope, offset) of E[x0 | x], from the step's own reading of a prediction.
+    """(slope, offset) of E[x0 | x] for x = signal x0 + noise n."""
+    slope = step.signal * DEVIATION**2 / (step.signal**2 * DEVIATION**2 + step.noise**2)
+    return slope, MEAN - slope * step.signal * MEAN
 
-    x0 = x0_keep x + x0_gain prediction, so with x = signal x0 + noise n the two are found from the step's family.
-    """
-    if step.x0_keep == 1.0 and 0 < -step.x0_gain <= 1:  # flow: x = (1 - s) x0 + s n
-        noise = -step.x0_gain
-        signal = 1 - noise
-    else:  # eps: x0 = (x - noise eps) / signal
-        signal = 1 / step.x0_keep
-        noise = (1 - signal**2) ** 0.5
-    slope = signal * DEVIATION**2 / (signal**2 * DEVIATION**2 + noise**2)
-    return slope, MEAN - slope * signal * MEAN
+
+class OneStream:
+    """The noise of a whole chunk from its first image's generator: fast, and nothing here looks at single images."""
+
+    def __init__(self, generators):
+        self.generator, self.count = generators[0], len(generators)
+
+    def __call__(self):
+        return torch.randn(self.count, *SHAPE, dtype=torch.float64, generator=self.generator)
 
 
 class ChainPolicy(nn.Module):
@@ -78,20 +76,14 @@ class ChainPolicy(nn.Module):
     def reference_predictor(self, conditions):
         return self.exact
 
-    def remembering_less(self, predict):
+    def recomputing(self, predict):
         return predict
-
-    @contextmanager
-    def frozen(self):
-        self.shifts.requires_grad_(False)
-        yield
-        self.shifts.requires_grad_(True)
 
     def decode(self, latents):
         return latents
 
     def noise(self, generators):
-        return ImageNoise(generators, SHAPE, self.shifts)
+        return OneStream(generators)
 
     def features(self, x, k, conditions):
         return torch.cat([x.flatten(1), torch.full((len(x), 1), float(k))], dim=1)
