@@ -28,12 +28,14 @@ class Log:
         )
 
     def write(self, epoch: int, figures: Mapping[str, float]) -> None:
-        """One epoch's figures."""
+        """One epoch's figures; those of the base, before the first, are epoch -1's."""
         clean = {name: value for name, value in figures.items() if math.isfinite(value)}
         if self.active:
             with self.path.open("a") as file:
                 file.write(json.dumps({"epoch": epoch, **clean}) + "\n")
         self.accelerator.log(dict(clean), step=epoch)
+        if epoch < 0:
+            return
         self.bar.set_postfix({name: f"{clean[name]:.4g}" for name in SHOWN if name in clean}, refresh=False)
         self.bar.update(1)
 

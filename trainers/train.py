@@ -120,7 +120,7 @@ class Run:
         log = Log(self.folder, config.epochs, self.epoch, self.accelerator)
         try:
             if self.epoch == 0 and output.validate_every:
-                self.validate(log)  # the base, for the alarm and the first grid
+                log.write(-1, self.validate(log))  # the base: epoch -1 of the log
             while self.epoch < config.epochs:
                 started = time.perf_counter()
                 try:
@@ -181,7 +181,7 @@ class Run:
 
     def _keep_best(self, result: Validation) -> None:
         objective = result.objective(self.rewards.name, self.config.kl_weight)
-        if self.best is None or objective > self.best["objective"]:
+        if self.epoch and (self.best is None or objective > self.best["objective"]):  # the base itself is no result
             lora = {name: p.detach().clone() for name, p in self.policy.parameters().items()}
             self.best = {"objective": objective, "epoch": self.epoch, "lora": lora}
 

@@ -70,7 +70,7 @@ def test_a_run_leaves_a_lora_that_fits_its_base_and_says_how_it_was_made(bases, 
     assert len(facts["base_sha256"]) == 64 and facts["ss_new_sd_model_hash"] == facts["base_sha256"]
     assert facts["modelspec.sai_model_spec"] == "1.0.1" and facts["modelspec.hash_sha256"].startswith("0x")
     log = read_log(path.parent / "log.jsonl")
-    assert [line["epoch"] for line in log] == [0, 1]
+    assert [line["epoch"] for line in log if line["epoch"] >= 0] == [0, 1]
     assert {"reward", "path_kl", "gradient_norm", "images_per_second"} <= log[-1].keys()
     if config.output.validate_every:
         assert "valid_contrast" in log[-1] and len(list((path.parent / "grids").glob("*.png"))) == 3
@@ -103,14 +103,14 @@ def test_a_reward_grows_and_a_huge_kl_weight_holds_it(bases, tmp_path):
     gains = {}
     for kl_weight in (1e-5, 1e5):
         config = settings(
-            bases["sd15"], tmp_path / f"{kl_weight:g}", algorithm="draft", kl_weight=kl_weight, epochs=10,
-            optimisation__learning_rate=1e-2, output__validate_every=10, output__validation_images=16,
+            bases["sd15"], tmp_path / f"{kl_weight:g}", algorithm="draft", kl_weight=kl_weight, epochs=12,
+            optimisation__learning_rate=3e-3, output__validate_every=12, output__validation_images=16,
             output__checkpoint_every=0, output__keep_best=False, output__grid=0, **QUICK,
         )  # fmt: skip
         log = read_log(train(config).parent / "log.jsonl")
-        gains[kl_weight] = (log[-1]["valid_brightness"] - log[0]["reward"], log[-1]["valid_path_kl"])
-    assert gains[1e-5][0] > 0.01 and gains[1e-5][1] > 10 * gains[1e5][1]
-    assert abs(gains[1e5][0]) < gains[1e-5][0] / 3
+        gains[kl_weight] = (log[-1]["valid_brightness"] - log[0]["valid_brightness"], log[-1]["valid_path_kl"])
+    assert gains[1e-5][0] > 0.003 and gains[1e-5][1] > 10 * gains[1e5][1]
+    assert abs(gains[1e5][0]) < gains[1e-5][0] / 2
 
 
 def program(config, folder: Path) -> list[str]:
@@ -145,10 +145,10 @@ def test_killed_and_stopped_runs_go_on_exactly(bases, tmp_path):
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()
             time.sleep(0.01)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=90)
+        said, errors = process.communicate(timeout=90)
         assert process.returncode == code, errors.decode()[-2000:]
-    assert b"stopped; saved after" in errors
-    assert not (tmp_path / "broken" / "brightness.safetensors").exists() or code == 130
+        assert (tmp_path / "broken" / "brightness.safetensors").exists() is (code == 130)
+    assert b"stopped; saved after" in said
     same(whole, train(broken))
     reference = read_log(tmp_path / "whole" / "log.jsonl")
     resumed = read_log(tmp_path / "broken" / "log.jsonl")
@@ -208,9 +208,9 @@ def test_the_run_ends_at_its_kl_budget_and_keeps_the_best_state(bases, tmp_path)
     )  # fmt: skip
     train(config)
     log = read_log(tmp_path / "run" / "log.jsonl")
-    assert len(log) < 20 and log[-1]["valid_path_kl"] > 0.05
+    assert len(log) < 20 and log[-1]["valid_path_kl"] > 0.05 and log[0]["valid_path_kl"] == 0
     state = checkpoint.load_checkpoint(tmp_path / "run" / "checkpoints", config, torch.device("cpu"))
-    objectives = [line["valid_brightness"] - 1e-4 * line["valid_path_kl"] for line in log]
+    objectives = [line["valid_brightness"] - 1e-4 * line["valid_path_kl"] for line in log[1:]]
     assert state["best"]["objective"] == pytest.approx(max(objectives), abs=1e-6)
 
 
