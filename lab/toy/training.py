@@ -6,9 +6,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...blend_core.errors import BlendError
-from ...trainers.config import Config
+from ...trainers.config import Config, read_config
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ...trainers.policy import Policy
     from ...trainers.rewarding import Rewards
 
 MARK = "toy:"
@@ -25,6 +28,19 @@ def resolved(config: Config) -> tuple[Config, Rewards | None]:
         config = replace(config, prompts=replace(config.prompts, file=str(STUDIO / "prompts.txt")))
     names = [name for name in (config.reward.name, *config.reward.watch) if name.startswith(MARK)]
     return config, _rewards(config) if names else None
+
+
+def toy_policy(lora: Path | None = None) -> Policy:
+    """The studio's model with a fresh LoRA, or the one of a file, sampled as the preset says."""
+    from ...trainers.bases import Base
+    from ...trainers.policy import Policy
+    from .model import load_base
+
+    policy = Policy(Base(load_base()), read_config(["toy"]))
+    if lora is not None:
+        policy.unwrapped.delete_adapters("default")
+        policy.base.pipe.load_lora_weights(lora)
+    return policy
 
 
 def _rewards(config: Config) -> Rewards:
