@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/diffusion-blend demo
 
-test: $(VENV)/.installed
+test: $(VENV)/.installed $(VENV)/.originals
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest tests --ignore tests/comfyui
 	$(BIN)/python tests/comfyui/run.py
@@ -24,6 +24,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info[:2] <= (3, 13), "Python 3.10 to 3.13 needed, this is " + sys.version + "; name another with make PYTHON=..."'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# Other people's reward code that tests/rewards compares ours with, in a folder of its own; see originals.txt.
+$(VENV)/.originals: tests/rewards/originals.txt $(VENV)/.installed
+	rm -rf $(VENV)/originals
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/originals --requirement $<
 	touch $@
 
 clean:

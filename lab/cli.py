@@ -11,7 +11,11 @@ from collections.abc import Sequence
 
 import typer
 
+<<<<<<< HEAD
 from . import demo, generate, train
+=======
+from . import demo, generate, score
+>>>>>>> main
 
 app = typer.Typer(
     help="Dials over rewards for diffusion models: blend reward LoRAs at every denoising step.",
@@ -20,6 +24,7 @@ app = typer.Typer(
 )
 app.command(name="demo")(demo.command)
 app.command(name="generate")(generate.command)
+app.command(name="score")(score.command)
 app.command(name="train", add_help_option=False)(train.command)
 
 

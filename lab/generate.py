@@ -40,7 +40,8 @@ def command(
 
     A run that was stopped goes on when the same command is given again.
     """
-    from .images import chosen_device, read_prompts, read_rewards, run
+    from .images import read_rewards, run
+    from .options import chosen_device, read_prompts
     from .record import Request, read_record
 
     if repeat is not None:

@@ -67,23 +67,6 @@ def read_rewards(options: Sequence[str], base: str) -> dict[str, str]:
     return rewards
 
 
-def read_prompts(path: Path) -> list[str]:
-    """The lines of a text file, empty ones left out."""
-    if not path.is_file():
-        raise BlendError(f"{path} is no file. Give a text file with one prompt per line.")
-    return [line.strip() for line in path.read_text(encoding="utf8").splitlines() if line.strip()]
-
-
-def chosen_device(name: str) -> str:
-    """cpu or cuda."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise BlendError(f"--device is {name!r}, expected auto, cpu or cuda.")
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise BlendError("--device is cuda, but torch finds no CUDA device. Use --device cpu.")
-    return "cuda" if available and name != "cpu" else "cpu"
-
-
 def _make(pipe, method: Method, sampling: Sampling, request: Request, out: Path) -> None:
     """The missing images. Batches are cut the same way however many are missing, so that rounding is the same too."""
     items = request.items()

@@ -4,7 +4,8 @@ from comfy_api.latest import ComfyExtension, io
 
 from .bases import LoadRewardLoRA
 from .blending import BlendWeights, KLInterpolate
-from .sampling import ApplyBlend, BlendedKSampler, StochasticLSSampler
+from .sampling import ApplyBlend, BlendedKSampler, MSDDAKSampler, MSDDASampler, StochasticLSSampler
+from .scoring import LoadRewardModel, PickBest, RewardScorer
 
 
 class DiffusionBlendExtension(ComfyExtension):
@@ -12,4 +13,16 @@ class DiffusionBlendExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The node classes; their ids are final, because saved workflows hold them."""
-        return [LoadRewardLoRA, BlendWeights, KLInterpolate, ApplyBlend, BlendedKSampler, StochasticLSSampler]
+        return [
+            LoadRewardLoRA,
+            BlendWeights,
+            KLInterpolate,
+            ApplyBlend,
+            BlendedKSampler,
+            StochasticLSSampler,
+            MSDDASampler,
+            MSDDAKSampler,
+            LoadRewardModel,
+            RewardScorer,
+            PickBest,
+        ]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import comfy.lora
@@ -95,7 +96,7 @@ def apply_blend(
         log.info("%s", report)
     ESTIMATORS[evaluation](blend.blend.coefficients, 1, [0])  # refuses coefficients this evaluation cannot take
     bank = LoRABank(resolved)
-    hooks = _Hooks(bank, blend.blend.coefficients, evaluation, execution, seed, image_indices)
+    hooks = _Hooks(bank, blend, evaluation, execution, seed, image_indices)
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, hooks.prepare_sampling)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, hooks.outer_sample)
@@ -104,6 +105,11 @@ def apply_blend(
     factors = comfy.model_patcher.CoreModelPatcher(bank, model.load_device, model.offload_device)
     patched.set_additional_models(KEY, [factors])  # ComfyUI loads, counts and evicts them with the model
     return AppliedBlend(patched, blend, reports, hooks)
+
+
+def blended_run(model_options: dict) -> BlendedRun | None:
+    """The run of the blended model that is sampling with these options; None for a model without a blend."""
+    return model_options.get("transformer_options", {}).get(KEY)
 
 
 def target_index(base_model: torch.nn.Module) -> TargetIndex:
@@ -130,9 +136,10 @@ def _read_place(place) -> tuple[str, tuple[int, int] | None, bool]:
 class _Hooks:
     """The wrappers of one blended model. The state of a run is in the run's own options; `plan` is kept to be read."""
 
-    def __init__(self, bank, coefficients, evaluation, execution, seed, image_indices):
+    def __init__(self, bank, blend: LoRABlend, evaluation, execution, seed, image_indices):
         self.bank = bank
-        self.coefficients = coefficients
+        self.blend = blend
+        self.coefficients = blend.blend.coefficients
         self.estimator = ESTIMATORS[evaluation]
         self.plan: Plan | None = None
         self.execution = execution
@@ -145,7 +152,9 @@ class _Hooks:
         seeds = [image_seed(self.seed, index) for index in images]
         plan = self.estimator(self.coefficients, max(len(sigmas) - 1, 1), seeds)
         sampler_function = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
-        options[KEY] = _Run(plan, StepClock(sigmas, sampler_function), self.bank, self.execution)
+        options[KEY] = BlendedRun(
+            plan, StepClock(sigmas, sampler_function), self.bank, self.execution, self.blend, self.estimator
+        )
         self.plan = plan
         try:
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
@@ -171,16 +180,49 @@ class _Hooks:
         return options[KEY].predict(executor, {"args": inputs, "kwargs": kwargs}, options)
 
 
-class _Run:
+@dataclass
+class _SharedCall:
+    """A call of the network that all variants of an evaluation share: its input, its predictions (k, rows, ...)."""
+
+    x: torch.Tensor
+    sigma: torch.Tensor
+    predictions: torch.Tensor
+
+
+class BlendedRun:
     """One sampling run: its plan, its step, and where the bank is attached."""
 
-    def __init__(self, plan: Plan, clock: StepClock, bank: LoRABank, execution: str):
+    def __init__(self, plan: Plan, clock: StepClock, bank: LoRABank, execution: str, blend: LoRABlend, estimator):
+        self.blend = blend
+        self.estimator = estimator
         self.plan = plan
         self.clock = clock
         self.bank = bank
         self.execution = execution
         self.step = 0
         self._attachments = {}  # per network: there are several on several devices
+        self._shared: list[_SharedCall] | None = None  # None: predictions are blended
+        self._turn = self._call = 0
+
+    @property
+    def exact(self) -> bool:
+        """Whether every variant is evaluated at every step."""
+        return self.estimator is ESTIMATORS["exact"]
+
+    def separately(self, predict: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
+        """predict() once under each variant of the plan: what the guided model would be if it were that basis alone.
+
+        Guidance and every other patch run once per variant; the network's passes hold all variants and are made in
+        the first turn only. A call that comes with another input than the first turn's is evaluated on its own.
+        """
+        self._shared, results = [], []
+        try:
+            for turn in range(len(self.plan.weights)):
+                self._turn, self._call = turn, 0
+                results.append(predict())
+        finally:
+            self._shared = None
+        return results
 
     def advance(self, timestep: torch.Tensor) -> None:
         """Note the step of the evaluation that begins."""
@@ -204,7 +246,20 @@ class _Run:
 
             return self._fitting(run, self._group(network, x, len(variants)))
 
-        return self.plan(evaluate, self.step, images=rows // chunks if rows % chunks == 0 else rows)
+        images = rows // chunks if rows % chunks == 0 else rows
+        if self._shared is None:
+            return self.plan(evaluate, self.step, images=images)
+        return self._one_of(evaluate, self.plan.for_images(self.step, images), *inputs["args"][:2])
+
+    def _one_of(self, evaluate, variants: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """The prediction of the variant whose turn it is, from the passes that all turns share."""
+        if self._call == len(self._shared):
+            self._shared.append(_SharedCall(x, sigma, evaluate(variants)))
+        call = self._shared[self._call]
+        self._call += 1
+        if call.x.shape == x.shape and torch.equal(call.x, x) and torch.equal(call.sigma, sigma):
+            return call.predictions[self._turn]
+        return evaluate(variants[self._turn : self._turn + 1])[0]
 
     def _attachment(self, network: torch.nn.Module):
         if id(network) not in self._attachments:

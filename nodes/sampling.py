@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import comfy.samplers
 from comfy_api.latest import io
+from comfy_extras.nodes_custom_sampler import BasicScheduler, SamplerCustom
 
 from ..blend_core import describe_choices
+from .msdda import describe_etas, sample_msdda
 from .patching import EXECUTIONS, apply_blend, sample
 from .showing import shown
 from .sockets import CATEGORY, BlendSocket, LoRABlend
@@ -20,9 +22,9 @@ _EXECUTION_TOOLTIP = (
 )
 
 
-def _ksampler_inputs() -> list[io.Input]:
+def _ksampler_inputs(choose_sampler: bool = True) -> list[io.Input]:
     """KSampler's own inputs, in its order and with its ranges."""
-    return [
+    inputs = [
         io.Int.Input(
             "seed",
             default=0,
@@ -58,6 +60,29 @@ def _ksampler_inputs() -> list[io.Input]:
             max=1.0,
             step=0.01,
             tooltip="1 starts from pure noise; lower values keep the structure of latent_image.",
+        ),
+    ]
+    return [entry for entry in inputs if choose_sampler or entry.id != "sampler_name"]
+
+
+def _eta_inputs() -> list[io.Input]:
+    """How ancestral each basis's step is."""
+    return [
+        io.String.Input(
+            "etas",
+            default="",
+            tooltip="How ancestral each reward LoRA was trained, in the order of Blend Weights: above 0, up to 1 "
+            "(fully ancestral). A lower one makes that basis more certain, so that it counts more. Empty: as the files "
+            "say, 1 where they do not. All alike: the same as a blended ancestral sampler.",
+        ),
+        io.Float.Input(
+            "base_eta",
+            default=1.0,
+            min=0.01,
+            max=1.0,
+            step=0.01,
+            advanced=True,
+            tooltip="The same for the base model, where it has a coefficient. 1 is ancestral.",
         ),
     ]
 
@@ -175,3 +200,77 @@ class StochasticLSSampler(io.ComfyNode):
         plan = applied.plan  # None where ComfyUI had nothing to sample: denoise 0
         choices = "no step was sampled" if plan is None else describe_choices(plan, blend.blend.names)
         return shown(cls, f"{applied.report}\n{choices}", latent, choices)
+
+
+class MSDDASampler(io.ComfyNode):
+    """The fused step of MSDDA as a SAMPLER."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        return io.Schema(
+            node_id="DiffusionBlendMSDDASampler",
+            display_name="MSDDA Sampler",
+            category=CATEGORY,
+            description="A sampler for SamplerCustom and SamplerCustomAdvanced: each reward takes its own step, and "
+            "the steps are fused exactly. The model has to come from Apply Blend.",
+            search_aliases=["msdda", "gaussian fusion", "diffusion blend sampler"],
+            inputs=_eta_inputs(),
+            outputs=[io.Sampler.Output(display_name="sampler", tooltip="Connect to SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(cls, etas: str, base_eta: float = 1.0) -> io.NodeOutput:
+        """Make the sampler."""
+        return io.NodeOutput(comfy.samplers.KSAMPLER(sample_msdda, {"etas": etas, "base_eta": base_eta}))
+
+
+class MSDDAKSampler(io.ComfyNode):
+    """KSampler under MSDDA."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        return io.Schema(
+            node_id="DiffusionBlendMSDDAKSampler",
+            display_name="MSDDA KSampler",
+            category=CATEGORY,
+            description="KSampler with a blend whose rewards were trained with unlike eta: their reverse steps are "
+            "fused exactly, the more certain one counting more.",
+            search_aliases=["msdda", "gaussian fusion", "diffusion blend"],
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Model.Input("model", tooltip="The base model the reward LoRAs were trained on."),
+                BlendSocket.Input("blend", tooltip=_BLEND_TOOLTIP),
+                *_ksampler_inputs(choose_sampler=False),
+                *_eta_inputs(),
+                io.Combo.Input("execution", options=list(EXECUTIONS), tooltip=_EXECUTION_TOOLTIP),
+            ],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="The denoised latent.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        blend: LoRABlend,
+        seed: int,
+        steps: int,
+        cfg: float,
+        scheduler: str,
+        positive,
+        negative,
+        latent_image: dict,
+        denoise: float,
+        etas: str,
+        execution: str,
+        base_eta: float = 1.0,
+    ) -> io.NodeOutput:
+        """Sample, through ComfyUI's own SamplerCustom."""
+        applied = apply_blend(model, blend, "exact", execution, seed, latent_image.get("batch_index"))
+        sampler = comfy.samplers.KSAMPLER(sample_msdda, {"etas": etas, "base_eta": base_eta})
+        sigmas = BasicScheduler.execute(applied.model, scheduler, steps, denoise).result[0]
+        result = SamplerCustom.execute(
+            applied.model, True, seed, cfg, positive, negative, sampler, sigmas, latent_image
+        ).result[0]
+        return shown(cls, f"{applied.report}\n{describe_etas(blend.loras, etas)}", result)

@@ -10,6 +10,7 @@ from ..blend_core import Adapter, Blend
 
 RewardLoRASocket = io.Custom("REWARD_LORA")
 BlendSocket = io.Custom("BLEND")
+RewardModelSocket = io.Custom("REWARD_MODEL")
 
 CATEGORY = "Diffusion Blend"
 

@@ -60,7 +60,16 @@ class Adapter:
     @property
     def kl_weight(self) -> float | None:
         """The KL weight this basis was trained with, or None where the file does not state it (never guessed)."""
-        text = self.metadata.get(METADATA_PREFIX + "kl_weight")
+        return self._positive("kl_weight")
+
+    @property
+    def eta(self) -> float | None:
+        """How ancestral the sampler of its training was (DDIM's eta), or None where the file does not state it."""
+        return self._positive("eta")
+
+    def _positive(self, name: str) -> float | None:
+        """A number of the header; None where it is not stated. Raises BlendError unless it is above 0."""
+        text = self.metadata.get(METADATA_PREFIX + name)
         if text is None or not text.strip():
             return None
         try:
@@ -68,9 +77,10 @@ class Adapter:
         except ValueError:
             value = math.nan
         if not (math.isfinite(value) and value > 0):
+            words = name.replace("kl_", "KL ")
             raise BlendError(
-                f"{self.label}: the header says kl_weight {text!r}, expected a positive number. "
-                "Correct the header, or type the KL weight by hand."
+                f"{self.label}: the header says {name} {text!r}, expected a positive number. "
+                f"Correct the header, or type the {words} by hand."
             )
         return value
 

@@ -5,13 +5,14 @@ blip.py and siglip.py the learned ones; custom.py the user's own.
 """
 
 from .combined import SCALES, Rescaled, Scale, WeightedSum, rescaled, weighted
-from .contract import Card, Reward, check_images
+from .contract import IMAGES_PER_PASS, Card, Reward, check_images
 from .files import Library, WeightFile
 from .image import colourfulness, jpeg_compressibility
 from .table import DTYPES, installed_rewards, load_reward, reward_cards
 
 __all__ = [
     "DTYPES",
+    "IMAGES_PER_PASS",
     "SCALES",
     "Card",
     "Library",

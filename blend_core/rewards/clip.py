@@ -15,7 +15,7 @@ from ..errors import BlendError
 from .contract import Card, Reward, frozen
 from .files import WeightFile, read_state_dict
 from .networks import filled, starting
-from .preprocessing import CLIP_MEAN, CLIP_STD, cropped, normalised, padded
+from .preprocessing import CLIP_MEAN, CLIP_STD, cropped, cropped_low, normalised, padded
 from .text import CLIP_FILES, Tokens, clip_tokens
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ REWARDS: tuple[tuple[Card, Build], ...] = (
             "see the model card (code MIT)",
             WeightFile("yuvalkirstain/PickScore_v1", "model.safetensors"),
         ),
-        _similarity(vit_h_14, None),
+        _similarity(vit_h_14, None, cropped_low),
     ),
     *(
         (

@@ -48,6 +48,7 @@ class Reward(nn.Module):
     def __init__(self, card: Card):
         super().__init__()
         self.card = card
+        self.eval()
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (batch,) of images (batch, 3, height, width) in [0, 1] with one prompt each; input is checked."""
@@ -63,10 +64,11 @@ class Reward(nn.Module):
         Raises BlendError for anything else.
         """
         check_images(images)
-        prompts = self._one_per_image(prompts, len(images))
+        prompts = self.one_per_image(prompts, len(images))
         dtype = self._working_dtype(images)
         images = images.to(self.place() or images.device, dtype)
         size = images_per_pass or max(1, min(IMAGES_PER_PASS, PIXELS_PER_PASS // images[0, 0].numel()))
+        size = min(size, len(images))
         scores, done = [], 0
         while done < len(images):
             part = slice(done, done + size)
@@ -90,7 +92,8 @@ class Reward(nn.Module):
         own = next((p.dtype for p in self.parameters()), images.dtype)
         return torch.promote_types(own, torch.float32)
 
-    def _one_per_image(self, prompts: str | Sequence[str] | None, count: int) -> list[str]:
+    def one_per_image(self, prompts: str | Sequence[str] | None, count: int) -> list[str]:
+        """`count` prompts from one for all, one per image, or none. Raises BlendError for anything else."""
         name = self.card.name
         prompts = [prompts or ""] * count if prompts is None or isinstance(prompts, str) else list(prompts)
         if len(prompts) == 1:
@@ -101,7 +104,7 @@ class Reward(nn.Module):
             )
         strangers = [type(prompt).__name__ for prompt in prompts if not isinstance(prompt, str)]
         if strangers:
-            raise BlendError(f"a prompt is of type {strangers[0]}, expected text. Connect the prompt's text.")
+            raise BlendError(f"a prompt is of type {strangers[0]}, expected text. Give the prompt as text.")
         if self.card.reads_prompt and not all(prompt.strip() for prompt in prompts):
             raise BlendError(
                 f"{name} compares images with their prompt, and a prompt is empty. Give the text the images were made "

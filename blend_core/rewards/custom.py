@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -24,16 +25,14 @@ class Custom(Reward):
     """
 
     def __init__(self, name: str, function: Callable[..., Tensor]):
-        parameters = inspect.signature(function).parameters
-        reads_prompt = len(parameters) > 1
         super().__init__(
             Card(
                 name,
                 (inspect.getdoc(function) or "a reward of your own").split("\n")[0],
-                getattr(function, "usual_range", None),
-                getattr(function, "differentiable", False),
-                reads_prompt,
-                getattr(function, "licence", "your own"),
+                _range_of(name, function),
+                bool(getattr(function, "differentiable", False)),
+                len(inspect.signature(function).parameters) > 1,
+                str(getattr(function, "licence", "your own")),
             )
         )
         self.function = function
@@ -48,6 +47,19 @@ class Custom(Reward):
                 f"shape ({len(images)},) with finite numbers. Mend the function."
             )
         return scores
+
+
+def _range_of(name: str, function: Callable) -> tuple[float, float] | None:
+    stated = getattr(function, "usual_range", None)
+    if stated is None:
+        return None
+    try:
+        low, high = map(float, stated)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not low < high:
+        raise BlendError(f"{name}: usual_range is {stated!r}, expected two numbers, the lower one first. Correct it.")
+    return low, high
 
 
 def _described(scores: Tensor) -> str:
@@ -65,8 +77,10 @@ def load_custom(name: str) -> Reward:
     This runs that code: give only places you trust. Raises BlendError where there is no such function.
     """
     place, _, function = name.rpartition(":") if not name.endswith(".py") else (name, "", "")
-    module = _from_file(Path(place).expanduser()) if place.endswith(".py") else _imported(place)
-    return Custom(name if not place.endswith(".py") else Path(place).stem, _function_of(module, function, name))
+    if not place.endswith(".py"):
+        return Custom(name, _function_of(_imported(place), function, name))
+    path = Path(place).expanduser()
+    return Custom(path.name + (f":{function}" if function else ""), _function_of(_from_file(path), function, name))
 
 
 def _from_file(path: Path) -> ModuleType:
@@ -74,7 +88,10 @@ def _from_file(path: Path) -> ModuleType:
         raise BlendError(f"{path} is no file. Give the path of a Python file with one function, the reward.")
     spec = importlib.util.spec_from_file_location(f"diffusion_blend_reward_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's own code raises
+        raise BlendError(f"{path} cannot be run: {type(error).__name__}: {error}. Mend the file.") from error
     return module
 
 

@@ -44,7 +44,7 @@ class WeightFile:
 class Library:
     """Where weights are looked for: `folders`, then the hub's cache on this machine; then downloaded if allowed."""
 
-    folders: tuple[Path, ...] = ()
+    folders: tuple[Path, ...] = (Path("reward_models"),)
     download: bool = False
 
     def find(self, reward: str, files: Sequence[WeightFile]) -> list[Path]:
@@ -55,7 +55,8 @@ class Library:
         found = {file: self._in_folders(reward, file) or self._in_cache(file) for file in files}
         missing = [file for file, path in found.items() if path is None]
         if missing and (not self.download or any(file.by_hand for file in missing)):
-            allowed = "" if any(file.by_hand for file in missing) else " Or allow downloads."
+            by_hand = any(file.by_hand for file in missing)
+            allowed = "" if by_hand else " Or allow downloads (allow_download on the node, --download in a shell)."
             raise BlendError(f"{reward} needs {self._errand(reward, missing)}{allowed}")
         return [path or self._fetched(reward, file) for file, path in found.items()]
 
@@ -65,7 +66,7 @@ class Library:
         return f"{'a file' if len(files) == 1 else f'{len(files)} files'} that cannot be found here. {' '.join(lines)}"
 
     def _home(self, reward: str) -> Path:
-        return (Path(self.folders[0]) if self.folders else Path("reward_models")) / reward
+        return Path(self.folders[0]) / reward
 
     def _fetched(self, reward: str, file: WeightFile) -> Path:
         """The downloaded file; both ways show a progress bar and leave no half of a file behind where they fail."""

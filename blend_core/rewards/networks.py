@@ -13,15 +13,19 @@ from .contract import frozen
 PLACES = "position_ids"  # counts 0, 1, 2...; old files store it, new modules make it
 
 
-def filled(kind: type[nn.Module], config, state: Mapping[str, Tensor], *arguments, **options) -> nn.Module:
-    """kind(config) with the weights of `state`, every one of them and no others, frozen.
+def filled(kind: type[nn.Module], config, state: Mapping[str, Tensor], wrapper: str = "", **options) -> nn.Module:
+    """kind(config, **options) with the weights of `state`, every one of them and no others, frozen.
 
+    wrapper: what some versions of transformers put before every name of this network, and others do not.
     Nothing is initialised on the way: a billion random numbers would be drawn only to be thrown away.
     """
-    state = {name: value for name, value in state.items() if not name.endswith(PLACES)}
     with torch.device("meta"):
-        network = kind(config, *arguments, **options)
-    check_keys(kind.__name__, network.state_dict(), state)
+        network = kind(config, **options)
+    expected = network.state_dict()
+    wrapped = wrapper and all(name.startswith(wrapper) for name in expected)
+    bare = {name.removeprefix(wrapper): value for name, value in state.items() if not name.endswith(PLACES)}
+    state = {wrapper + name: value for name, value in bare.items()} if wrapped else bare
+    check_keys(kind.__name__, expected, state)
     network.load_state_dict(state, strict=True, assign=True)
     for module in network.modules():
         for name, buffer in module.named_buffers(recurse=False):

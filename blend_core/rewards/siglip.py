@@ -17,6 +17,7 @@ from .preprocessing import HALF, normalised, squashed
 if TYPE_CHECKING:
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
+TOWER = "vision_model."
 HEAD = WeightFile(
     "discus0434/aesthetic-predictor-v2-5",
     "aesthetic_predictor_v2_5.pth",
@@ -57,9 +58,9 @@ def build(card: Card, paths: Sequence[Path]) -> Reward:
     """Files: SigLIP, the head."""
     from transformers import SiglipVisionModel
 
-    state = starting(read_state_dict(paths[0]), ("vision_model.",))
+    state = starting(read_state_dict(paths[0]), (TOWER,))
     head = {name: value for name, value in read_state_dict(paths[1]).items() if name.startswith("scoring_head.")}
-    return SiglipAesthetic(card, filled(SiglipVisionModel, so400m(), state), folded(head, so400m().hidden_size))
+    return SiglipAesthetic(card, filled(SiglipVisionModel, so400m(), state, TOWER), folded(head, so400m().hidden_size))
 
 
 CARD = Card(

@@ -39,9 +39,9 @@ class Tokens:
 
 def clip_tokens(folder: Path, length: int = 77) -> Tokens:
     """CLIP's byte pairs, from a folder with vocab.json and merges.txt."""
-    from transformers import CLIPTokenizer
+    from transformers import CLIPTokenizerFast  # the slow class of transformers 4 splits CJK text another way
 
-    return Tokens(CLIPTokenizer.from_pretrained(str(folder)), length)
+    return Tokens(CLIPTokenizerFast.from_pretrained(str(folder)), length)
 
 
 def bert_tokens(folder: Path, length: int = 35) -> Tokens:

@@ -1,6 +1,7 @@
 """The pack in a running ComfyUI server, over HTTP: a picture, its repetition, an error, an interrupt."""
 
 import json
+import re
 import urllib.parse
 
 import numpy as np
@@ -17,6 +18,11 @@ NODE_IDS = {
     "DiffusionBlendApply",
     "DiffusionBlendKSampler",
     "DiffusionBlendStochasticLS",
+    "DiffusionBlendMSDDASampler",
+    "DiffusionBlendMSDDAKSampler",
+    "DiffusionBlendLoadRewardModel",
+    "DiffusionBlendRewardScorer",
+    "DiffusionBlendPickBest",
 }
 DOCS = host.REPOSITORY / "web" / "docs"
 
@@ -114,6 +120,54 @@ def test_the_nodes_show_the_formula_and_what_matched(server, files, picture):
     outputs = server.finish(server.queue(workflow(files)))["outputs"]
     assert "0.2 base + 0.48 everything + 0.32 attentive" in "".join(outputs["dial"]["text"])
     assert "modules on SD 1.5" in "".join(outputs["sampler"]["text"])
+
+
+def test_four_images_are_scored_with_two_rewards_and_the_best_is_saved(server, files):
+    graph = workflow(files)
+    graph["latent"]["inputs"]["batch_size"] = 4
+    more = {
+        "first reward": ("DiffusionBlendLoadRewardModel", {"reward_name": "colourfulness"}),
+        "second reward": ("DiffusionBlendLoadRewardModel", {"reward_name": "jpeg_compressibility"}),
+        "scorer": (
+            "DiffusionBlendRewardScorer",
+            {
+                "image": ["decoded", 0],
+                "prompt": "a red fox",
+                "rewards.reward_0": ["first reward", 0],
+                "rewards.reward_1": ["second reward", 0],
+                "weights": "1, 0.5",
+            },
+        ),
+        "best": (
+            "DiffusionBlendPickBest",
+            {"image": ["decoded", 0], "scores": ["scorer", 0], "k": 1, "latent": ["sampler", 0]},
+        ),
+        "again": ("VAEDecode", {"samples": ["best", 1], "vae": ["model", 2]}),
+        "all": ("SaveImage", {"images": ["scorer", 2], "filename_prefix": "sorted"}),
+        "redone": ("SaveImage", {"images": ["again", 0], "filename_prefix": "redone"}),
+    }
+    graph |= {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in more.items()}
+    for name in ("first reward", "second reward"):
+        graph[name]["inputs"] |= {"device": "default", "precision": "auto"}
+    graph["saved"]["inputs"]["images"] = ["best", 0]
+    history = server.finish(server.queue(graph))
+    assert history["status"]["status_str"] == "success", history["status"]
+    outputs = history["outputs"]
+    saved = {
+        name: [server.folder / "output" / image["filename"] for image in outputs[name]["images"]]
+        for name in ("saved", "all", "redone")
+    }
+    assert [len(paths) for paths in saved.values()] == [1, 4, 1]
+    best, ordered = pixels(saved["saved"][0]), [pixels(path) for path in saved["all"]]
+    assert np.array_equal(best, ordered[0]) and np.array_equal(best, pixels(saved["redone"][0]))
+    assert not np.array_equal(best, ordered[1])
+    rows = re.findall(
+        r"image \d: (\S+) +\(colourfulness (\S+), jpeg_compressibility (\S+)\)", "".join(outputs["scorer"]["text"])
+    )
+    assert len(rows) == 4
+    total, colour, size = (list(map(float, column)) for column in zip(*rows, strict=True))
+    assert total == sorted(total, reverse=True) and total[0] > total[-1]
+    assert total == pytest.approx([c + s / 2 for c, s in zip(colour, size, strict=True)], rel=1e-2)
 
 
 def test_other_weights_make_another_picture(server, files, picture):

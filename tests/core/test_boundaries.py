@@ -29,7 +29,7 @@ def is_typing_only(node):
 
 
 def imports(file, within_functions=True):
-    """(level, module, names) of every import of a file; typing-only ones count too."""
+    """(level, module, names) of every import of a file; `within_functions=False`: of those that importing it runs."""
     pending = [ast.parse(file.read_text(encoding="utf-8"))]
     while pending:
         node = pending.pop()
@@ -37,7 +37,7 @@ def imports(file, within_functions=True):
             yield from ((0, alias.name, ()) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node.level, node.module or "", tuple(alias.name for alias in node.names)
-        elif within_functions or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        elif within_functions or not (isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or is_typing_only(node)):
             pending += ast.iter_child_nodes(node)
 
 

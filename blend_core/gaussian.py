@@ -1,0 +1,98 @@
+"""Reverse steps as Gaussians, and their fusion (MSDDA, arXiv 2604.14379).
+
+A step from sigma to the lower sigma_next draws x_next ~ N(mean, spread^2 I). Two families of noise:
+
+    ve     x = x0 + sigma n                     eps and v models, as k-diffusion has them
+    flow   x = (1 - sigma) x0 + sigma n         rectified flow
+
+eta is how ancestral the step is: 0 deterministic, 1 as the forward process has it. Bases that were trained with unlike
+eta have unlike spreads, and the more certain one counts more:
+
+    1 / spread^2 = sum_i c_i / s_i^2,      mean = spread^2 sum_i c_i mean_i / s_i^2
+
+the normalised product of the N(mean_i, s_i^2 I)^{c_i}. With equal s_i it is the blended ancestral step, because means
+are affine in denoised and coefficients sum to 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .errors import BlendError
+
+FAMILIES = ("ve", "flow")
+
+
+def reverse_step(
+    x: Tensor, denoised: Tensor, sigma: float, sigma_next: float, eta: float, family: str
+) -> tuple[Tensor, float]:
+    """(mean, spread) of the ancestral step from sigma to sigma_next < sigma; mean is shaped as x.
+
+    ve: up = min(sigma_next, eta sigma_next sqrt(1 - sigma_next^2 / sigma^2)), down^2 = sigma_next^2 - up^2,
+    mean = D + (x - D) down / sigma, spread = up (k-diffusion's).  flow: down = sigma_next (1 + (sigma_next / sigma - 1)
+    eta), mean = (1 - sigma_next) / (1 - down) (x down / sigma + (1 - down / sigma) D), spread^2 = sigma_next^2 -
+    (down (1 - sigma_next) / (1 - down))^2. At sigma_next = 0 the mean is D and the spread 0.
+    """
+    if family == "ve":
+        spread = min(sigma_next, eta * sigma_next * math.sqrt(max(1 - (sigma_next / sigma) ** 2, 0.0)))
+        down = math.sqrt(sigma_next**2 - spread**2)
+        return denoised + (x - denoised) * (down / sigma), spread
+    down = sigma_next * (1 + (sigma_next / sigma - 1) * eta)
+    shrink = (1 - sigma_next) / (1 - down)
+    mean = shrink * (down / sigma * x + (1 - down / sigma) * denoised)
+    return mean, math.sqrt(max(sigma_next**2 - (down * shrink) ** 2, 0.0))
+
+
+def vanishing_spread(eta: float, family: str) -> float:
+    """The limit of spread / sigma_next as sigma_next falls to 0: eta (ve), sqrt(eta (2 - eta)) (flow).
+
+    It tells how the certainties of bases compare at the last step, where every spread is 0.
+    """
+    return eta if family == "ve" else math.sqrt(eta * (2 - eta))
+
+
+def fusion_weights(spreads: Sequence[float], coefficients: Sequence[float]) -> tuple[list[float], float]:
+    """(weights of the means, spread) of the normalised product of N(mean_i, s_i^2)^{c_i}; the weights sum to 1.
+
+    Raises BlendError for a spread of 0, and where the precision sum c_i / s_i^2 is not above 0: then there is no
+    such Gaussian.
+    """
+    if any(not spread > 0 for spread in spreads):
+        raise BlendError(
+            "a basis has eta 0, so its step is no Gaussian that could be fused. Give every basis an eta above 0 (1 is "
+            "ancestral), or use a blended sampler without MSDDA for a deterministic run."
+        )
+    precisions = [c / spread**2 for c, spread in zip(coefficients, spreads, strict=True)]
+    total = math.fsum(precisions)
+    if not total > 0:
+        raise BlendError(
+            f"the fused step has the precision {total:.3g}, expected one above 0: with these eta the coefficients "
+            f"({', '.join(f'{c:.3g}' for c in coefficients)}, base first) take away more certainty than there is. "
+            "Lower alignment, or set the bases' eta nearer to each other."
+        )
+    return [each / total for each in precisions], 1 / math.sqrt(total)
+
+
+def fused_step(
+    x: Tensor,
+    denoised: Sequence[Tensor],
+    sigma: float,
+    sigma_next: float,
+    etas: Sequence[float],
+    coefficients: Sequence[float],
+    family: str,
+) -> tuple[Tensor, float]:
+    """(mean, spread) of MSDDA's step: the fusion of each basis's own reverse step at x.
+
+    denoised: one prediction per basis, shaped as x.  etas, coefficients: one per basis; coefficients sum to 1.
+    The last step (sigma_next = 0) has no noise; its weights are the limit of those before.
+    """
+    steps = [reverse_step(x, d, sigma, sigma_next, eta, family) for d, eta in zip(denoised, etas, strict=True)]
+    last = sigma_next == 0
+    spreads = [vanishing_spread(eta, family) for eta in etas] if last else [spread for _, spread in steps]
+    weights, spread = fusion_weights(spreads, coefficients)
+    mean = sum(weight * mean for weight, (mean, _) in zip(weights, steps, strict=True))
+    return mean, 0.0 if last else spread

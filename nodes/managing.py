@@ -1,0 +1,90 @@
+"""Reward models under ComfyUI's model management.
+
+Their weights are loaded when they score, counted among the loaded models, and moved off the card when something else
+needs the room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy
+import comfy.model_management
+import comfy.model_patcher
+import folder_paths
+import torch
+from torch import Tensor
+
+from ..blend_core.rewards import DTYPES, IMAGES_PER_PASS, Library, Reward, load_reward
+
+FOLDER = "reward_models"
+DEVICES = ("default", "cpu")
+PRECISIONS = ("auto", *DTYPES)
+
+folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A reward, and the patcher that ComfyUI manages its weights by; None for rewards without weights."""
+
+    reward: Reward
+    patcher: comfy.model_patcher.ModelPatcher | None = None
+
+    @property
+    def name(self) -> str:
+        """The reward's name."""
+        return self.reward.card.name
+
+    def scores(self, images: Tensor, prompts: Sequence[str]) -> Iterator[Tensor]:
+        """Scores of images (batch, 3, height, width) on the CPU, pass by pass. prompts: one, or one per image."""
+        prompts = self.reward.one_per_image(prompts, len(images))
+        size = self._ready(len(images))
+        for start in range(0, len(images), size):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            part = slice(start, start + size)
+            yield self.reward(images[part], prompts[part], images_per_pass=size).float().cpu()
+
+    def _ready(self, count: int) -> int:
+        """Load the weights; returns how many images fit one pass."""
+        most = min(count, IMAGES_PER_PASS)
+        if self.patcher is None:
+            return most
+        need = self.reward.activation_bytes
+        # The weights cannot be split between card and memory: these are not ComfyUI's own layers.
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=need * most, force_full_load=True)
+        free = comfy.model_management.get_free_memory(self.patcher.load_device)
+        return int(max(1, min(most, free // max(1, need))))
+
+
+def load_reward_model(name: str, device: str, precision: str, scale: str, download: bool) -> RewardModel:
+    """The reward as a managed model. Raises BlendError where load_reward does."""
+    on_card = device == "default"
+    load_device = comfy.model_management.text_encoder_device() if on_card else torch.device("cpu")
+    offload_device = comfy.model_management.text_encoder_offload_device() if on_card else torch.device("cpu")
+    with torch.inference_mode(False):  # weights made under inference mode could never pass a gradient on to pixels
+        reward = load_reward(name, library(download), "cpu", _dtype(precision, load_device), scale)
+    if reward.place() is None:
+        return RewardModel(reward)
+    reward.to(offload_device)
+    return RewardModel(reward, comfy.model_patcher.ModelPatcher(reward, load_device, offload_device))
+
+
+def library(download: bool) -> Library:
+    """ComfyUI's folders for reward models; its own package is one too, for CLIP's vocabulary."""
+    folders = [*folder_paths.get_folder_paths(FOLDER), Path(comfy.model_management.__file__).parent]
+    return Library(tuple(map(Path, folders)), download)
+
+
+def _dtype(precision: str, device: torch.device) -> torch.dtype:
+    if precision != "auto":
+        return DTYPES[precision]
+    return torch.float16 if comfy.model_management.should_use_fp16(device) else torch.float32
+
+
+def own_rewards() -> dict[str, Path]:
+    """Python files that the user has put into models/reward_models, by name."""
+    roots = map(Path, folder_paths.get_folder_paths(FOLDER))
+    return {file.name: file for root in roots if root.is_dir() for file in sorted(root.glob("*.py"))}

@@ -1,0 +1,100 @@
+"""MSDDA as a sampler of ComfyUI: every basis takes a reverse step of its own, and blend_core/gaussian fuses them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import comfy.model_sampling
+import torch
+from comfy.k_diffusion.sampling import default_noise_sampler
+from torch import Tensor
+from tqdm.auto import trange
+
+from ..blend_core import BlendError
+from ..blend_core.gaussian import fused_step
+from .patching import BlendedRun, blended_run
+
+
+@torch.no_grad()
+def sample_msdda(
+    model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict,
+    callback=None,
+    disable: bool | None = None,
+    noise_sampler=None,
+    etas: str = "",
+    base_eta: float = 1.0,
+) -> Tensor:
+    """The sampler function, called by ComfyUI's KSAMPLER; the blend is the one of the model that it samples.
+
+    x: (batch, ...).  sigmas: (steps + 1,), falling.  etas: one number per reward LoRA; empty: as files say.
+    Guidance acts inside each basis, because a basis's step is that of its guided prediction. Raises BlendError for a
+    model that is not blended, and for a blend that is not evaluated exactly.
+    """
+    run = _exact_run(extra_args)
+    numbers, coefficients = _numbers(run, etas, base_eta), run.plan.weights.tolist()
+    family = "flow" if _is_flow(model) else "ve"
+    noise_sampler = noise_sampler or default_noise_sampler(x, seed=extra_args.get("seed"))
+    ones = x.new_ones([x.shape[0]])
+    for i in trange(len(sigmas) - 1, disable=disable):
+        now, after = sigmas[i], sigmas[i + 1]
+        each = run.separately(lambda x=x, sigma=now * ones: model(x, sigma, **extra_args))
+        if callback is not None:
+            denoised = sum(c * d for c, d in zip(coefficients, each, strict=True))
+            callback({"x": x, "i": i, "sigma": now, "sigma_hat": now, "denoised": denoised})
+        x, spread = fused_step(x, each, now.item(), after.item(), numbers, coefficients, family)
+        if spread > 0:
+            x = x + spread * noise_sampler(now, after)
+    return x
+
+
+def _exact_run(extra_args: dict) -> BlendedRun:
+    run = blended_run(extra_args.get("model_options", {}))
+    if run is None:
+        raise BlendError(
+            "MSDDA fuses the steps of a blend's bases, but the model it samples has no blend. Put Apply Blend before "
+            "the guider, or use MSDDA KSampler."
+        )
+    if not run.exact:
+        raise BlendError(
+            "MSDDA needs the prediction of every basis at every step, but Apply Blend evaluates one per step. Set its "
+            "evaluation to exact."
+        )
+    return run
+
+
+def _numbers(run: BlendedRun, etas: str, base_eta: float) -> list[float]:
+    """eta of each variant that the plan evaluates, in its order."""
+    loras = run.blend.loras
+    words = etas.replace(",", " ").replace(";", " ").split()
+    try:
+        given = [float(word) for word in words] if words else [lora.adapter.eta or 1.0 for lora in loras]
+    except ValueError as error:
+        raise BlendError(f"the etas {etas!r} are not numbers. Write one per reward LoRA, such as 1, 0.6.") from error
+    if len(given) != len(loras):
+        raise BlendError(f"{len(given)} etas came for {len(loras)} reward LoRAs. Give one each, or leave them empty.")
+    listed = [base_eta, *given]
+    chosen = [listed[variant] for variant in run.plan.variants[0, :, 0].tolist()]
+    if not all(0 < eta <= 1 for eta in chosen):
+        raise BlendError(
+            f"the etas are {', '.join(f'{eta:g}' for eta in listed)} (base first), expected above 0 and up to 1: a "
+            "deterministic step is no Gaussian that could be fused. 1 is ancestral."
+        )
+    return chosen
+
+
+def _is_flow(model) -> bool:
+    sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
+    return isinstance(sampling, comfy.model_sampling.CONST)
+
+
+def describe_etas(loras: Sequence, etas: str) -> str:
+    """Where each LoRA's eta comes from, for the node."""
+    if etas.strip():
+        return f"eta: {etas}"
+    stated = (
+        f"{lora.label} {lora.adapter.eta:g}" if lora.adapter.eta else f"{lora.label} 1 (not stated)" for lora in loras
+    )
+    return "eta: " + ", ".join(stated)

@@ -1,0 +1,191 @@
+"""Reward models, the scorer and Pick Best on ComfyUI's own memory management."""
+
+import comfy.model_management
+import folder_paths
+import pytest
+import torch
+from comfy_execution.graph_utils import ExecutionBlocker
+from safetensors.torch import save_file
+
+from .host import submodule
+
+SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.fixture
+def images():
+    """Four images (batch, height, width, channels): grey, then more and more red."""
+    batch = torch.full((4, 24, 32, 3), 0.5)
+    for i, red in enumerate((0.5, 0.9, 0.7, 1.0)):
+        batch[i, :, :, 0] = red
+    return batch
+
+
+@pytest.fixture
+def weights_folder(tmp_path, monkeypatch):
+    """A folder that Load Reward Model looks into."""
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "reward_models", ([str(tmp_path)], set()))
+    return tmp_path
+
+
+@pytest.fixture
+def clipscore(weights_folder, monkeypatch):
+    """The files of a tiny CLIPScore; the tokenizer is the one that ComfyUI ships."""
+    from transformers import CLIPConfig, CLIPModel
+
+    clip = submodule("blend_core.rewards.clip")
+    small = SIZES | {"projection_dim": 8}
+    config = CLIPConfig(
+        vision_config=small | {"patch_size": 14, "image_size": 28}, text_config=dict(small), projection_dim=8
+    )
+    monkeypatch.setattr(clip, "_config", lambda *_: config)
+    place = weights_folder / "clipscore"
+    place.mkdir()
+    torch.manual_seed(4)
+    save_file({k: v.contiguous() for k, v in CLIPModel(config).state_dict().items()}, place / "model.safetensors")
+
+
+def load(nodes, name, **options):
+    options = {"device": "default", "precision": "auto", "scale": "none", "allow_download": False} | options
+    return nodes["LoadRewardModel"].execute(reward_name=name, **options).result[0]
+
+
+def score(nodes, images, models, prompt=("a red wall",), weights=""):
+    slots = {f"reward_{i}": [model] for i, model in enumerate(models)}
+    return nodes["RewardScorer"].execute(image=[images], prompt=list(prompt), rewards=slots, weights=[weights]).result
+
+
+def test_the_scorer_sorts_best_first(nodes, images):
+    scores, mean, ordered, best, table = score(nodes, images, [load(nodes, "colourfulness")])
+    assert best == 3 and torch.equal(ordered, images[[3, 1, 2, 0]])
+    assert mean == pytest.approx(sum(scores) / 4)
+    lines = table.splitlines()
+    assert "colourfulness" in lines[0] and [line.split("|")[1].strip() for line in lines[2:]] == ["3", "1", "2", "0"]
+
+
+def test_weights_are_taken_as_they_are(nodes, images):
+    models = [load(nodes, "colourfulness"), load(nodes, "brightness")]
+    alone = [score(nodes, images, [model])[0] for model in models]
+    total = score(nodes, images, models, weights="-1, 2")[0]
+    assert total == pytest.approx([2 * b - a for a, b in zip(*alone, strict=True)])
+    shares = score(nodes, images, models)[0]
+    assert shares == pytest.approx([(a + b) / 2 for a, b in zip(*alone, strict=True)])
+
+
+def test_a_learned_reward_lives_under_comfyuis_memory_management(nodes, images, clipscore):
+    model = load(nodes, "clipscore")
+    assert model.patcher not in comfy.model_management.loaded_models()
+    scores, *_ = score(nodes, images, [model])
+    assert model.patcher in comfy.model_management.loaded_models()
+    assert model.patcher.model_size() == sum(p.nbytes for p in model.reward.parameters())
+    comfy.model_management.unload_all_models()
+    assert model.patcher not in comfy.model_management.loaded_models()
+    assert score(nodes, images, [model])[0] == scores  # loaded again on demand
+
+
+def test_a_learned_reward_reads_the_prompts(nodes, images, clipscore):
+    model = load(nodes, "clipscore")
+    one, other = (score(nodes, images, [model], [text])[0] for text in ("a red wall", "the sea"))
+    mixed = score(nodes, images, [model], ["a red wall", "the sea", "a red wall", "the sea"])[0]
+    assert mixed == pytest.approx([one[0], other[1], one[2], other[3]], rel=1e-4)
+    assert mixed != pytest.approx(one, rel=1e-3)
+
+
+def test_gradients_pass_through_a_model_that_a_node_loaded(nodes, images, clipscore):
+    model = load(nodes, "clipscore")
+    with torch.inference_mode(False), torch.enable_grad():
+        pixels = images.movedim(-1, 1).clone().requires_grad_()
+        model.reward(pixels, "a red wall").sum().backward()
+        assert pixels.grad.abs().sum() > 0
+
+
+def test_missing_files_are_refused_before_anything_runs(nodes, weights_folder):
+    check = nodes["LoadRewardModel"].validate_inputs
+    assert "PickScore_v1" in check(reward_name="pickscore")
+    assert str(weights_folder / "pickscore" / "model.safetensors") in check(reward_name="pickscore")
+    assert check(reward_name="pickscore", allow_download=True) is True
+    assert check(reward_name="brightness") is True
+
+
+def test_a_file_in_the_folder_is_a_reward_of_ones_own(nodes, images, weights_folder):
+    own = weights_folder / "green.py"
+    own.write_text("def green(images): return images[:, 1].mean((1, 2))")
+    options = next(i for i in nodes["LoadRewardModel"].define_schema().inputs if i.id == "reward_name").options
+    assert "green.py" in options and options.index("brightness") < options.index("pickscore") < options.index(
+        "green.py"
+    )
+    before = nodes["LoadRewardModel"].fingerprint_inputs(reward_name="green.py")
+    assert score(nodes, images, [load(nodes, "green.py")])[0] == pytest.approx([0.5] * 4)
+    own.write_text("def green(images): return images[:, 1].mean((1, 2)) + 1\n")
+    assert nodes["LoadRewardModel"].fingerprint_inputs(reward_name="green.py") != before
+    assert score(nodes, images, [load(nodes, "green.py")])[0] == pytest.approx([1.5] * 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda images: images[:0], "no image"),
+        (lambda images: images[..., :1], "grey"),
+        (lambda images: torch.cat([images, images[..., :1]], -1), "alpha channel"),
+        (lambda images: images * 255, "Divide by 255"),
+        (lambda images: images / 0 * 0, "not numbers"),
+        (lambda images: images[:1, :1, :1].expand(1, 8192, 8192, 3), "above the limit"),
+    ],
+)
+def test_images_that_cannot_be_scored_are_refused(nodes, images, change, message):
+    with pytest.raises(ValueError, match=message):
+        score(nodes, change(images), [load(nodes, "brightness")])
+
+
+def test_prompts_and_weights_that_do_not_fit_are_refused(nodes, images, clipscore):
+    with pytest.raises(ValueError, match="a prompt is empty"):
+        score(nodes, images, [load(nodes, "clipscore")], [""])
+    with pytest.raises(ValueError, match="3 prompts came for 4 images"):
+        score(nodes, images, [load(nodes, "brightness")], ["a", "b", "c"])
+    many = torch.full((18, 8, 8, 3), 0.5)  # above one pass: the last pass alone would take its one prompt for all
+    with pytest.raises(ValueError, match="17 prompts came for 18 images"):
+        score(nodes, many, [load(nodes, "brightness")], ["a"] * 17)
+    with pytest.raises(ValueError, match=r"2 weights .* for 1 reward"):
+        score(nodes, images, [load(nodes, "brightness")], weights="1, 2")
+
+
+def test_a_list_of_images_is_scored_as_a_batch(nodes, images):
+    models = {"reward_0": [load(nodes, "brightness")]}
+    execute = nodes["RewardScorer"].execute
+    as_list = execute(image=list(images.split(1)), prompt=[""], rewards=models).result
+    assert as_list[0] == score(nodes, images, [models["reward_0"][0]])[0]
+    with pytest.raises(ValueError, match=r"unlike sizes or channels \(32 x 24, 32 x 8\)|32 x 8, 32 x 24"):
+        execute(image=[images, images[:, :8]], prompt=[""], rewards=models)
+
+
+def pick(nodes, images, scores, k, latent=None):
+    latents = None if latent is None else [latent]
+    return nodes["PickBest"].execute(image=[images], scores=scores, k=[k], latent=latents).result
+
+
+def test_pick_best_keeps_images_latents_and_what_belongs_to_them(nodes, images):
+    latent = {
+        "samples": torch.randn(4, 4, 3, 4),
+        "noise_mask": torch.rand(4, 24, 32),
+        "batch_index": [7, 8, 9, 10],
+        "extra": "kept",
+    }
+    best, picked = pick(nodes, images, [0.1, 0.4, 0.4, 0.3], 3, latent)
+    assert torch.equal(best, images[[1, 2, 3]])
+    assert torch.equal(picked["samples"], latent["samples"][[1, 2, 3]])
+    assert torch.equal(picked["noise_mask"], latent["noise_mask"][[1, 2, 3]])
+    assert picked["batch_index"] == [8, 9, 10] and picked["extra"] == "kept"
+    assert pick(nodes, images, [0, 1, 2, 3], 1, {"samples": latent["samples"]})[1]["batch_index"] == [3]
+
+
+def test_pick_best_of_more_than_there_are_keeps_all_and_blocks_an_unconnected_latent(nodes, images):
+    best, latent = pick(nodes, images, [0.1, 0.4, 0.2, 0.3], 9)
+    assert torch.equal(best, images[[1, 3, 2, 0]])
+    assert isinstance(latent, ExecutionBlocker) and "no latent" in latent.message
+
+
+def test_pick_best_refuses_scores_and_latents_of_another_count(nodes, images):
+    with pytest.raises(ValueError, match="3 scores came for 4 images"):
+        pick(nodes, images, [1.0, 2.0, 3.0], 1)
+    with pytest.raises(ValueError, match="2 latents came for 4 images"):
+        pick(nodes, images, [1.0, 2.0, 3.0, 4.0], 1, {"samples": torch.zeros(2, 4, 3, 4)})
