@@ -159,7 +159,8 @@ def parse_weights(text: str, count: int, what: str = "reward LoRA") -> tuple[flo
         ) from error
     if len(numbers) != count:
         raise BlendError(
-            f"{len(numbers)} weights ({_listed(numbers)}) for {count} {what}s. Give one weight per {what}, in their order."
+            f"{len(numbers)} weights ({_listed(numbers)}) for {count} {what}s. Give one weight per {what}, in their "
+            "order."
         )
     return numbers
 

@@ -11,11 +11,7 @@ from collections.abc import Sequence
 
 import typer
 
-<<<<<<< HEAD
-from . import demo, generate, train
-=======
-from . import demo, generate, score
->>>>>>> main
+from . import demo, generate, score, train
 
 app = typer.Typer(
     help="Dials over rewards for diffusion models: blend reward LoRAs at every denoising step.",

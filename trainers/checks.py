@@ -64,6 +64,10 @@ def _counts(config: Config, processes: int) -> Iterator[str]:
         )
     if config.algorithm == "grpo" and config.images_per_prompt < 2:
         yield "images_per_prompt is 1, expected 2 or more: grpo compares images of one prompt. Raise it, or use dpok."
+    if config.reuse > 1 and (
+        config.algorithm == "dpo" or (config.algorithm, config.draft.through) == ("draft", "last")
+    ):
+        yield f"reuse is {config.reuse}, but {config.algorithm} stores no trajectories here. Set reuse to 1."
     steps, trained = config.sampling.steps, config.policy_gradient.trained_steps
     if config.algorithm in ("dpok", "grpo") and trained > steps:
         yield f"policy_gradient.trained_steps is {trained}, above sampling.steps ({steps}). Lower it, or 0 for all."
@@ -88,7 +92,7 @@ def _ranges(config: Config) -> Iterator[str]:
         "optimisation.learning_rate": config.optimisation.learning_rate,
         "optimisation.grad_clip": config.optimisation.grad_clip,
         "optimisation.images_per_pass": config.optimisation.images_per_pass,
-        "policy_gradient.reuse": config.policy_gradient.reuse,
+        "reuse": config.reuse,
         "policy_gradient.clip_range_mean_dims": config.policy_gradient.clip_range_mean_dims,
         "reward.factor": config.reward.factor,
         "dpo.draws": config.dpo.draws,

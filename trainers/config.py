@@ -108,8 +108,6 @@ class PolicyGradient:
                                                 "averaged over latent dimensions. Large: rough.")  # fmt: skip
     trained_steps: int = setting(0, "Steps of a trajectory that get a gradient in an update; 0: all. Half of them "
                                     "halve the time of an update and make it noisier.")  # fmt: skip
-    reuse: int = setting(1, "Times each trajectory is used. Above 1 is cheaper per update and off policy: watch "
-                            "clip_fraction.")  # fmt: skip
     standardise: bool = setting(True, "Divide the loss by the running spread of rewards, so that learning rate and "
                                       "clip mean the same for every reward. The optimum does not change.")  # fmt: skip
     value_baseline: bool = setting(True, "dpok: learn V(x_t, prompt, t) as the baseline; off: the batch's mean.")
@@ -171,6 +169,8 @@ class Config:
     prompts_per_epoch: int = setting(8, "Prompts drawn per epoch, over all processes. dpo: pairs.")
     images_per_prompt: int = setting(4, "Images of each prompt per epoch; grpo compares these with one another.")
     updates_per_epoch: int = setting(1, "Optimiser updates an epoch's images are divided into.")
+    reuse: int = setting(1, "Times an epoch's trajectories are gone through (dpok, grpo, draft through x0). Above 1 is "
+                            "cheaper per update and off policy: watch clip_fraction.")  # fmt: skip
     seed: int = setting(0, "One seed, one run: the same prompts, noise and order on any number of processes.")
     base: BaseModel = field(default_factory=BaseModel)
     reward: RewardChoice = field(default_factory=RewardChoice)
@@ -192,11 +192,6 @@ class Config:
     def images_per_update(self) -> int:
         """Over all processes."""
         return self.images_per_epoch // self.updates_per_epoch
-
-    @property
-    def reuse(self) -> int:
-        """Times an epoch's images are gone through."""
-        return self.policy_gradient.reuse if self.algorithm in ("dpok", "grpo") else 1
 
     @property
     def updates(self) -> int:

@@ -43,7 +43,8 @@ class Rewards:
 
 def open_rewards(config: Config, device: torch.device | str) -> Rewards:
     """The rewards that the settings name. Raises BlendError for an unknown one, and for weights that are missing."""
-    library = Library(tuple(Path(folder).expanduser() for folder in config.reward.weights), config.reward.download)
+    folders = {"folders": tuple(Path(folder).expanduser() for folder in config.reward.weights)}
+    library = Library(**folders if config.reward.weights else {}, download=config.reward.download)
     name, factor, shift, trained = config.reward.name, config.reward.factor, 0.0, None
     if name:
         trained = load_reward(name, library, device, scale=config.reward.scale)

@@ -25,7 +25,7 @@ from .gathering import Gathering
 from .objectives import Stats, objective_of
 from .pairs import PairSet
 from .policy import Policy
-from .prompts import epoch_chunks, prompts_sha256, read_prompts
+from .prompts import epoch_chunks, prompts_sha256, read_prompts, shuffled
 from .rewarding import Rewards, open_rewards
 from .stopping import StopWish
 from .tracking import Log, hacked, save_grid
@@ -209,10 +209,11 @@ class Run:
         return ""
 
     def validation_prompts(self) -> Sequence[str]:
-        """Of the validation file, or the first of the training prompts."""
+        """Of the validation file, or the training prompts in an order of their own."""
         if self.config.prompts.validation_file:
             return read_prompts(self.config.prompts.validation_file)
-        return self.items.prompts if isinstance(self.items, PairSet) else self.items
+        prompts = self.items.prompts if isinstance(self.items, PairSet) else self.items
+        return [prompts[item] for item in shuffled(0, 0, len(prompts), len(prompts))]
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""
@@ -357,7 +358,7 @@ def _cost(config: Config, forward: float, gradient: float) -> float:
         late, early = config.draft.steps, config.draft.kl_steps
         return (steps + early) * forward + (late + early) * gradient
     if config.algorithm == "draft":
-        return (steps + config.draft.steps) * forward + 2 * config.draft.steps * gradient
+        return steps * forward + config.reuse * config.draft.steps * (forward + 2 * gradient)
     trained = config.policy_gradient.trained_steps or steps
     return 2 * steps * forward + trained * config.reuse * gradient
 

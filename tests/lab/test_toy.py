@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from diffusion_blend.blend_core.errors import BlendError
 from diffusion_blend.blend_core.rewards import jpeg_compressibility
 from safetensors import safe_open
 

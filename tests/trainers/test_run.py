@@ -45,7 +45,7 @@ def moved(path: Path) -> bool:
 
 RUNS = [
     ("sd15", {"algorithm": "dpok"}),
-    ("sd15", {"algorithm": "grpo", "policy_gradient__trained_steps": 2, "policy_gradient__reuse": 2}),
+    ("sd15", {"algorithm": "grpo", "policy_gradient__trained_steps": 2, "reuse": 2}),
     ("sd15", {"algorithm": "draft"}),
     ("sdxl", {"algorithm": "draft", "draft__through": "last", "draft__kl_steps": 1}),
     ("sd3", {"algorithm": "grpo", "reward__watch": ("contrast",), "output__validate_every": 1,
@@ -240,6 +240,7 @@ BAD = [
     ({"images_per_prompt": 1, "prompts_per_epoch": 4}, "grpo compares"),
     ({"algorithm": "ppo"}, "expected one of dpok"),
     ({"draft__steps": 9, "algorithm": "draft"}, "draft.steps is 9"),
+    ({"algorithm": "dpo", "prompts__pairs": "pairs", "reuse": 2}, "stores no trajectories"),
     ({"output__trackers": ("no_tracker",)}, "trackers"),
 ]
 
