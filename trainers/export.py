@@ -46,11 +46,11 @@ def kohya_names(peft_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return spelled
 
 
-def diffusers_names(peft_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def diffusers_names(peft_state: Mapping[str, Tensor], component: str = "transformer") -> dict[str, Tensor]:
     """`transformer.X.lora_A.weight`, with `.alpha` equal to the rank."""
     spelled = {}
     for key, value in peft_state.items():
-        name = "transformer." + key.removeprefix("base_model.model.")
+        name = f"{component}." + key.removeprefix("base_model.model.")
         spelled[name] = value.contiguous()
         if ".lora_A." in name:
             spelled[name.partition(".lora_A.")[0] + ".alpha"] = torch.tensor(float(value.shape[0]))
