@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import typer
 
-from . import demo, generate, score
+from . import convert, demo, generate, inspect, score, train
 
 app = typer.Typer(
     help="Dials over rewards for diffusion models: blend reward LoRAs at every denoising step.",
@@ -21,6 +21,9 @@ app = typer.Typer(
 app.command(name="demo")(demo.command)
 app.command(name="generate")(generate.command)
 app.command(name="score")(score.command)
+app.command(name="train", add_help_option=False)(train.command)
+app.command(name="inspect")(inspect.command)
+app.command(name="convert")(convert.command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

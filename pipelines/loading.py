@@ -11,6 +11,7 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
@@ -86,9 +87,11 @@ def _load_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Dif
     folder = Path(config).expanduser()
     if not (folder / "model_index.json").is_file():
         raise BlendError(f"the config folder {folder} has no model_index.json. Give a diffusers folder.")
-    is_xl = (folder / "text_encoder_2").exists()
-    family = StableDiffusionXLPipeline if is_xl else StableDiffusionPipeline
-    options = {} if is_xl else {"safety_checker": None}
+    if (folder / "transformer").exists():
+        family = StableDiffusion3Pipeline
+    else:
+        family = StableDiffusionXLPipeline if (folder / "text_encoder_2").exists() else StableDiffusionPipeline
+    options = {"safety_checker": None} if family is StableDiffusionPipeline else {}
     return family.from_single_file(str(path), config=str(folder), torch_dtype=dtype, local_files_only=True, **options)
 
 

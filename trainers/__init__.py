@@ -1,1 +1,10 @@
-"""Standalone trainers of reward LoRAs: to come. The toy studio's own are in `lab/toy/`."""
+"""Trainers: a base model, a reward, prompts and a KL weight become a reward LoRA.
+
+    config.py       every setting with its help          presets/   published settings as TOML
+    transition.py   the sampler's steps as Gaussians     rollout.py trajectories
+    losses.py       the objectives as pure functions     objectives.py   the same over a policy's trajectories
+    bases.py        model families                       policy.py  a network with a LoRA that can be switched off
+    train.py        the loop, read from top to bottom    checkpoint.py, tracking.py, export.py   what it leaves behind
+
+Heavy libraries load inside the modules that need them; this file imports none.
+"""

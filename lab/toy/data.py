@@ -71,6 +71,12 @@ def words_of(labels: dict[str, Tensor], index: int) -> dict[str, str]:
     return {name: WORDS[name][int(labels[name][index])] for name in WORDS}
 
 
+def random_prompts(count: int, generator: torch.Generator) -> list[str]:
+    """Full captions of random pictures."""
+    labels = random_labels(count, generator)
+    return [caption(words_of(labels, i)) for i in range(count)]
+
+
 def _grid() -> tuple[Tensor, Tensor]:
     pixels = SIZE * SUPERSAMPLING
     axis = (torch.arange(pixels) + 0.5) / pixels * 2 - 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
@@ -17,13 +18,19 @@ from pathlib import Path
 
 import torch
 
-from .align import Alignment, Policy, random_prompts
+from ...trainers.config import PRESETS, tomllib
+from ...trainers.policy import Policy
+from ...trainers.rollout import rollout
+from ...trainers.seeding import stream
+from .data import random_prompts
 from .model import STUDIO
 from .rewards import toy_rewards
-from .rollout import rollout, rollout_with_kl
 from .scorer import Classifier, accuracy, load_classifier, save_classifier, train_classifier
 from .train_base import BaseTraining
+from .training import toy_policy
 
+RUN = STUDIO.parent / "run"  # what training leaves behind; not shipped
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # two threads of a process under load slow one another down
 SCORER = {"seed": 1, "width": 24}
 JUDGE = {"seed": 2, "width": 32}  # never a reward: it tells how good the samples are
 # What one unit of each reward weighs, chosen so that the three bases move about equally far at one KL weight.
@@ -35,7 +42,7 @@ SAMPLES = 256  # images per measurement
 def main() -> None:
     """Everything that is not there yet, then `training.json` with the settings and what was measured."""
     torch.set_num_threads(1)
-    make_base(STUDIO.parent / "run")
+    make_base(RUN)
     make_classifier("scorer", SCORER)
     make_classifier("judge", JUDGE)
     make_statistics()
@@ -64,18 +71,19 @@ def judge() -> Classifier:
     return load_classifier(STUDIO / "judge.safetensors", JUDGE["width"])
 
 
+@torch.no_grad()
 def samples(policy: Policy, count: int, seed: int) -> tuple[torch.Tensor, list[str], torch.Tensor]:
     """Images (count, 3, 32, 32), their prompts, and each image's path KL to the base (count,)."""
     generator = torch.Generator().manual_seed(seed)
     images, prompts, kls = [], [], []
-    for _ in range(0, count, 64):
-        batch = random_prompts(64, generator)
-        noise = policy.noise(64, generator)
-        predict, reference = policy.predictor(batch), policy.reference_predictor(batch)
-        latents, kl = rollout_with_kl(predict, reference, policy.levels, noise, generator)
-        images.append(policy.decode(latents).clamp(0, 1).detach())
+    for first in range(0, count, 32):
+        batch = random_prompts(32, generator)
+        encoded = policy.encode(batch)
+        noise = policy.noise([stream(seed, "sample", number) for number in range(first, first + 32)])
+        path = rollout(policy.steps, noise, policy.predictor(encoded), policy.reference_predictor(encoded))
+        images.append(policy.decode(path.latents))
         prompts += batch
-        kls.append(kl)
+        kls.append(path.kl.sum(0))
     return torch.cat(images), prompts, torch.cat(kls)
 
 
@@ -84,11 +92,7 @@ def make_statistics() -> None:
     path = STUDIO / "rewards.json"
     if path.exists():
         return
-    policy, generator = Policy(Alignment()), torch.Generator().manual_seed(3)
-    prompts = random_prompts(STATISTICS, generator)
-    noise = policy.noise(STATISTICS, generator)
-    states = rollout(policy.predictor(prompts), policy.levels, noise, generator)
-    images = policy.decode(states[-1]).clamp(0, 1).detach()
+    images, prompts, _ = samples(toy_policy(), STATISTICS, seed=3)
     rewards = toy_rewards()
     raw = {name: reward.raw(images, prompts) for name, reward in rewards.items()}
     statistics = {
@@ -105,11 +109,18 @@ def make_loras() -> None:
     missing = [name for name in SCALES if not (STUDIO / "loras" / f"{name}.safetensors").exists()]
     running = []
     for name in missing:
-        running.append(subprocess.Popen([sys.executable, "-m", "diffusion_blend.lab.toy.align", name]))
+        settings = [f"reward.name=toy:{name}", f"output.folder={RUN / name}"]
+        options = [part for setting in settings for part in ("--set", setting)]
+        running.append(
+            subprocess.Popen([sys.executable, "-m", "diffusion_blend.lab", "train", "toy", *options], env=ENVIRONMENT)
+        )
         if len(running) == 2:
             _finish(running.pop(0))
     for process in running:
         _finish(process)
+    (STUDIO / "loras").mkdir(exist_ok=True)
+    for name in missing:
+        shutil.copy(RUN / name / f"{name}.safetensors", STUDIO / "loras")
 
 
 def _finish(process: subprocess.Popen) -> None:
@@ -122,7 +133,8 @@ def measured() -> dict:
     names = ["base", *SCALES]
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         models = dict(zip(names, pool.map(measure, names), strict=True))
-    settings = {"base": asdict(BaseTraining()), "alignment": asdict(Alignment()), "scorer": SCORER, "judge": JUDGE}
+    alignment = tomllib.loads((PRESETS / "toy.toml").read_text(encoding="utf-8"))
+    settings = {"base": asdict(BaseTraining()), "alignment": alignment, "scorer": SCORER, "judge": JUDGE}
     return {"settings": settings, "scales": SCALES, "models": models}
 
 
@@ -130,9 +142,7 @@ def measure(name: str) -> dict:
     """What one model, `base` or a LoRA's name, reaches on the same prompts and noise as the others."""
     torch.set_num_threads(1)
     started = time.perf_counter()
-    policy = Policy(Alignment())
-    if name != "base":
-        load_lora(policy, name)
+    policy = toy_policy(None if name == "base" else STUDIO / "loras" / f"{name}.safetensors")
     images, prompts, kl = samples(policy, SAMPLES, seed=4)
     return {
         "n": len(images),
@@ -141,12 +151,6 @@ def measure(name: str) -> dict:
         "path_kl": _mean(kl),
         "seconds": round(time.perf_counter() - started, 1),
     }
-
-
-def load_lora(policy: Policy, name: str) -> None:
-    """Put the studio's LoRA in the place of the policy's fresh one."""
-    policy.unet.delete_adapters("default")
-    policy.pipe.load_lora_weights(STUDIO / "loras" / f"{name}.safetensors")
 
 
 def _mean(values: torch.Tensor) -> dict[str, float]:

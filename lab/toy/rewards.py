@@ -9,46 +9,63 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...blend_core.rewards import colourfulness, jpeg_compressibility
+from ...blend_core.rewards import Card, Reward, colourfulness, jpeg_compressibility
 from .model import STUDIO
 from .scorer import Classifier, labels_of_prompt, load_classifier
 
 Score = Callable[[Tensor, Sequence[str]], Tensor]
 
 
-@dataclass(frozen=True)
-class ToyReward:
-    """raw: the exact score. surrogate: its differentiable stand-in for training. Both give (batch,)."""
+class ToyReward(Reward):
+    """The normalised score (raw - mean) / std * scale; its gradient is that of a smooth stand-in of the same spread."""
 
-    name: str
-    raw: Score
-    surrogate: Score
-    mean: float = 0.0
-    std: float = 1.0
-    scale: float = 1.0
+    def __init__(
+        self,
+        name: str,
+        raw: Score,
+        surrogate: Score,
+        mean: float = 0.0,
+        std: float = 1.0,
+        scale: float = 1.0,
+        surrogate_std: float = 1.0,
+    ):
+        """raw: the exact score. surrogate: its differentiable stand-in for training. Both give (batch,)."""
+        super().__init__(Card(name, "what the toy studio calls so", (-3, 3), reads_prompt=name == "faithful"))
+        self.name, self.raw, self.surrogate = name, raw, surrogate
+        self.mean, self.std, self.scale, self.surrogate_std = mean, std, scale, surrogate_std
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The normalised score, (batch,)."""
-        return (self.raw(images.clamp(0, 1), prompts) - self.mean) / self.std * self.scale
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """(batch,), exact in value."""
+        exact = self.raw(images.detach(), prompts)
+        if images.requires_grad:
+            smooth = self.surrogate(images, prompts) * (self.std / self.surrogate_std)
+            exact = exact + smooth - smooth.detach()
+        return (exact - self.mean) / self.std * self.scale
 
 
-def toy_rewards(scorer: Classifier | None = None, statistics: Path = STUDIO / "rewards.json") -> dict[str, ToyReward]:
-    """The three rewards by name, normalised where `statistics` exists."""
+def toy_rewards(scorer: Classifier | None = None, folder: Path = STUDIO) -> dict[str, ToyReward]:
+    """The three rewards by name, normalised where the studio's statistics exist."""
     faithful = _faithful(scorer or load_classifier())
     raw = {
         "calm": (lambda images, _: jpeg_compressibility(images), lambda images, _: -jpeg_bits(images)),
-        "vivid": (lambda images, _: colourfulness(images), lambda images, _: colourfulness(images.clamp(0, 1))),
+        "vivid": (lambda images, _: colourfulness(images), lambda images, _: colourfulness(images)),
         "faithful": (faithful, faithful),
     }
-    settings = json.loads(statistics.read_text()) if statistics.exists() else {}
-    return {name: ToyReward(name, *scores, **settings.get(name, {})) for name, scores in raw.items()}
+    settings, spreads = (_read(folder / name) for name in ("rewards.json", "surrogates.json"))
+    spread = {name: {"surrogate_std": value} for name, value in spreads.items()}
+    return {
+        name: ToyReward(name, *scores, **settings.get(name, {}), **spread.get(name, {})) for name, scores in raw.items()
+    }
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _faithful(scorer: Classifier) -> Score:

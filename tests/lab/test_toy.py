@@ -7,18 +7,30 @@ import json
 
 import pytest
 import torch
+from diffusion_blend.blend_core.errors import BlendError
 from diffusion_blend.blend_core.rewards import jpeg_compressibility
 from safetensors import safe_open
 
 pytest.importorskip("diffusers")
 
 from diffusion_blend.lab.toy import make
-from diffusion_blend.lab.toy.align import Alignment, Policy, random_prompts, trained_steps
-from diffusion_blend.lab.toy.data import BACKGROUNDS, COLOURS, WORDS, caption, draw, random_labels, words_of
+from diffusion_blend.lab.toy.data import (
+    BACKGROUNDS,
+    COLOURS,
+    WORDS,
+    caption,
+    draw,
+    random_labels,
+    random_prompts,
+    words_of,
+)
 from diffusion_blend.lab.toy.model import STUDIO, TEXT_LENGTH, build_scheduler, build_tokenizer, load_base
 from diffusion_blend.lab.toy.rewards import _log_odds, jpeg_bits, toy_rewards
-from diffusion_blend.lab.toy.rollout import Step, rollout, schedule
 from diffusion_blend.lab.toy.scorer import accuracy, labels_of_prompt
+from diffusion_blend.lab.toy.training import resolved, toy_policy
+from diffusion_blend.trainers.config import read_config
+from diffusion_blend.trainers.prompts import read_prompts
+from diffusion_blend.trainers.transition import ddim_steps
 
 LORAS = ("calm", "vivid", "faithful")
 TINT = 0.12  # how far brightness (8%) and tint (0.03) can take a colour of a picture from its palette
@@ -77,55 +89,33 @@ def test_every_caption_fits_and_has_no_unknown_word():
     assert not any(tokenizer.unk_token_id in row for row in tokens)
 
 
-def float64_schedule(steps: int, eta: float):
-    scheduler = build_scheduler()
-    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
-    scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
-    return scheduler, schedule(scheduler, steps, eta)
+def test_every_step_of_the_studio_has_a_likelihood():
+    assert all(step.sigma > 0 for step in ddim_steps(build_scheduler(), 20, 1.0))
 
 
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_transition_is_the_schedulers_step(eta):
-    scheduler, levels = float64_schedule(20, eta)
-    x, velocity, noise = torch.randn(3, 2, 16, 8, 8, dtype=torch.float64, generator=seeded())
-    for level in levels:
-        ours = level.mean(x, velocity) + level.sigma * noise
-        variance_noise = noise if eta else None
-        theirs = scheduler.step(velocity, level.timestep, x, eta=eta, variance_noise=variance_noise).prev_sample
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+def test_the_studios_prompts_are_all_captions():
+    prompts = read_prompts(STUDIO / "prompts.txt")
+    assert len(prompts) == len(set(prompts)) == 6 * 4 * 4 * 3
+    assert {caption(labels) for labels in ({name: WORDS[name][0] for name in WORDS},)} <= set(prompts)
 
 
-def test_every_step_has_a_likelihood():
-    assert all(level.sigma > 0 for level in float64_schedule(20, 1.0)[1])
+def test_toy_names_stand_for_the_studios_places_and_rewards():
+    config, rewards = resolved(read_config(["toy"], reward__name="toy:vivid", reward__watch=("toy:calm",)))
+    assert config.base.path == str(STUDIO / "base") and config.prompts.file == str(STUDIO / "prompts.txt")
+    assert rewards.name == "vivid" and list(rewards.all) == ["vivid", "calm"]
+    with pytest.raises(BlendError, match="toy:calm, toy:vivid, toy:faithful"):
+        resolved(read_config(["toy"], reward__name="toy:calmer"))
 
 
-def test_kl_is_that_of_the_steps_gaussians():
-    x, one, other = torch.randn(3, 4, 16, 8, 8, dtype=torch.float64, generator=seeded())
-    for level in float64_schedule(20, 1.0)[1]:
-        gaussians = [torch.distributions.Normal(level.mean(x, v), level.sigma.expand_as(x)) for v in (one, other)]
-        expected = torch.distributions.kl_divergence(*gaussians).flatten(1).sum(1)
-        torch.testing.assert_close(level.kl(x, one, other), expected, rtol=1e-9, atol=0)
-
-
-def test_a_perfect_prediction_recovers_the_clean_latent():
-    clean, noise = torch.randn(2, 2, 16, 8, 8, dtype=torch.float64, generator=seeded())
-    a = torch.tensor(0.3, dtype=torch.float64)
-    level = Step(0, a, a, a)
-    x = a.sqrt() * clean + (1 - a).sqrt() * noise
-    torch.testing.assert_close(level.x0(x, a.sqrt() * noise - (1 - a).sqrt() * clean), clean, rtol=0, atol=1e-12)
-
-
-def test_weighted_steps_sum_to_the_path_on_average():
-    settings, generator = Alignment(), seeded()
-    totals = torch.zeros(settings.steps)
-    draws = 4000
-    for _ in range(draws):
-        for k, weight in trained_steps(settings, generator):
-            totals[k] += weight / draws
-    count = settings.trained_steps - 1
-    weight = (settings.steps - 1) / count
-    deviation = (weight - 1) ** 0.5 / draws**0.5  # of a mean of weight * Bernoulli(1 / weight)
-    assert (totals - 1).abs().max() < 5 * deviation
+@pytest.mark.parametrize("name", LORAS)
+def test_a_score_is_exact_and_its_gradient_the_surrogates(name):
+    reward = toy_rewards()[name]
+    images = pictures(4)[1].requires_grad_()
+    prompts = [caption({"colour": "red", "shape": "cross", "background": "teal", "texture": "dotted"})] * 4
+    scores = reward(images, prompts)
+    torch.testing.assert_close(scores, reward(images.detach(), prompts), rtol=1e-5, atol=1e-5)
+    (slope,) = torch.autograd.grad(scores.sum(), images)
+    assert slope.isfinite().all() and slope.abs().max() > 0
 
 
 def test_jpeg_prefers_flat_pictures_and_its_surrogate_agrees():
@@ -155,14 +145,6 @@ def test_the_judge_reads_what_the_base_was_asked_to_draw(base):
     images = base(prompts, num_inference_steps=20, guidance_scale=2.0, eta=1.0, generator=seeded(), output_type="pt")
     read = accuracy(make.judge(), images.images, prompts)
     assert read["colour"] >= 0.9 and read["shape"] >= 0.85, read  # 32 samples; training.json has the figures of more
-
-
-def test_a_fresh_lora_is_the_base():
-    policy = Policy(Alignment())
-    prompts, x = ["a red circle"] * 2, policy.noise(2, seeded())
-    predict, reference = policy.predictor(prompts), policy.reference_predictor(prompts)
-    with torch.no_grad():
-        assert torch.equal(predict(x, 500), reference(x, 500))
 
 
 @pytest.mark.parametrize("name", LORAS)
@@ -195,12 +177,8 @@ def test_lora_headers_name_their_reward_and_the_base_they_were_trained_on(name):
 def test_loras_raise_their_reward(name):
     reward, scores = toy_rewards()[name], {}
     for model in ("base", name):
-        policy = Policy(Alignment())
-        if model != "base":
-            make.load_lora(policy, name)
-        prompts = random_prompts(16, seeded(3))
-        states = rollout(policy.predictor(prompts), policy.levels, policy.noise(16, seeded(4)), seeded(5))
-        with torch.no_grad():
-            scores[model] = reward(policy.decode(states[-1]), prompts)
+        policy = toy_policy(None if model == "base" else STUDIO / "loras" / f"{name}.safetensors")
+        images, prompts, _ = make.samples(policy, 32, seed=3)
+        scores[model] = reward(images, prompts)
     gain = scores[name] - scores["base"]  # paired: same prompts, same noise
     assert gain.mean() > 2 * gain.std() / len(gain) ** 0.5

@@ -1,0 +1,67 @@
+"""The toy studio for the trainers: base toy, prompts toy, rewards toy:calm, toy:vivid and toy:faithful."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ...blend_core.errors import BlendError
+from ...trainers.config import Config, read_config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ...trainers.policy import Policy
+    from ...trainers.rewarding import Rewards
+
+MARK = "toy:"
+
+
+def resolved(config: Config) -> tuple[Config, Rewards | None]:
+    """The configuration with `toy` replaced by the studio's places, and its rewards where one of them is named."""
+    from .model import STUDIO
+
+    if config.base.path == "toy":
+        base = replace(config.base, path=str(STUDIO / "base"), name=config.base.name or "diffusion-blend toy studio")
+        config = replace(config, base=base)
+    if config.prompts.file == "toy":
+        config = replace(config, prompts=replace(config.prompts, file=str(STUDIO / "prompts.txt")))
+    names = [name for name in (config.reward.name, *config.reward.watch) if name.startswith(MARK)]
+    return config, _rewards(config) if names else None
+
+
+def toy_policy(lora: Path | None = None) -> Policy:
+    """The studio's model with a fresh LoRA, or the one of a file, sampled as the preset says."""
+    from ...trainers.bases import Base
+    from ...trainers.policy import Policy
+    from .model import load_base
+
+    policy = Policy(Base(load_base()), read_config(["toy"]))
+    if lora is not None:
+        policy.unwrapped.delete_adapters("default")
+        policy.base.pipe.load_lora_weights(lora)
+    return policy
+
+
+def _rewards(config: Config) -> Rewards:
+    """The studio's rewards, in units of the base's spread, times the scale that makes the bases move alike."""
+    from ...trainers.rewarding import Rewards
+    from .rewards import toy_rewards
+
+    known = toy_rewards()
+
+    def found(name: str):
+        if not name.startswith(MARK) or name.removeprefix(MARK) not in known:
+            listed = ", ".join(MARK + each for each in known)
+            raise BlendError(
+                f"the reward {name!r} came with the toy studio's, which are {listed}. Use these together, or none."
+            )
+        return known[name.removeprefix(MARK)]
+
+    trained = found(config.reward.name) if config.reward.name else None
+    watched = {name.removeprefix(MARK): found(name) for name in config.reward.watch}
+    label = config.reward.label or config.reward.name.removeprefix(MARK)
+    if trained is None:
+        return Rewards(label, None, watched)
+    factor = trained.scale / trained.std
+    return Rewards(label, trained, watched, factor, -trained.mean * factor)

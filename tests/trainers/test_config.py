@@ -1,0 +1,106 @@
+"""Settings: every field explained, unknown keys and wrong types refused, presets that fit, shares of an epoch."""
+
+from __future__ import annotations
+
+import pytest
+from diffusion_blend.blend_core.errors import BlendError
+from diffusion_blend.lab.train import settings_help
+from diffusion_blend.trainers.checks import check
+from diffusion_blend.trainers.config import PRESETS, Config, fields, read_config, to_flat
+from diffusion_blend.trainers.prompts import epoch_chunks, read_prompts, shuffled
+from diffusion_blend.trainers.updating import Updater
+
+
+def test_every_setting_is_explained_with_its_default():
+    text = settings_help()
+    for key, each in fields():
+        assert len(each.metadata["help"]) > 20 and each.metadata["help"].endswith(".")
+        assert f"  {key} = " in text and each.metadata["help"] in text
+
+
+def test_later_sources_win_and_values_keep_their_types(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('kl_weight = 1\n[sampling]\nsteps = 10\n[lora]\ntargets = ["to_q"]\n')
+    config = read_config([file], ["sampling.steps=20", "base.path=some/folder", "lora.targets=['a', 'b']"], epochs=3)
+    assert config.kl_weight == 1.0 and isinstance(config.kl_weight, float)
+    assert (config.sampling.steps, config.base.path, config.epochs) == (20, "some/folder", 3)
+    assert config.lora.targets == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("sampling.step=20", "Did you mean sampling.steps"),
+        ("sampling.steps=many", "expected int"),
+        ("sampling.steps=2.5", "expected int"),
+        ("epochs=true", "expected int"),
+        ("lora.targets=to_q", "expected a list"),
+        ("kl_weight", "expected key=value"),
+    ],
+)
+def test_unknown_keys_and_wrong_types_are_refused(assignment, message):
+    with pytest.raises(BlendError, match=message):
+        read_config([], [assignment])
+
+
+def test_unreadable_and_unknown_files_are_refused(tmp_path):
+    broken = tmp_path / "broken.toml"
+    broken.write_text("kl_weight = = 1")
+    with pytest.raises(BlendError, match="not valid TOML"):
+        read_config([broken])
+    with pytest.raises(BlendError, match="neither a preset"):
+        read_config(["nowhere"])
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in PRESETS.glob("*.toml")))
+def test_presets_need_only_what_a_person_must_choose(name):
+    missing = {"base__path": "somewhere", "prompts__file": "prompts.txt", "reward__name": "brightness"}
+    given = to_flat(read_config([name]))
+    check(read_config([name], **{key: value for key, value in missing.items() if not given[key.replace("__", ".")]}))
+
+
+def test_the_derived_totals():
+    config = Config(epochs=10, prompts_per_epoch=6, images_per_prompt=4, updates_per_epoch=3)
+    assert (config.images_per_epoch, config.images_per_update, config.updates) == (24, 8, 30)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 6])
+def test_processes_share_out_the_same_chunks(processes):
+    config = read_config(
+        prompts_per_epoch=6, images_per_prompt=4, updates_per_epoch=2, optimisation__images_per_pass=2, seed=5
+    )
+    whole = epoch_chunks(config, 3, 10)
+    shares = [epoch_chunks(config, 3, 10, process, processes) for process in range(processes)]
+    for number, minibatch in enumerate(whole):
+        together = [chunk for share in shares for chunk in share[number]]
+        assert sorted(chunk.numbers for chunk in together) == sorted(chunk.numbers for chunk in minibatch)
+        assert {len(share[number]) for share in shares} == {len(minibatch) // processes}
+    images = [n for minibatch in whole for chunk in minibatch for n in chunk.numbers]
+    assert sorted(images) == list(range(72, 96))
+    items = {chunk.groups[i]: chunk.items[i] for m in whole for chunk in m for i in range(2)}
+    assert len(items) == 6  # each group has one prompt
+
+
+def test_every_prompt_comes_once_a_round():
+    drawn = [item for start in range(0, 21, 3) for item in shuffled(1, start, 3, 7)]
+    assert all(sorted(drawn[i : i + 7]) == list(range(7)) for i in range(0, 21, 7))
+    assert drawn[:7] != drawn[7:14] and drawn != [i for s in range(0, 21, 3) for i in shuffled(2, s, 3, 7)]
+
+
+def test_prompts_are_read_from_text_and_jsonl(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\n two \n")
+    (tmp_path / "a.jsonl").write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
+    assert read_prompts(tmp_path / "a.txt") == read_prompts(tmp_path / "a.jsonl") == ["one", "two"]
+    (tmp_path / "b.jsonl").write_text('{"text": "one"}\n')
+    with pytest.raises(BlendError, match=r"line 1 .* has no prompt"):
+        read_prompts(tmp_path / "b.jsonl")
+
+
+def test_an_update_from_a_loss_that_is_no_number_is_refused():
+    import torch
+
+    weight = torch.ones(1, requires_grad=True)
+    update = Updater([weight], torch.optim.SGD([weight], 1.0), 1.0)
+    with pytest.raises(BlendError, match="not a finite number"):
+        update([lambda: ((weight * float("inf")).sum(), {})])
+    assert torch.equal(weight, torch.ones(1))

@@ -1,0 +1,264 @@
+"""Whole runs on tiny pipelines: what they write, how they stop, go on and refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from diffusion_blend.blend_core import read_adapter
+from diffusion_blend.blend_core.errors import BlendError
+from diffusion_blend.pipelines import load_base, load_factors
+from diffusion_blend.trainers import checkpoint
+from diffusion_blend.trainers import train as loop
+from diffusion_blend.trainers.config import to_flat
+from diffusion_blend.trainers.tracking import hacked, read_log
+from diffusion_blend.trainers.train import train
+from safetensors.torch import load_file
+
+from .worlds import PROMPTS, save, settings
+
+QUICK = {"optimisation__images_per_pass": 4}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    root = tmp_path_factory.mktemp("bases")
+    return {kind: save(kind, root / kind) for kind in ("sd15", "sdxl", "sd3")}
+
+
+def same(one: Path, other: Path, tolerance: float = 0.0) -> None:
+    first, second = load_file(one), load_file(other)
+    assert first.keys() == second.keys()
+    assert max((first[key] - second[key]).abs().max().item() for key in first) <= tolerance
+
+
+def moved(path: Path) -> bool:
+    return any(value.abs().max() > 0 for key, value in load_file(path).items() if "up" in key or "lora_B" in key)
+
+
+RUNS = [
+    ("sd15", {"algorithm": "dpok"}),
+    ("sd15", {"algorithm": "grpo", "policy_gradient__trained_steps": 2, "reuse": 2}),
+    ("sd15", {"algorithm": "draft"}),
+    ("sdxl", {"algorithm": "draft", "draft__through": "last", "draft__kl_steps": 1}),
+    ("sd3", {"algorithm": "grpo", "reward__watch": ("contrast",), "output__validate_every": 1,
+             "output__validation_images": 4, "output__grid": 4}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "changes"), RUNS, ids=[f"{kind} {c['algorithm']}" for kind, c in RUNS])
+def test_a_run_leaves_a_lora_that_fits_its_base_and_says_how_it_was_made(bases, tmp_path, kind, changes):
+    config = settings(bases[kind], tmp_path / "run", **QUICK | changes)
+    path = train(config)
+    assert moved(path)
+    _, (report,) = load_factors(load_base(str(bases[kind])), [path])
+    assert report.matched == report.in_file > 0
+    adapter = read_adapter(path)
+    assert adapter.kl_weight == config.kl_weight and adapter.rewards == ("brightness",)
+    facts = {key.removeprefix("diffusion_blend."): value for key, value in adapter.metadata.items()}
+    expected = {"algorithm": config.algorithm, "kl_form": "exact", "rank": "2", "sampling_steps": "4", "cfg": "2.0"}
+    assert expected.items() <= facts.items()
+    assert facts["transition"] == ("flow" if kind == "sd3" else "ddim")
+    assert ("eta" in facts) is (kind != "sd3") and ("noise_level" in facts) is (kind == "sd3")
+    assert len(facts["base_sha256"]) == 64 and facts["ss_new_sd_model_hash"] == facts["base_sha256"]
+    assert facts["modelspec.sai_model_spec"] == "1.0.1" and facts["modelspec.hash_sha256"].startswith("0x")
+    log = read_log(path.parent / "log.jsonl")
+    assert [line["epoch"] for line in log if line["epoch"] >= 0] == [0, 1]
+    assert {"reward", "path_kl", "gradient_norm", "images_per_second"} <= log[-1].keys()
+    if config.output.validate_every:
+        assert "valid_contrast" in log[-1] and len(list((path.parent / "grids").glob("*.png"))) == 3
+
+
+def test_dpo_learns_which_picture_is_better(bases, tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    lines = []
+    for i, prompt in enumerate(PROMPTS):
+        for name, grey in (("better", 230), ("worse", 20)):
+            Image.new("RGB", (20, 16), (grey, grey, grey + i)).save(folder / f"{name}{i}.png")
+        lines.append({"prompt": prompt, "better": f"better{i}.png", "worse": f"worse{i}.png"})
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    config = settings(
+        bases["sd15"], tmp_path / "run", algorithm="dpo", prompts__pairs=str(folder), prompts_per_epoch=4, epochs=20,
+        reward__name="", reward__label="grey", optimisation__learning_rate=1e-2, output__checkpoint_every=0,
+        sampling__cfg=1.0, **QUICK,
+    )  # fmt: skip
+    path = train(config)
+    log = read_log(path.parent / "log.jsonl")
+    assert log[0]["preference_loss"] == pytest.approx(0.6931, abs=1e-3)
+    late = sum(line["preference_loss"] for line in log[-5:]) / 5
+    assert late < 0.69 and path.stem == "grey"
+
+
+def test_a_reward_grows_and_a_huge_kl_weight_holds_it(bases, tmp_path):
+    gains = {}
+    for kl_weight in (1e-5, 1e5):
+        config = settings(
+            bases["sd15"], tmp_path / f"{kl_weight:g}", algorithm="draft", kl_weight=kl_weight, epochs=12,
+            optimisation__learning_rate=3e-3, output__validate_every=12, output__validation_images=16,
+            output__checkpoint_every=0, output__keep_best=False, output__grid=0, **QUICK,
+        )  # fmt: skip
+        log = read_log(train(config).parent / "log.jsonl")
+        gains[kl_weight] = (log[-1]["valid_brightness"] - log[0]["valid_brightness"], log[-1]["valid_path_kl"])
+    assert gains[1e-5][0] > 0.003 and gains[1e-5][1] > 10 * gains[1e5][1]
+    assert abs(gains[1e5][0]) < gains[1e-5][0] / 2
+
+
+def program(config, folder: Path) -> list[str]:
+    """A Python that runs `config` as the command line would."""
+    flat = {key.replace(".", "__"): value for key, value in to_flat(config).items()}
+    script = folder / "program.py"
+    script.write_text(
+        "import sys, torch\ntorch.set_num_threads(1)\n"
+        "from diffusion_blend.blend_core.errors import BlendError\n"
+        "from diffusion_blend.trainers.config import read_config\n"
+        "from diffusion_blend.trainers.train import train\n"
+        f"try:\n    train(read_config(**{flat!r}))\n"
+        "except KeyboardInterrupt:\n    sys.exit(130)\n"
+    )
+    return [sys.executable, str(script)]
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "DIFFUSION_BLEND_CPU": "1"}
+
+
+def test_killed_and_stopped_runs_go_on_exactly(bases, tmp_path):
+    """One run uninterrupted; the same killed by SIGKILL, then stopped by SIGTERM, then finished."""
+    options = {"algorithm": "dpok", "epochs": 6, "policy_gradient__value_updates": 1, **QUICK}
+    whole = train(settings(bases["sd15"], tmp_path / "whole", **options))
+    broken = settings(bases["sd15"], tmp_path / "broken", **options)
+    marks = tmp_path / "broken" / "checkpoints"
+    for number, epochs, code in ((signal.SIGKILL, 1, -signal.SIGKILL), (signal.SIGTERM, 3, 130)):
+        process = subprocess.Popen(program(broken, tmp_path), env=environment(), stdout=-1, stderr=-1)
+        deadline = time.monotonic() + 90
+        while len(done := checkpoint.checkpoints(marks)) == 0 or int(done[-1].name[-6:]) < epochs:
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+            time.sleep(0.01)
+        process.send_signal(number)
+        said, errors = process.communicate(timeout=90)
+        assert process.returncode == code, errors.decode()[-2000:]
+        assert (tmp_path / "broken" / "brightness.safetensors").exists() is (code == 130)
+    assert b"stopped; saved after" in said
+    same(whole, train(broken))
+    reference = read_log(tmp_path / "whole" / "log.jsonl")
+    resumed = read_log(tmp_path / "broken" / "log.jsonl")
+    assert [line["epoch"] for line in resumed] == list(range(6))
+    assert [line["reward"] for line in resumed] == [line["reward"] for line in reference]
+
+
+def test_two_processes_equal_one(bases, tmp_path):
+    options = {"epochs": 4, "images_per_prompt": 4, "updates_per_epoch": 2, "output__checkpoint_every": 0,
+               "output__validate_every": 4, "output__validation_images": 4, "algorithm": "grpo"}  # fmt: skip
+    one = train(settings(bases["sd15"], tmp_path / "one", **options))
+    two = settings(bases["sd15"], tmp_path / "two", **options)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*launch, program(two, tmp_path)[1]], env=environment(), capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "on 2 process(es)" in done.stdout
+    same(one, tmp_path / "two" / "brightness.safetensors", tolerance=1e-5)
+    alone, together = (read_log(tmp_path / name / "log.jsonl") for name in ("one", "two"))
+    for name in ("reward", "path_kl", "gradient_norm", "valid_brightness"):
+        assert together[-1][name] == pytest.approx(alone[-1][name], rel=1e-3, abs=1e-6)
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_and_says_so(bases, tmp_path, monkeypatch):
+    config = settings(bases["sd15"], tmp_path / "run", **QUICK)
+    saves = []
+
+    def fsync(handle, original=os.fsync):
+        saves.append(handle)
+        if len(saves) == 3:  # the second checkpoint's file; each save also flushes the folder
+            raise OSError(28, "No space left on device")
+        original(handle)
+
+    monkeypatch.setattr(checkpoint.os, "fsync", fsync)
+    with pytest.raises(BlendError, match="epoch-000002 could not be saved: the disk is full; epoch-000001 is whole"):
+        train(config)
+    monkeypatch.undo()
+    assert [place.name for place in checkpoint.checkpoints(tmp_path / "run" / "checkpoints")] == ["epoch-000001"]
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+    resumed = train(config)
+    same(train(settings(bases["sd15"], tmp_path / "whole", **QUICK)), resumed)
+
+
+def test_a_checkpoint_of_other_settings_is_refused_before_anything_loads(bases, tmp_path, monkeypatch):
+    train(settings(bases["sd15"], tmp_path / "run", **QUICK))
+    monkeypatch.setattr(loop, "open_base", lambda *_: pytest.fail("the base was loaded"))
+    with pytest.raises(BlendError, match=r"other settings \(kl_weight was 0.01, is 0.02\)"):
+        train(settings(bases["sd15"], tmp_path / "run", kl_weight=0.02, **QUICK))
+
+
+def test_the_run_ends_at_its_kl_budget_and_keeps_the_best_state(bases, tmp_path):
+    config = settings(
+        bases["sd15"], tmp_path / "run", algorithm="draft", epochs=20, optimisation__learning_rate=1e-2,
+        output__validate_every=1, output__validation_images=4, output__kl_budget=0.05, output__grid=0, kl_weight=1e-4,
+        **QUICK,
+    )  # fmt: skip
+    train(config)
+    log = read_log(tmp_path / "run" / "log.jsonl")
+    assert len(log) < 20 and log[-1]["valid_path_kl"] > 0.05 and log[0]["valid_path_kl"] == 0
+    state = checkpoint.load_checkpoint(tmp_path / "run" / "checkpoints", config, torch.device("cpu"))
+    objectives = [line["valid_brightness"] - 1e-4 * line["valid_path_kl"] for line in log[1:]]
+    assert state["best"]["objective"] == pytest.approx(max(objectives), abs=1e-6)
+
+
+def test_the_alarm_rings_only_when_one_reward_rises_and_another_falls():
+    noise = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    up, down, flat = (torch.zeros(64), noise * 0.1 + 1), (torch.zeros(64), noise * 0.1 - 1), (noise, noise)
+    assert hacked(up, {"other": down, "steady": flat}) == ["other"]
+    assert hacked(flat, {"other": down}) == [] and hacked(up, {"other": up}) == []
+
+
+def test_a_loss_that_is_no_number_stops_the_run(bases, tmp_path):
+    file = tmp_path / "broken.py"
+    file.write_text("def broken(images):\n    return images.mean((1, 2, 3)) * 0 + 1e38 * 1e38\n")
+    with pytest.raises(BlendError, match="NaN or infinite"):
+        train(settings(bases["sd15"], tmp_path / "run", reward__name=str(file), **QUICK))
+
+
+BAD = [
+    ({"prompts__file": "nowhere.txt"}, "nowhere.txt does not exist"),
+    ({"reward__name": "pickscore"}, "pickscore"),
+    ({"reward__name": "no_such_reward"}, "unknown"),
+    ({"algorithm": "draft", "reward__name": "jpeg_compressibility"}, "has no gradient"),
+    ({"algorithm": "dpo"}, "prompts.pairs is empty"),
+    ({"optimisation__images_per_pass": 3}, "do not divide"),
+    ({"sampling__eta": 0.0}, "no step has a likelihood"),
+    ({"kl_weight": 0.0}, "kl_weight is 0"),
+    ({"images_per_prompt": 1, "prompts_per_epoch": 4}, "grpo compares"),
+    ({"algorithm": "ppo"}, "expected one of dpok"),
+    ({"draft__steps": 9, "algorithm": "draft"}, "draft.steps is 9"),
+    ({"algorithm": "dpo", "prompts__pairs": "pairs", "reuse": 2}, "stores no trajectories"),
+    ({"output__trackers": ("no_tracker",)}, "trackers"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD, ids=[next(iter(changes)) for changes, _ in BAD])
+def test_bad_input_is_refused_before_the_base_is_loaded(bases, tmp_path, monkeypatch, changes, message):
+    monkeypatch.setattr(loop, "open_base", lambda *_: pytest.fail("the base was loaded"))
+    with pytest.raises(BlendError, match=message):
+        train(settings(bases["sd15"], tmp_path / "run", **changes))
+
+
+def test_an_empty_prompts_file_is_refused(bases, tmp_path):
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n\n")
+    with pytest.raises(BlendError, match="is empty"):
+        train(settings(bases["sd15"], tmp_path / "run", prompts__file=str(empty)))
+
+
+def test_a_base_that_is_none_is_refused(tmp_path):
+    with pytest.raises(BlendError, match="cannot be opened as a base model"):
+        train(settings(tmp_path, tmp_path / "run"))
