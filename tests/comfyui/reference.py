@@ -52,7 +52,7 @@ def relative_error(result: Tensor, expected: Tensor) -> float:
 def assert_equal(result: Tensor, expected: Tensor, tolerance: float = FP32) -> None:
     """Within fp32 rounding of a sampling run."""
     assert result.shape == expected.shape
-    assert relative_error(result, expected) <= tolerance
+    assert relative_error(result, expected) <= tolerance, relative_error(result, expected)
 
 
 def assert_differ(result: Tensor, expected: Tensor) -> None:
