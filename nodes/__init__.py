@@ -3,7 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .bases import LoadRewardLoRA
-from .blending import BlendSchedule, BlendWeights, KLInterpolate
+from .blending import BlendRegion, BlendSchedule, BlendWeights, KLInterpolate
 from .sampling import ApplyBlend, BlendedKSampler, MSDDAKSampler, MSDDASampler, StochasticLSSampler
 from .scoring import LoadRewardModel, PickBest, RewardScorer
 
@@ -18,6 +18,7 @@ class DiffusionBlendExtension(ComfyExtension):
             BlendWeights,
             KLInterpolate,
             BlendSchedule,
+            BlendRegion,
             ApplyBlend,
             BlendedKSampler,
             StochasticLSSampler,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..blend_core import CURVES, BlendError, Schedule, normalised, parse_positions, parse_weights
 from .showing import shown
-from .sockets import CATEGORY, BlendSocket, LoRABlend, RewardLoRA, RewardLoRASocket
+from .sockets import CATEGORY, BlendSocket, LoRABlend, RewardLoRA, RewardLoRASocket, joined
 
 MOST_BASES = 16
 
@@ -71,7 +73,7 @@ class BlendWeights(io.ComfyNode):
         numbers = parse_weights(weights, len(bases))
         alignment = 1.0 if normalise else math.fsum(numbers)
         blend = LoRABlend.of(bases, normalised(numbers), alignment=alignment, target_kl_weight=target_kl_weight or None)
-        return shown(cls, blend.schedule.describe(), blend)
+        return shown(cls, blend.describe(), blend)
 
 
 class KLInterpolate(io.ComfyNode):
@@ -115,7 +117,7 @@ class KLInterpolate(io.ComfyNode):
         if isinstance(blend, RewardLoRA):
             blend = LoRABlend.of((blend,), (1.0,))
         blend = blend.aligned(alignment)
-        return shown(cls, blend.schedule.describe(), blend)
+        return shown(cls, blend.describe(), blend)
 
 
 class BlendSchedule(io.ComfyNode):
@@ -161,14 +163,59 @@ class BlendSchedule(io.ComfyNode):
         """Build the schedule and show its keyframes."""
         connected = [blend for blend in blends.values() if blend is not None]
         blend = scheduled(connected, curve, parse_positions(positions, len(connected)))
-        return shown(cls, blend.schedule.describe(), blend)
+        return shown(cls, blend.describe(), blend)
 
 
 def scheduled(blends: list[LoRABlend], curve: str, positions: tuple[float, ...] | None) -> LoRABlend:
     """The blends one after another, each expressed over the LoRAs of all. Raises BlendError for a schedule within."""
-    if any(len(blend.schedule.blends) > 1 for blend in blends):
-        raise BlendError("a schedule came where a blend was expected. Connect Blend Weights or KL Interpolate.")
-    loras = tuple({id(lora): lora for blend in blends for lora in blend.loras}.values())
-    frames = [blend.over(loras).schedule.blends[0] for blend in blends]
+    if any(len(blend.schedule.blends) > 1 or blend.regions for blend in blends):
+        raise BlendError(
+            "a schedule or a region came where a blend was expected. Connect Blend Weights or KL Interpolate; a region "
+            "takes schedules, not the other way round."
+        )
+    wide = joined(*blends)
+    frames = [blend.schedule.blends[0] for blend in wide]
     schedule = Schedule.even(frames, curve) if positions is None else Schedule(positions, tuple(frames), curve)
-    return LoRABlend(schedule, loras)
+    return LoRABlend(schedule, wide[0].loras)
+
+
+class BlendRegion(io.ComfyNode):
+    """A blend where a mask says."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        return io.Schema(
+            node_id="DiffusionBlendRegion",
+            display_name="Blend Region",
+            category=CATEGORY,
+            description="A blend inside a mask, another blend or the base model outside of it.",
+            search_aliases=["regional blend", "mask", "paint reward", "region"],
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                BlendSocket.Input("blend", tooltip="What acts where the mask is white."),
+                io.Mask.Input(
+                    "mask",
+                    tooltip="White: the blend. Black: what is connected to elsewhere. Grey: a mixture. Any resolution; "
+                    "one mask for all images, or one per image.",
+                ),
+                BlendSocket.Input(
+                    "elsewhere",
+                    optional=True,
+                    tooltip="What acts outside of the mask: another blend, or another Blend Region to paint several. "
+                    "Not connected: the base model.",
+                ),
+            ],
+            outputs=[BlendSocket.Output(display_name="blend", tooltip="Connect to a sampler, or to KL Interpolate.")],
+        )
+
+    @classmethod
+    def execute(cls, blend: LoRABlend, mask: Tensor, elsewhere: LoRABlend | None = None) -> io.NodeOutput:
+        """Paint the blend over what lies below."""
+        if blend.regions:
+            raise BlendError(
+                "a region came into the input blend. Connect a blend there, and the other region to elsewhere."
+            )
+        inside, outside = joined(blend, elsewhere or blend.aligned(0))
+        painted = replace(outside, regions=(*outside.regions, (mask.detach().cpu(), inside.schedule)))
+        return shown(cls, painted.describe(), painted)

@@ -59,6 +59,11 @@ def _exact_run(extra_args: dict) -> BlendedRun:
             "MSDDA fuses the steps of a blend's bases, but the model it samples has no blend. Put Apply Blend before "
             "the guider, or use MSDDA KSampler."
         )
+    if run.blend.regions:
+        raise BlendError(
+            "MSDDA fuses whole steps and takes no regions. Use an ancestral sampler under Apply Blend, or Blended "
+            "KSampler."
+        )
     if not run.exact:
         raise BlendError(
             "MSDDA needs the prediction of every basis at every step, but Apply Blend evaluates one per step. Set its "

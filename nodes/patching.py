@@ -38,6 +38,7 @@ from ..blend_core import (
     image_seed,
     resolve,
 )
+from ..blend_core.regions import painted
 from .clock import StepClock
 from .sockets import LoRABlend
 
@@ -61,7 +62,8 @@ class AppliedBlend:
     @property
     def report(self) -> str:
         """The formula and the load reports, as the nodes show them."""
-        return "\n".join([str(self.blend.schedule), *map(str, self.reports)])
+        formula = self.blend.describe() if self.blend.regions else self.blend.schedule.formula()
+        return "\n".join([formula, *map(str, self.reports)])
 
     @property
     def plan(self) -> Plan | None:
@@ -95,7 +97,7 @@ def apply_blend(
     )
     for report in reports:
         log.info("%s", report)
-    ESTIMATORS[evaluation](blend.coefficients(FINE), FINE, [0])  # refuses coefficients this evaluation cannot take
+    _check_evaluation(blend, evaluation)
     bank = LoRABank(resolved)
     hooks = _Hooks(bank, blend, evaluation, execution, seed, image_indices)
     patched = model.clone()
@@ -106,6 +108,17 @@ def apply_blend(
     factors = comfy.model_patcher.CoreModelPatcher(bank, model.load_device, model.offload_device)
     patched.set_additional_models(KEY, [factors])  # ComfyUI loads, counts and evicts them with the model
     return AppliedBlend(patched, blend, reports, hooks)
+
+
+def _check_evaluation(blend: LoRABlend, evaluation: str) -> None:
+    """Refuse coefficients and regions that this evaluation cannot take, before anything runs."""
+    if blend.regions and evaluation != "exact":
+        raise BlendError(
+            "a region needs every reward at every step, but this evaluates one per step. Use Blended KSampler, or set "
+            "the evaluation of Apply Blend to exact."
+        )
+    for layer in blend.layers(FINE):
+        ESTIMATORS[evaluation](layer, FINE, [0])
 
 
 def blended_run(model_options: dict) -> BlendedRun | None:
@@ -150,8 +163,7 @@ class _Hooks:
         options = executor.class_obj.model_options["transformer_options"]
         images = self.image_indices or range(noise.shape[0])
         seeds = [image_seed(self.seed, index) for index in images]
-        steps = max(len(sigmas) - 1, 1)
-        plan = self.estimator(self.blend.coefficients(steps), steps, seeds)
+        plan = self._plan(max(len(sigmas) - 1, 1), seeds, noise)
         sampler_function = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
         options[KEY] = BlendedRun(
             plan, StepClock(sigmas, sampler_function), self.bank, self.execution, self.blend, self.estimator
@@ -162,9 +174,18 @@ class _Hooks:
         finally:
             options.pop(KEY, None)
 
+    def _plan(self, steps: int, seeds: list[int], noise: torch.Tensor) -> Plan:
+        layers = self.blend.layers(steps)
+        if not self.blend.regions:
+            return self.estimator(layers[0], steps, seeds)
+        if getattr(noise, "is_nested", False) or noise.dim() < 4:
+            raise BlendError(
+                "the latents have no height and width that a region could be painted on. Remove the region."
+            )
+        return painted(layers, [mask for mask, _ in self.blend.regions], tuple(noise.shape[-2:]), len(seeds))
+
     def prepare_sampling(self, executor, model, noise_shape, conds, *args, **kwargs):
-        most = int((self.blend.coefficients(FINE) != 0).sum(1).max())
-        k = most if self.estimator is ESTIMATORS["exact"] else 1
+        k = self.blend.evaluated(FINE) if self.estimator is ESTIMATORS["exact"] else 1
         if self.execution != "sequential" and k > 1:
             batch = [noise_shape[0] * k, *noise_shape[1:]]
             needed = model.model_size() + model.model.memory_required([batch[0] * 2, *batch[1:]])

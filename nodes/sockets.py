@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -28,10 +30,14 @@ class RewardLoRA:
 
 @dataclass(frozen=True)
 class LoRABlend:
-    """A blend, or a schedule of blends, and the LoRAs it blends in the order of its names."""
+    """A blend, or a schedule of blends, and the LoRAs it blends in the order of its names.
+
+    regions: (mask, schedule) pairs, each painted over what lies below it; masks are (1 or images, height, width).
+    """
 
     schedule: Schedule
     loras: tuple[RewardLoRA, ...]
+    regions: tuple[tuple[Tensor, Schedule], ...] = ()
 
     @classmethod
     def of(cls, loras: tuple[RewardLoRA, ...], preference: tuple[float, ...], **settings) -> LoRABlend:
@@ -45,29 +51,44 @@ class LoRABlend:
         """What the bases are called."""
         return self.schedule.blends[0].names
 
-    def coefficients(self, steps: int) -> Tensor:
-        """(steps, 1 + m), base first."""
-        return self.schedule.coefficients(steps)
+    def layers(self, steps: int) -> list[Tensor]:
+        """Coefficients (steps, 1 + m), base first: below the regions, and in each of them."""
+        return [self.schedule.coefficients(steps), *(schedule.coefficients(steps) for _, schedule in self.regions)]
+
+    def evaluated(self, steps: int) -> int:
+        """The most variants that one of `steps` steps evaluates exactly."""
+        return int((torch.stack(self.layers(steps)) != 0).any(0).sum(1).max())
 
     def aligned(self, alignment: float) -> LoRABlend:
         """The same blend at another distance from the base."""
-        return replace(self, schedule=self.schedule.aligned(alignment))
+        return self._mapped(lambda schedule: schedule.aligned(alignment))
 
     def over(self, loras: tuple[RewardLoRA, ...]) -> LoRABlend:
         """The same blend expressed over more LoRAs, the new ones at weight 0. `loras` holds all of its own."""
         place = {id(lora): i for i, lora in enumerate(self.loras)}
-        blends = []
-        for blend in self.schedule.blends:
-            preference = [blend.preference[place[id(lora)]] if id(lora) in place else 0.0 for lora in loras]
-            blends.append(
-                replace(
-                    blend,
-                    names=_distinct([lora.label for lora in loras]),
-                    preference=tuple(preference),
-                    kl_weights=tuple(lora.kl_weight for lora in loras),
-                )
-            )
-        return LoRABlend(replace(self.schedule, blends=tuple(blends)), loras)
+        names, kl_weights = _distinct([lora.label for lora in loras]), tuple(lora.kl_weight for lora in loras)
+
+        def widened(blend: Blend) -> Blend:
+            preference = tuple(blend.preference[place[id(lora)]] if id(lora) in place else 0.0 for lora in loras)
+            return replace(blend, names=names, preference=preference, kl_weights=kl_weights)
+
+        blend = self._mapped(lambda schedule: replace(schedule, blends=tuple(map(widened, schedule.blends))))
+        return replace(blend, loras=loras)
+
+    def _mapped(self, change: Callable[[Schedule], Schedule]) -> LoRABlend:
+        regions = tuple((mask, change(schedule)) for mask, schedule in self.regions)
+        return replace(self, schedule=change(self.schedule), regions=regions)
+
+    def describe(self) -> str:
+        """The formula below the regions, and one line per region."""
+        lines = [f"region {i}: {schedule.formula()}" for i, (_, schedule) in enumerate(self.regions, start=1)]
+        return "\n".join([f"elsewhere: {self.schedule.formula()}", *lines]) if lines else self.schedule.describe()
+
+
+def joined(*blends: LoRABlend) -> tuple[LoRABlend, ...]:
+    """The blends, each expressed over the LoRAs of all of them."""
+    loras = tuple({id(lora): lora for blend in blends for lora in blend.loras}.values())
+    return tuple(blend.over(loras) for blend in blends)
 
 
 def _distinct(labels: list[str]) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ def test_a_constant_schedule_is_no_schedule_bit_for_bit(graph, base, schedule, k
 @pytest.mark.parametrize("curve", ["linear", "smooth", "step"])
 def test_a_schedule_equals_merged_copies_step_by_step(graph, base, merged, schedule, keyframes, curve):
     blend = schedule(*keyframes, curve=curve, positions="0.1, 0.5")
-    table, calls = blend.coefficients(STEPS), iter(range(STEPS))
+    table, calls = blend.schedule.coefficients(STEPS), iter(range(STEPS))
     assert not torch.equal(table[0], table[-1])
 
     def predict(call):
@@ -55,7 +55,7 @@ def test_blends_of_unlike_loras_are_joined(graph, nodes, base, files, schedule):
     first, second = (alone(lora) for lora in both.loras)
     joined = schedule(first, second, curve="step", positions="0, 0.5")
     assert joined.names == ("r0", "r1")
-    assert joined.coefficients(4).tolist() == [[0, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]]
+    assert joined.schedule.coefficients(4).tolist() == [[0, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]]
 
 
 def test_stratified_evaluation_follows_a_schedule(graph, base, files, schedule, keyframes):
@@ -75,11 +75,11 @@ def test_msdda_follows_a_schedule(graph, base, nodes, schedule, keyframes):
 def test_kl_interpolate_scales_every_keyframe(nodes, schedule, keyframes):
     blend = schedule(*keyframes)
     (half,) = nodes["KLInterpolate"].execute(blend=blend, alignment=0.5).result
-    torch.testing.assert_close(half.coefficients(4)[:, 1:], blend.coefficients(4)[:, 1:] / 2)
+    torch.testing.assert_close(half.schedule.coefficients(4)[:, 1:], blend.schedule.coefficients(4)[:, 1:] / 2)
 
 
 def test_schedules_that_cannot_be_are_refused(schedule, keyframes):
     with pytest.raises(ValueError, match="3 positions came for 2 blends"):
         schedule(*keyframes, positions="0, 0.5, 1")
-    with pytest.raises(ValueError, match="a schedule came where a blend was expected"):
+    with pytest.raises(ValueError, match="a schedule or a region came where"):
         schedule(schedule(*keyframes), keyframes[0])

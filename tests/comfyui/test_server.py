@@ -16,6 +16,7 @@ NODE_IDS = {
     "DiffusionBlendBlendWeights",
     "DiffusionBlendKLInterpolate",
     "DiffusionBlendSchedule",
+    "DiffusionBlendRegion",
     "DiffusionBlendApply",
     "DiffusionBlendKSampler",
     "DiffusionBlendStochasticLS",
