@@ -111,6 +111,7 @@ def _ranges(config: Config) -> Iterator[str]:
         "optimisation.decay": (config.optimisation.decay, ("constant", "linear", "cosine")),
         "optimisation.precision": (config.optimisation.precision, ("no", "bf16", "fp16")),
         "draft.through": (config.draft.through, ("x0", "last")),
+        "output.dtype": (config.output.dtype, ("float32", "float16")),
         "output.alarm": (config.output.alarm, ("warn", "stop", "off")),
     }
     for name, (value, known) in choices.items():

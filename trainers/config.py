@@ -143,6 +143,9 @@ class Output:
     folder: str = setting("trained", "Folder for the LoRA, checkpoints, log and grids.")
     title: str = setting("", "Name of the LoRA file; empty: the reward's label.")
     author: str = setting("", "Goes into the file's header.")
+    dtype: str = setting(
+        "float32", "float32 or float16, of the LoRA file. Half the size, and small factors lose digits."
+    )
     checkpoint_every: int = setting(10, "Epochs between checkpoints; the last two are kept. 0: only at the end.")
     validate_every: int = setting(10, "Epochs between validations on fixed prompts and noise. 0: never; then the last "
                                       "state is the result.")  # fmt: skip

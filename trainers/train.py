@@ -263,7 +263,8 @@ class Run:
         chosen = self.best if self.config.output.keep_best and self.best else {"epoch": self.epoch, "lora": last}
         _copy(chosen["lora"], self.policy.parameters())
         family = self.policy.base.family
-        tensors = export.lora_tensors(self.policy.unwrapped, family.spelling)
+        dtype = getattr(torch, self.config.output.dtype)
+        tensors = export.lora_tensors(self.policy.unwrapped, family.spelling, dtype)
         export.save_lora(self.path, tensors, export.header(self.facts(chosen["epoch"]), family, tensors))
         _copy(last, self.policy.parameters())
         return self.path
