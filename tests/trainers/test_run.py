@@ -17,7 +17,12 @@ from diffusion_blend.blend_core.errors import BlendError
 from diffusion_blend.pipelines import load_base, load_factors
 from diffusion_blend.trainers import checkpoint
 from diffusion_blend.trainers import train as loop
+from diffusion_blend.trainers.bases import Base
 from diffusion_blend.trainers.config import to_flat
+from diffusion_blend.trainers.pairing import make_pairs
+from diffusion_blend.trainers.pairs import PairSet
+from diffusion_blend.trainers.policy import Policy
+from diffusion_blend.trainers.rewarding import open_rewards
 from diffusion_blend.trainers.tracking import hacked, read_log
 from diffusion_blend.trainers.train import train
 from safetensors.torch import load_file
@@ -262,3 +267,19 @@ def test_an_empty_prompts_file_is_refused(bases, tmp_path):
 def test_a_base_that_is_none_is_refused(tmp_path):
     with pytest.raises(BlendError, match="cannot be opened as a base model"):
         train(settings(tmp_path, tmp_path / "run"))
+
+
+def test_pairs_name_the_image_that_the_reward_prefers(bases, tmp_path):
+    config = settings(bases["sd15"], tmp_path / "run")
+    rewards = open_rewards(config, "cpu")
+    file = make_pairs(config, rewards, tmp_path / "pairs", count=3, candidates=3)
+    pairs = PairSet(file.parent)
+    assert len(pairs) == 3 and set(pairs.prompts) <= set(PROMPTS)
+    policy = Policy(Base(load_base(str(bases["sd15"]))), config)
+    better, worse = (rewards.trained(pairs._images(range(3), side, policy)) for side in ("better", "worse"))
+    assert (better >= worse).all() and (better > worse).any()
+    with pytest.raises(BlendError, match=r"pairs.jsonl does not exist"):
+        PairSet(tmp_path)
+    file.write_text('{"prompt": "a", "better": "none.png", "worse": "none.png"}\n')
+    with pytest.raises(BlendError, match=r"line 1 .*none.png, which does not exist"):
+        PairSet(file.parent)
