@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -386,7 +385,7 @@ def _accelerator(config: Config) -> Accelerator:
             mixed_precision=config.optimisation.precision,
             log_with=trackers or None,
             project_dir=str(Path(config.output.folder).expanduser()),
-            cpu=os.environ.get("DIFFUSION_BLEND_CPU") == "1" or not _has_device(),
+            cpu=not _has_device(),
         )
         accelerator.init_trackers("diffusion-blend", config=_flat_numbers(config))
     except (ValueError, ImportError) as error:

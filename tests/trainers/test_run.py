@@ -134,7 +134,7 @@ def program(config, folder: Path) -> list[str]:
 
 
 def environment():
-    return {**os.environ, "OMP_NUM_THREADS": "1", "DIFFUSION_BLEND_CPU": "1"}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
 
 def test_killed_and_stopped_runs_go_on_exactly(bases, tmp_path):
