@@ -93,6 +93,8 @@ class Optimisation:
     weight_decay: float = setting(0.0, "AdamW's. Above 0 it pulls towards the base beside the KL: then kl_weight in "
                                        "the file is too small.")  # fmt: skip
     grad_clip: float = setting(1.0, "Largest norm of the gradient; a spike does less harm. Log: gradient_norm.")
+    average: float = setting(0.0, "Decay of a running average of the LoRA, which is then what is validated and kept. "
+                                  "0.95 remembers about 20 updates: less KL spent on noise. 0: off.")  # fmt: skip
     images_per_pass: int = setting(4, "Images per pass through the network, per process. Memory grows with it; the "
                                       "result does not depend on it but for rounding.")  # fmt: skip
     precision: str = setting("no", "no (float32), bf16 or fp16 for the frozen weights; the LoRA stays in float32.")

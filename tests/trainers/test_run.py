@@ -139,7 +139,8 @@ def environment():
 
 def test_killed_and_stopped_runs_go_on_exactly(bases, tmp_path):
     """One run uninterrupted; the same killed by SIGKILL, then stopped by SIGTERM, then finished."""
-    options = {"algorithm": "dpok", "epochs": 5, "policy_gradient__value_updates": 1, **QUICK}
+    options = {"algorithm": "dpok", "epochs": 5, "policy_gradient__value_updates": 1, "optimisation__average": 0.9,
+               **QUICK}  # fmt: skip
     whole = train(settings(bases["sd15"], tmp_path / "whole", **options))
     broken = settings(bases["sd15"], tmp_path / "broken", **options)
     marks = tmp_path / "broken" / "checkpoints"
