@@ -16,8 +16,10 @@ from .blend import Blend, blend, normalised, parse_weights
 from .errors import BlendError
 from .estimators import ESTIMATORS, Plan, describe_choices, exact, image_seed, sampled, stratified
 from .execution import evaluate_variants
+from .schedules import CURVES, Schedule, parse_positions
 
 __all__ = [
+    "CURVES",
     "ESTIMATORS",
     "Adapter",
     "Blend",
@@ -26,6 +28,7 @@ __all__ = [
     "LoRABank",
     "LoadReport",
     "Plan",
+    "Schedule",
     "Target",
     "TargetIndex",
     "blend",
@@ -35,6 +38,7 @@ __all__ = [
     "image_seed",
     "is_adapter_file",
     "normalised",
+    "parse_positions",
     "parse_weights",
     "read_adapter",
     "resolve",

@@ -2,7 +2,7 @@
 
 A *variant* is a number: 0 the base, i the i-th basis. One family, one signature:
 
-    estimator(coefficients, steps, seeds) -> Plan
+    estimator(coefficients, steps, seeds) -> Plan        coefficients: (1 + m,), or (steps, 1 + m) of a schedule
     plan(evaluate, step) -> the blended prediction
 
     exact        every variant with a coefficient, every step         DB-MPA, DB-KLA (arXiv 2505.18547, eq. 9-10)
@@ -31,7 +31,7 @@ Evaluate = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run evaluates: `variants` (steps, k, batch) long, and the `weights` (k,) of the k predictions."""
+    """What a run evaluates: `variants` (steps, k, batch) long, and the `weights` (steps, k) of their predictions."""
 
     variants: Tensor
     weights: Tensor
@@ -58,41 +58,54 @@ class Plan:
         return variants[:, :1].expand(-1, images)
 
     def __call__(self, evaluate: Evaluate, step: int, images: int | None = None) -> Tensor:
-        """The blended prediction of `step`, shape (rows, ...), for a call with `images` images (default: all)."""
-        predictions = evaluate(self.for_images(step, images or self.batch))
+        """The blended prediction of `step`, shape (rows, ...), for a call with `images` images (default: all).
+
+        Variants of weight 0 at this step cost nothing.
+        """
+        variants, weights = self.active(step, images)
+        predictions = evaluate(variants)
         # In half precision 1/3 + 1/3 + 1/3 is not 1: weigh in float32 at least, then return to the network's dtype.
         dtype = torch.promote_types(predictions.dtype, torch.float32)
-        weights = self.weights.to(predictions.device, dtype).view(-1, *[1] * (predictions.dim() - 1))
+        weights = weights.to(predictions.device, dtype).view(-1, *[1] * (predictions.dim() - 1))
         return blend(weights, predictions).to(predictions.dtype)
 
+    def active(self, step: int, images: int | None = None) -> tuple[Tensor, Tensor]:
+        """The variants (k, images) whose weight is not 0 at `step`, and those weights (k,)."""
+        used = self.weights[step] != 0
+        return self.for_images(step, images or self.batch)[used], self.weights[step, used]
 
-Estimator = Callable[[Sequence[float], int, Sequence[int]], Plan]
+
+Coefficients = Sequence[float] | Tensor
+Estimator = Callable[[Coefficients, int, Sequence[int]], Plan]
 
 
-def exact(coefficients: Sequence[float], steps: int, seeds: Sequence[int]) -> Plan:
+def exact(coefficients: Coefficients, steps: int, seeds: Sequence[int]) -> Plan:
     """Every variant whose coefficient is not 0, at every step; no randomness, any sign."""
-    variants = [i for i, c in enumerate(coefficients) if c != 0]
-    weights = torch.tensor([coefficients[i] for i in variants], dtype=torch.float64)
-    return Plan(torch.tensor(variants)[None, :, None].expand(steps, -1, len(seeds)), weights)
+    table = _per_step(coefficients, steps)
+    variants = (table != 0).any(0).nonzero().flatten()
+    return Plan(variants[None, :, None].expand(steps, -1, len(seeds)), table[:, variants])
 
 
-def sampled(coefficients: Sequence[float], steps: int, seeds: Sequence[int]) -> Plan:
+def sampled(coefficients: Coefficients, steps: int, seeds: Sequence[int]) -> Plan:
     """One variant per step, drawn independently with probability c_i. Raises BlendError where some c_i < 0."""
-    _check_probabilities(coefficients)
-    edges = torch.tensor(coefficients, dtype=torch.float64).cumsum(0)[:-1]
+    table = _per_step(coefficients, steps)
+    _check_probabilities(table)
+    edges = table.cumsum(1)[:, None, :-1]
     draws = torch.stack([torch.rand(steps, dtype=torch.float64, generator=_generator(seed)) for seed in seeds], dim=1)
     return _one_per_step((draws[..., None] >= edges).sum(-1))
 
 
-def stratified(coefficients: Sequence[float], steps: int, seeds: Sequence[int]) -> Plan:
-    """One variant per step: the largest deficit t * c_i - count_i, so that every count stays within 1 of t * c_i.
+def stratified(coefficients: Coefficients, steps: int, seeds: Sequence[int]) -> Plan:
+    """One variant per step: the largest deficit, so that every count stays within 1 of its share t * c_i.
+
+    Under a schedule the share is the sum of the c_i so far.
 
     A start offset drawn from each image's seed decorrelates the images: with two variants it makes this systematic
     sampling, whose every step picks variant i with probability c_i. Raises BlendError where some c_i < 0.
     """
-    _check_probabilities(coefficients)
-    shares = torch.tensor(coefficients, dtype=torch.float64)
-    return _one_per_step(torch.stack([_diffused(shares, steps, _generator(seed)) for seed in seeds], dim=1))
+    table = _per_step(coefficients, steps)
+    _check_probabilities(table)
+    return _one_per_step(torch.stack([_diffused(table, _generator(seed)) for seed in seeds], dim=1))
 
 
 ESTIMATORS: dict[str, Estimator] = {"exact": exact, "stratified": stratified, "sampled": sampled}
@@ -109,25 +122,34 @@ def _generator(seed: int) -> torch.Generator:
 
 
 def _one_per_step(choices: Tensor) -> Plan:
-    return Plan(choices[:, None, :], torch.ones(1, dtype=torch.float64))
+    return Plan(choices[:, None, :], torch.ones(len(choices), 1, dtype=torch.float64))
 
 
-def _diffused(shares: Tensor, steps: int, generator: torch.Generator) -> Tensor:
-    """Error diffusion, (steps,) long.
+def _per_step(coefficients: Coefficients, steps: int) -> Tensor:
+    """(steps, 1 + m) float64."""
+    table = torch.as_tensor(coefficients, dtype=torch.float64)
+    return table if table.dim() == 2 else table.expand(steps, -1)
 
-    Keeping every count within 1 of its share is a scheduling problem: by time t variant i must have run floor(t c_i)
-    times. A choice is feasible while, for every later t, the runs still owed fit into the steps that are left.
+
+def _diffused(shares: Tensor, generator: torch.Generator) -> Tensor:
+    """Error diffusion of shares (steps, 1 + m), (steps,) long.
+
+    Keeping every count within 1 of its share is a scheduling problem: by time t variant i must have run as often as
+    the whole part of its share until then. A choice is feasible while, for every later t, the runs still owed fit into
+    the steps that are left.
     """
-    offset = torch.empty_like(shares).exponential_(generator=generator)
+    steps, variants = shares.shape
+    offset = torch.empty(variants, dtype=shares.dtype).exponential_(generator=generator)
     offset = offset / offset.sum()  # uniform on the simplex
-    times = torch.arange(1, steps + 1, dtype=torch.float64)
-    owed = (times[:, None] * shares + 1e-9).floor()
-    counts, choices = torch.zeros_like(shares), []
+    until = shares.cumsum(0)
+    owed = (until + 1e-9).floor()
+    counts, choices = torch.zeros_like(offset), []
     for step in range(steps):
-        deficit = (step + 1) * shares - counts
+        deficit = until[step] - counts
         order = torch.argsort(deficit + offset, descending=True, stable=True).tolist()
         eligible = [i for i in order if deficit[i] > 1e-9]
-        choice = next(i for i in eligible if _feasible(counts, i, owed[step:], times[step:] - step - 1))
+        steps_left = torch.arange(steps - step, dtype=torch.float64)
+        choice = next(i for i in eligible if _feasible(counts, i, owed[step:], steps_left))
         counts[choice] += 1
         choices.append(choice)
     return torch.tensor(choices)
@@ -139,15 +161,16 @@ def _feasible(counts: Tensor, choice: int, owed: Tensor, steps_left: Tensor) -> 
     return bool(((owed - after).clamp(min=0).sum(-1) <= steps_left).all())
 
 
-def _check_probabilities(coefficients: Sequence[float]) -> None:
-    if min(coefficients) < 0:
-        listed = ", ".join(f"{c:.3g}" for c in coefficients)
-        raise BlendError(
-            f"the coefficients (base first) are {listed}; one variant per step needs none below 0, because they serve "
-            "as probabilities. Lower alignment to 1 or less, or choose the exact evaluation."
-        )
-    if not math.isclose(math.fsum(coefficients), 1, abs_tol=1e-6):
-        raise BlendError(f"coefficients sum to {math.fsum(coefficients):g}, expected 1; take them from a Blend.")
+def _check_probabilities(table: Tensor) -> None:
+    for coefficients in table.unique(dim=0).tolist():
+        if min(coefficients) < 0:
+            listed = ", ".join(f"{c:.3g}" for c in coefficients)
+            raise BlendError(
+                f"the coefficients (base first) are {listed}; one variant per step needs none below 0, because they "
+                "serve as probabilities. Lower alignment to 1 or less, or choose the exact evaluation."
+            )
+        if not math.isclose(math.fsum(coefficients), 1, abs_tol=1e-6):
+            raise BlendError(f"coefficients sum to {math.fsum(coefficients):g}, expected 1; take them from a Blend.")
 
 
 def describe_choices(plan: Plan, names: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .bases import LoadRewardLoRA
-from .blending import BlendWeights, KLInterpolate
+from .blending import BlendSchedule, BlendWeights, KLInterpolate
 from .sampling import ApplyBlend, BlendedKSampler, MSDDAKSampler, MSDDASampler, StochasticLSSampler
 from .scoring import LoadRewardModel, PickBest, RewardScorer
 
@@ -17,6 +17,7 @@ class DiffusionBlendExtension(ComfyExtension):
             LoadRewardLoRA,
             BlendWeights,
             KLInterpolate,
+            BlendSchedule,
             ApplyBlend,
             BlendedKSampler,
             StochasticLSSampler,

@@ -6,7 +6,7 @@ import math
 
 from comfy_api.latest import io
 
-from ..blend_core import normalised, parse_weights
+from ..blend_core import CURVES, BlendError, Schedule, normalised, parse_positions, parse_weights
 from .showing import shown
 from .sockets import CATEGORY, BlendSocket, LoRABlend, RewardLoRA, RewardLoRASocket
 
@@ -71,7 +71,7 @@ class BlendWeights(io.ComfyNode):
         numbers = parse_weights(weights, len(bases))
         alignment = 1.0 if normalise else math.fsum(numbers)
         blend = LoRABlend.of(bases, normalised(numbers), alignment=alignment, target_kl_weight=target_kl_weight or None)
-        return shown(cls, blend.blend.describe(), blend)
+        return shown(cls, blend.schedule.describe(), blend)
 
 
 class KLInterpolate(io.ComfyNode):
@@ -115,4 +115,60 @@ class KLInterpolate(io.ComfyNode):
         if isinstance(blend, RewardLoRA):
             blend = LoRABlend.of((blend,), (1.0,))
         blend = blend.aligned(alignment)
-        return shown(cls, blend.blend.describe(), blend)
+        return shown(cls, blend.schedule.describe(), blend)
+
+
+class BlendSchedule(io.ComfyNode):
+    """Blends that change over the run."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        template = io.Autogrow.TemplatePrefix(
+            BlendSocket.Input("blend", tooltip="A blend, in the order of the run; a new slot appears with each one."),
+            prefix="blend_",
+            min=2,
+            max=MOST_BASES,
+        )
+        return io.Schema(
+            node_id="DiffusionBlendSchedule",
+            display_name="Blend Schedule",
+            category=CATEGORY,
+            description="One blend at the start, another at the end: composition from one reward, texture from "
+            "another.",
+            search_aliases=["schedule", "keyframes", "blend over time", "crossfade"],
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Autogrow.Input("blends", template=template),
+                io.Combo.Input(
+                    "curve",
+                    options=list(CURVES),
+                    tooltip="linear: an even crossfade. smooth: slow at the keyframes. step: each blend holds until "
+                    "the next one's position, which costs no evaluation more than the blend itself.",
+                ),
+                io.String.Input(
+                    "positions",
+                    default="",
+                    tooltip="Where each blend stands in the run, 0 the first step and 1 the last, such as 0, 0.4, 1. "
+                    "Empty: at equal distances.",
+                ),
+            ],
+            outputs=[BlendSocket.Output(display_name="blend", tooltip="Connect to a sampler, or to KL Interpolate.")],
+        )
+
+    @classmethod
+    def execute(cls, blends: dict[str, LoRABlend | None], curve: str, positions: str = "") -> io.NodeOutput:
+        """Build the schedule and show its keyframes."""
+        connected = [blend for blend in blends.values() if blend is not None]
+        blend = scheduled(connected, curve, parse_positions(positions, len(connected)))
+        return shown(cls, blend.schedule.describe(), blend)
+
+
+def scheduled(blends: list[LoRABlend], curve: str, positions: tuple[float, ...] | None) -> LoRABlend:
+    """The blends one after another, each expressed over the LoRAs of all. Raises BlendError for a schedule within."""
+    if any(len(blend.schedule.blends) > 1 for blend in blends):
+        raise BlendError("a schedule came where a blend was expected. Connect Blend Weights or KL Interpolate.")
+    loras = tuple({id(lora): lora for blend in blends for lora in blend.loras}.values())
+    frames = [blend.over(loras).schedule.blends[0] for blend in blends]
+    schedule = Schedule.even(frames, curve) if positions is None else Schedule(positions, tuple(frames), curve)
+    return LoRABlend(schedule, loras)

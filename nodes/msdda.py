@@ -34,17 +34,19 @@ def sample_msdda(
     model that is not blended, and for a blend that is not evaluated exactly.
     """
     run = _exact_run(extra_args)
-    numbers, coefficients = _numbers(run, etas, base_eta), run.plan.weights.tolist()
+    numbers = _numbers(run, etas, base_eta)
     family = "flow" if _is_flow(model) else "ve"
     noise_sampler = noise_sampler or default_noise_sampler(x, seed=extra_args.get("seed"))
     ones = x.new_ones([x.shape[0]])
     for i in trange(len(sigmas) - 1, disable=disable):
         now, after = sigmas[i], sigmas[i + 1]
-        each = run.separately(lambda x=x, sigma=now * ones: model(x, sigma, **extra_args))
+        variants, weights = run.plan.active(i)
+        coefficients, own = weights.tolist(), [numbers[variant] for variant in variants[:, 0].tolist()]
+        each = run.separately(i, lambda x=x, sigma=now * ones: model(x, sigma, **extra_args))
         if callback is not None:
             denoised = sum(c * d for c, d in zip(coefficients, each, strict=True))
             callback({"x": x, "i": i, "sigma": now, "sigma_hat": now, "denoised": denoised})
-        x, spread = fused_step(x, each, now.item(), after.item(), numbers, coefficients, family)
+        x, spread = fused_step(x, each, now.item(), after.item(), own, coefficients, family)
         if spread > 0:
             x = x + spread * noise_sampler(now, after)
     return x
@@ -66,7 +68,7 @@ def _exact_run(extra_args: dict) -> BlendedRun:
 
 
 def _numbers(run: BlendedRun, etas: str, base_eta: float) -> list[float]:
-    """eta of each variant that the plan evaluates, in its order."""
+    """eta of each variant, base first."""
     loras = run.blend.loras
     words = etas.replace(",", " ").replace(";", " ").split()
     try:
@@ -76,13 +78,12 @@ def _numbers(run: BlendedRun, etas: str, base_eta: float) -> list[float]:
     if len(given) != len(loras):
         raise BlendError(f"{len(given)} etas came for {len(loras)} reward LoRAs. Give one each, or leave them empty.")
     listed = [base_eta, *given]
-    chosen = [listed[variant] for variant in run.plan.variants[0, :, 0].tolist()]
-    if not all(0 < eta <= 1 for eta in chosen):
+    if not all(0 < eta <= 1 for eta in listed):
         raise BlendError(
             f"the etas are {', '.join(f'{eta:g}' for eta in listed)} (base first), expected above 0 and up to 1: a "
             "deterministic step is no Gaussian that could be fused. 1 is ancestral."
         )
-    return chosen
+    return listed
 
 
 def _is_flow(model) -> bool:

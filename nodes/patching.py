@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 KEY = "diffusion_blend"
 EXECUTIONS = ("auto", "batched", "sequential")
+FINE = 64  # steps at which a schedule is looked at before the run's own number is known
 MEMORY_MARGIN = 1.5  # the factor ComfyUI itself applies to its estimate before it batches conditionings
 
 
@@ -60,7 +61,7 @@ class AppliedBlend:
     @property
     def report(self) -> str:
         """The formula and the load reports, as the nodes show them."""
-        return "\n".join([str(self.blend.blend), *map(str, self.reports)])
+        return "\n".join([str(self.blend.schedule), *map(str, self.reports)])
 
     @property
     def plan(self) -> Plan | None:
@@ -94,7 +95,7 @@ def apply_blend(
     )
     for report in reports:
         log.info("%s", report)
-    ESTIMATORS[evaluation](blend.blend.coefficients, 1, [0])  # refuses coefficients this evaluation cannot take
+    ESTIMATORS[evaluation](blend.coefficients(FINE), FINE, [0])  # refuses coefficients this evaluation cannot take
     bank = LoRABank(resolved)
     hooks = _Hooks(bank, blend, evaluation, execution, seed, image_indices)
     patched = model.clone()
@@ -139,7 +140,6 @@ class _Hooks:
     def __init__(self, bank, blend: LoRABlend, evaluation, execution, seed, image_indices):
         self.bank = bank
         self.blend = blend
-        self.coefficients = blend.blend.coefficients
         self.estimator = ESTIMATORS[evaluation]
         self.plan: Plan | None = None
         self.execution = execution
@@ -150,7 +150,8 @@ class _Hooks:
         options = executor.class_obj.model_options["transformer_options"]
         images = self.image_indices or range(noise.shape[0])
         seeds = [image_seed(self.seed, index) for index in images]
-        plan = self.estimator(self.coefficients, max(len(sigmas) - 1, 1), seeds)
+        steps = max(len(sigmas) - 1, 1)
+        plan = self.estimator(self.blend.coefficients(steps), steps, seeds)
         sampler_function = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
         options[KEY] = BlendedRun(
             plan, StepClock(sigmas, sampler_function), self.bank, self.execution, self.blend, self.estimator
@@ -162,7 +163,8 @@ class _Hooks:
             options.pop(KEY, None)
 
     def prepare_sampling(self, executor, model, noise_shape, conds, *args, **kwargs):
-        k = sum(c != 0 for c in self.coefficients) if self.estimator is ESTIMATORS["exact"] else 1
+        most = int((self.blend.coefficients(FINE) != 0).sum(1).max())
+        k = most if self.estimator is ESTIMATORS["exact"] else 1
         if self.execution != "sequential" and k > 1:
             batch = [noise_shape[0] * k, *noise_shape[1:]]
             needed = model.model_size() + model.model.memory_required([batch[0] * 2, *batch[1:]])
@@ -209,15 +211,15 @@ class BlendedRun:
         """Whether every variant is evaluated at every step."""
         return self.estimator is ESTIMATORS["exact"]
 
-    def separately(self, predict: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
-        """predict() once under each variant of the plan: what the guided model would be if it were that basis alone.
+    def separately(self, step: int, predict: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
+        """predict() once under each variant that counts at `step`: the guided model if it were that basis alone.
 
         Guidance and every other patch run once per variant; the network's passes hold all variants and are made in
         the first turn only. A call that comes with another input than the first turn's is evaluated on its own.
         """
         self._shared, results = [], []
         try:
-            for turn in range(len(self.plan.weights)):
+            for turn in range(len(self.plan.active(step)[0])):
                 self._turn, self._call = turn, 0
                 results.append(predict())
         finally:
@@ -249,7 +251,7 @@ class BlendedRun:
         images = rows // chunks if rows % chunks == 0 else rows
         if self._shared is None:
             return self.plan(evaluate, self.step, images=images)
-        return self._one_of(evaluate, self.plan.for_images(self.step, images), *inputs["args"][:2])
+        return self._one_of(evaluate, self.plan.active(self.step, images)[0], *inputs["args"][:2])
 
     def _one_of(self, evaluate, variants: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """The prediction of the variant whose turn it is, from the passes that all turns share."""

@@ -198,7 +198,7 @@ class StochasticLSSampler(io.ComfyNode):
         """Sample, and list the choices."""
         latent, applied = sample(model, blend, SELECTIONS[selection], "sequential", latent_image, **ksampler)
         plan = applied.plan  # None where ComfyUI had nothing to sample: denoise 0
-        choices = "no step was sampled" if plan is None else describe_choices(plan, blend.blend.names)
+        choices = "no step was sampled" if plan is None else describe_choices(plan, blend.names)
         return shown(cls, f"{applied.report}\n{choices}", latent, choices)
 
 

@@ -55,7 +55,7 @@ class Graph:
         """Stochastic LS Sampler: its latents, and its choices as (images, steps) of 0 (base), 1, 2..."""
         node = self.nodes["StochasticLSSampler"]
         result, choices = node.execute(model=model, blend=blend, selection=selection, **self._inputs(inputs)).result
-        names = ["base", *blend.blend.names]
+        names = ["base", *blend.names]
         lines = [line.split(": ", 1)[1].split(", ") for line in choices.splitlines()]
         return result["samples"], torch.tensor([[names.index(step.split(": ")[1]) for step in line] for line in lines])
 

@@ -15,6 +15,7 @@ NODE_IDS = {
     "DiffusionBlendLoadRewardLoRA",
     "DiffusionBlendBlendWeights",
     "DiffusionBlendKLInterpolate",
+    "DiffusionBlendSchedule",
     "DiffusionBlendApply",
     "DiffusionBlendKSampler",
     "DiffusionBlendStochasticLS",

@@ -35,7 +35,7 @@ def shares_of(count, generator):
 def choices(plan):
     """(steps, batch) of a plan of one variant per step."""
     assert plan.variants.shape[1] == 1
-    assert plan.weights.tolist() == [1.0]
+    assert bool((plan.weights == 1).all()) and plan.weights.shape == (len(plan.variants), 1)
     return plan.variants[:, 0]
 
 
@@ -50,7 +50,7 @@ def test_exact_evaluates_every_variant_that_counts_at_every_step():
     plan = exact((0.0, 0.5, -0.5, 1.0), steps=3, seeds=[7, 8])
     assert plan.variants.shape == (3, 3, 2)
     assert plan.variants[:, :, 0].tolist() == plan.variants[:, :, 1].tolist() == [[1, 2, 3]] * 3
-    assert plan.weights.tolist() == [0.5, -0.5, 1.0]
+    assert plan.weights.tolist() == [[0.5, -0.5, 1.0]] * 3
     assert plan.batch == 2
 
 
@@ -197,7 +197,7 @@ def test_negative_coefficients_are_refused(estimator):
     message = str(caught.value)
     assert "the coefficients (base first) are -0.5, 1, 0.5" in message
     assert "Lower alignment to 1 or less, or choose the exact evaluation" in message
-    assert exact((-0.5, 1.0, 0.5), 5, [0]).weights.tolist() == [-0.5, 1.0, 0.5]
+    assert exact((-0.5, 1.0, 0.5), 5, [0]).weights.tolist() == [[-0.5, 1.0, 0.5]] * 5
 
 
 @pytest.mark.parametrize("estimator", ONE_PER_STEP)
@@ -213,7 +213,7 @@ def test_a_part_of_the_batch_is_served_where_all_images_share_their_variants():
     plan = exact((0.5, 0.25, 0.25), 2, range(4))
     assert plan.for_images(0, 4).shape == (3, 4)
     assert plan.for_images(1, 3).tolist() == [[0] * 3, [1] * 3, [2] * 3]
-    unlike = Plan(torch.tensor([[[0, 1, 0]], [[1, 1, 1]]]), torch.ones(1, dtype=torch.float64))
+    unlike = Plan(torch.tensor([[[0, 1, 0]], [[1, 1, 1]]]), torch.ones(2, 1, dtype=torch.float64))
     assert unlike.for_images(1, 2).tolist() == [[1, 1]]
     assert unlike.for_images(0, 3).tolist() == [[0, 1, 0]]
     with pytest.raises(BlendError, match=r"2 images at once where the batch has 3.*choose the exact evaluation"):
@@ -221,7 +221,7 @@ def test_a_part_of_the_batch_is_served_where_all_images_share_their_variants():
 
 
 def test_choices_are_described_by_image_and_step():
-    plan = Plan(torch.tensor([[[0, 2]], [[1, 1]]]), torch.ones(1, dtype=torch.float64))
+    plan = Plan(torch.tensor([[[0, 2]], [[1, 1]]]), torch.ones(2, 1, dtype=torch.float64))
     assert describe_choices(plan, ("calm", "vivid")) == "image 1: 1: base, 2: calm\nimage 2: 1: vivid, 2: calm"
 
 

@@ -1,0 +1,112 @@
+"""Coefficients as functions of progress: one reward for the composition, another for the texture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .blend import Blend
+from .errors import BlendError
+
+CURVES: Mapping[str, Callable[[float], float]] = {
+    "linear": lambda t: t,
+    "smooth": lambda t: t * t * (3 - 2 * t),  # no jump in speed at the keyframes
+    "step": lambda t: 0.0,  # stays until the next keyframe is reached
+}
+_ROUNDING = 1e-9  # progress of a step that meets a keyframe up to float rounding
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Blends of the same bases at points of progress, and how the coefficients go from one to the next.
+
+    positions: rising, 0 is the first step and 1 the last; before the first and after the last, coefficients stay.
+    curve: a name of CURVES. Between two keyframes c = c_a + curve(t) (c_b - c_a): the sum stays 1.
+    """
+
+    positions: tuple[float, ...]
+    blends: tuple[Blend, ...]
+    curve: str = "linear"
+
+    def __post_init__(self):
+        object.__setattr__(self, "positions", tuple(map(float, self.positions)))
+        object.__setattr__(self, "blends", tuple(self.blends))
+        if self.curve not in CURVES:
+            raise BlendError(f"the curve is {self.curve!r}, expected one of {', '.join(CURVES)}.")
+        if not self.blends or len(self.positions) != len(self.blends):
+            raise BlendError(
+                f"{len(self.positions)} positions ({_listed(self.positions)}) came for {len(self.blends)} blends. Give "
+                "one position per blend, or none for even ones."
+            )
+        in_range = all(0 <= position <= 1 for position in self.positions)
+        if not in_range or any(b <= a for a, b in zip(self.positions, self.positions[1:], strict=False)):
+            raise BlendError(
+                f"the positions are {_listed(self.positions)}, expected numbers from 0 (the first step) to 1 (the "
+                "last), each above the one before. Correct them, such as 0, 0.5, 1."
+            )
+        if len({blend.names for blend in self.blends}) > 1:
+            raise BlendError("the blends of a schedule are of unlike bases. Express all of them over the same bases.")
+
+    @classmethod
+    def even(cls, blends: Sequence[Blend], curve: str = "linear") -> Schedule:
+        """Keyframes at equal distances, the first at 0 and the last at 1."""
+        last = max(len(blends) - 1, 1)
+        return cls(tuple(i / last for i in range(len(blends))), tuple(blends), curve)
+
+    def coefficients(self, steps: int) -> Tensor:
+        """(steps, 1 + m) float64, base first; every row sums to 1."""
+        return torch.stack([self._at(step / max(steps - 1, 1)) for step in range(steps)])
+
+    def _at(self, progress: float) -> Tensor:
+        table = [torch.tensor(blend.coefficients, dtype=torch.float64) for blend in self.blends]
+        after = next((i for i, p in enumerate(self.positions) if p > progress + _ROUNDING), len(table))
+        if after in (0, len(table)):
+            return table[0 if after == 0 else -1]
+        start, end = self.positions[after - 1], self.positions[after]
+        share = CURVES[self.curve]((progress - start) / (end - start))
+        return table[after - 1] + share * (table[after] - table[after - 1])
+
+    def aligned(self, alignment: float) -> Schedule:
+        """The same schedule at `alignment` times the present distance from the base (DB-KLA of every keyframe)."""
+        return replace(self, blends=tuple(blend.aligned(alignment) for blend in self.blends))
+
+    def formula(self) -> str:
+        """The keyframes as a person reads them, such as `0%: 1 calm -> 100%: 1 vivid (linear)`."""
+        if len(self.blends) == 1:
+            return self.blends[0].formula()
+        frames = (f"{100 * p:g}%: {blend.formula()}" for p, blend in zip(self.positions, self.blends, strict=True))
+        return f"{' -> '.join(frames)} ({self.curve})"
+
+    def describe(self) -> str:
+        """The formula, with every coefficient where there is one blend only."""
+        return self.blends[0].describe() if len(self.blends) == 1 else self.formula()
+
+    def __str__(self) -> str:
+        return self.formula()
+
+
+def parse_positions(text: str, count: int) -> tuple[float, ...] | None:
+    """Numbers from text such as `0, 0.5, 1` or `0% 50% 100%`, None for empty text.
+
+    Raises BlendError for other words, and for another count.
+    """
+    words = text.replace(",", " ").replace(";", " ").split()
+    try:
+        numbers = tuple(float(word.removesuffix("%")) / (100 if word.endswith("%") else 1) for word in words)
+    except ValueError as error:
+        raise BlendError(
+            f"the positions {text!r} are not numbers: {error}. Write one per blend, such as 0, 0.5, 1."
+        ) from error
+    if numbers and (len(numbers) != count or not all(map(math.isfinite, numbers))):
+        raise BlendError(
+            f"{len(numbers)} positions came for {count} blends. Give one per blend, or none for even ones."
+        )
+    return numbers or None
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)
