@@ -4,6 +4,7 @@
     transition.py   the sampler's steps as Gaussians     rollout.py trajectories
     losses.py       the objectives as pure functions     objectives.py   the same over a policy's trajectories
     bases.py        model families                       policy.py  a network with a LoRA that can be switched off
+    updating.py     one epoch of any objective         averaging.py  the average of the weights
     train.py        the loop, read from top to bottom    checkpoint.py, tracking.py, export.py   what it leaves behind
 
 Heavy libraries load inside the modules that need them; this file imports none.

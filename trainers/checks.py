@@ -107,10 +107,13 @@ def _ranges(config: Config) -> Iterator[str]:
         )
     if not 0 < config.sampling.eta <= 1 or config.sampling.cfg < 0:
         yield f"sampling.eta is {config.sampling.eta:g} and cfg {config.sampling.cfg:g}, expected 0 to 1, 0 or more."
+    if not 0 <= config.optimisation.average < 1:
+        yield f"optimisation.average is {config.optimisation.average:g}, expected 0 to below 1. Correct it."
     choices = {
         "optimisation.decay": (config.optimisation.decay, ("constant", "linear", "cosine")),
         "optimisation.precision": (config.optimisation.precision, ("no", "bf16", "fp16")),
         "draft.through": (config.draft.through, ("x0", "last")),
+        "output.dtype": (config.output.dtype, ("float32", "float16")),
         "output.alarm": (config.output.alarm, ("warn", "stop", "off")),
     }
     for name, (value, known) in choices.items():

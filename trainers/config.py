@@ -93,6 +93,8 @@ class Optimisation:
     weight_decay: float = setting(0.0, "AdamW's. Above 0 it pulls towards the base beside the KL: then kl_weight in "
                                        "the file is too small.")  # fmt: skip
     grad_clip: float = setting(1.0, "Largest norm of the gradient; a spike does less harm. Log: gradient_norm.")
+    average: float = setting(0.0, "Decay of a running average of the LoRA, which is then what is validated and kept. "
+                                  "0.95 remembers about 20 updates: less KL spent on noise. 0: off.")  # fmt: skip
     images_per_pass: int = setting(4, "Images per pass through the network, per process. Memory grows with it; the "
                                       "result does not depend on it but for rounding.")  # fmt: skip
     precision: str = setting("no", "no (float32), bf16 or fp16 for the frozen weights; the LoRA stays in float32.")
@@ -143,6 +145,9 @@ class Output:
     folder: str = setting("trained", "Folder for the LoRA, checkpoints, log and grids.")
     title: str = setting("", "Name of the LoRA file; empty: the reward's label.")
     author: str = setting("", "Goes into the file's header.")
+    dtype: str = setting(
+        "float32", "float32 or float16, of the LoRA file. Half the size, and small factors lose digits."
+    )
     checkpoint_every: int = setting(10, "Epochs between checkpoints; the last two are kept. 0: only at the end.")
     validate_every: int = setting(10, "Epochs between validations on fixed prompts and noise. 0: never; then the last "
                                       "state is the result.")  # fmt: skip

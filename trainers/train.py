@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ..blend_core.errors import BlendError
 from . import export
+from .averaging import Average, copy
 from .bases import Base, base_sha256, open_base
 from .checkpoint import check_same, check_space, checkpoints, load_checkpoint, plain, save_checkpoint
 from .checks import check, check_chain
@@ -107,6 +107,7 @@ class Run:
             accelerator=accelerator,
             network=policy.network,
             schedule=schedule,
+            average=Average(policy.parameters(), settings.average),
         )
         run = cls(config, accelerator, policy, rewards, items, objective, update, gathering, folder)
         state = load_checkpoint(folder / "checkpoints", config, accelerator.device)
@@ -167,9 +168,10 @@ class Run:
         if not output.validate_every or not self.rewards.all:
             return {}
         size = min(self.config.optimisation.images_per_pass, output.validation_images)
-        result = validate(
-            self.policy, self.rewards.all, self.validation_prompts(), output.validation_images, size, self.gathering
-        )
+        with self.update.average.applied():
+            result = validate(
+                self.policy, self.rewards.all, self.validation_prompts(), output.validation_images, size, self.gathering
+            )
         if self.accelerator.is_main_process and output.grid:
             save_grid(result.images[: output.grid], self.folder / "grids" / f"epoch-{self.epoch:06d}.png")
         if self.first is None:
@@ -182,7 +184,7 @@ class Run:
     def _keep_best(self, result: Validation) -> None:
         objective = result.objective(self.rewards.name, self.config.kl_weight)
         if self.epoch and (self.best is None or objective > self.best["objective"]):  # the base itself is no result
-            lora = {name: p.detach().clone() for name, p in self.policy.parameters().items()}
+            lora = {name: value.clone() for name, value in self.update.average.average.items()}
             self.best = {"objective": objective, "epoch": self.epoch, "lora": lora}
 
     def _alarm(self, result: Validation, log: Log) -> None:
@@ -225,6 +227,7 @@ class Run:
             "optimiser": self.update.optimiser.state_dict(),
             "schedule": self.update.schedule.state_dict(),
             "objective": self.objective.state_dict(),
+            "average": self.update.average.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
             "best": self.best,
             "first": self.first,
@@ -232,10 +235,11 @@ class Run:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take up a checkpoint."""
-        _copy(state["lora"], self.policy.parameters())
+        copy(state["lora"], self.policy.parameters())
         self.update.optimiser.load_state_dict(state["optimiser"])
         self.update.schedule.load_state_dict(state["schedule"])
         self.objective.load_state_dict(state["objective"])
+        self.update.average.load_state_dict(state["average"])
         if state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.epoch, self.best = state["epoch"], state["best"]
@@ -259,13 +263,15 @@ class Run:
 
     def export(self) -> Path:
         """Write the LoRA: the best validated state, or the last."""
-        last = {name: p.detach().clone() for name, p in self.policy.parameters().items()}
-        chosen = self.best if self.config.output.keep_best and self.best else {"epoch": self.epoch, "lora": last}
-        _copy(chosen["lora"], self.policy.parameters())
+        own = {name: p.detach().clone() for name, p in self.policy.parameters().items()}
+        last = {"epoch": self.epoch, "lora": self.update.average.average}
+        chosen = self.best if self.config.output.keep_best and self.best else last
+        copy(chosen["lora"], self.policy.parameters())
         family = self.policy.base.family
-        tensors = export.lora_tensors(self.policy.unwrapped, family.spelling)
+        dtype = getattr(torch, self.config.output.dtype)
+        tensors = export.lora_tensors(self.policy.unwrapped, family.spelling, dtype)
         export.save_lora(self.path, tensors, export.header(self.facts(chosen["epoch"]), family, tensors))
-        _copy(last, self.policy.parameters())
+        copy(own, self.policy.parameters())
         return self.path
 
     def facts(self, epoch: int) -> dict[str, Any]:
@@ -385,7 +391,7 @@ def _accelerator(config: Config) -> Accelerator:
             mixed_precision=config.optimisation.precision,
             log_with=trackers or None,
             project_dir=str(Path(config.output.folder).expanduser()),
-            cpu=os.environ.get("DIFFUSION_BLEND_CPU") == "1" or not _has_device(),
+            cpu=not _has_device(),
         )
         accelerator.init_trackers("diffusion-blend", config=_flat_numbers(config))
     except (ValueError, ImportError) as error:
@@ -415,12 +421,6 @@ def _refuse_other_settings(folder: Path, config: Config) -> None:
 def _checkpoint_bytes(config: Config) -> int:
     """A generous guess before the network is known: LoRA, its best copy and two moments, three checkpoints of them."""
     return config.lora.rank * 256 * 4096 * 4 * 4 * 3
-
-
-def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, parameter in target.items():
-            parameter.copy_(source[name])
 
 
 def _version() -> str:

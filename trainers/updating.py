@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..blend_core.errors import BlendError
+from .averaging import Average
 from .config import Config
 from .objectives import Stats
 from .prompts import Chunk
@@ -35,9 +36,11 @@ class Updater:
         accelerator: Any = None,
         network: nn.Module | None = None,
         schedule: Any = None,
+        average: Average | None = None,
     ):
         self.parameters, self.optimiser, self.grad_clip = list(parameters), optimiser, grad_clip
         self.accelerator, self.network, self.schedule = accelerator, network, schedule
+        self.average = average
 
     def __call__(self, passes: Sequence[Callable[[], tuple[Tensor, Stats]]]) -> list[Stats]:
         """One optimiser update from the sum of the passes' losses. Raises BlendError where it is not a number."""
@@ -60,6 +63,8 @@ class Updater:
         self.optimiser.zero_grad()
         if self.schedule is not None:
             self.schedule.step()
+        if self.average is not None:
+            self.average.update()
         figures[-1] |= {"gradient_norm": norm.item(), "loss": total}
         return figures
 

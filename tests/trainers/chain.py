@@ -12,8 +12,8 @@ from diffusion_blend.trainers.transition import ddim_steps, flow_steps
 from torch import nn
 
 MEAN, DEVIATION = 0.3, 0.7
-SHAPE = (1, 2, 2)
-SLOPES = torch.tensor([1.0, -0.5, 0.25, 2.0], dtype=torch.float64).reshape(SHAPE)
+SHAPE = (1, 1, 2)
+SLOPES = torch.tensor([1.0, -0.5], dtype=torch.float64).reshape(SHAPE)
 
 
 def ddim_scheduler(kind="epsilon"):

@@ -17,19 +17,19 @@ from .chain import ChainPolicy, ddim_chain, flow_chain, linear_reward
 
 GRADIENT = {"images": 64, "optimisation__images_per_pass": 64}
 TRAINERS = {
-    "dpok": {"algorithm": "dpok", "images": 1024, "epochs": 80, "policy_gradient__value_updates": 2},
+    "dpok": {"algorithm": "dpok", "images": 1024, "epochs": 70, "policy_gradient__value_updates": 1},
     "dpok without value network": {
-        "algorithm": "dpok", "policy_gradient__value_baseline": False, "images": 2048, "epochs": 100,
+        "algorithm": "dpok", "policy_gradient__value_baseline": False, "images": 2048, "epochs": 70,
     },
-    "grpo": {"algorithm": "grpo", "images": 2048, "epochs": 100},
+    "grpo": {"algorithm": "grpo", "images": 2048, "epochs": 70},
     "grpo, not standardised": {
-        "algorithm": "grpo", "policy_gradient__standardise": False, "images": 2048, "epochs": 100,
+        "algorithm": "grpo", "policy_gradient__standardise": False, "images": 2048, "epochs": 70,
     },
     "draft through all steps": {
         "algorithm": "draft", "draft__through": "last", "draft__steps": 10, "draft__kl_steps": 0, "epochs": 80,
         **GRADIENT,
     },
-    "draft through x0": {"algorithm": "draft", "draft__steps": 4, "epochs": 120, **GRADIENT},
+    "draft through x0": {"algorithm": "draft", "draft__steps": 4, "epochs": 150, **GRADIENT},
 }  # fmt: skip
 
 

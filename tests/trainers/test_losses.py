@@ -118,3 +118,22 @@ def test_chosen_steps_sum_to_all_of_them_on_average():
     largest = 11 / count  # of the weights; a mean of weight * Bernoulli(1 / weight)
     assert (totals - 1).abs().max() < 5 * (2 * largest) ** 0.5 / rounds**0.5
     assert totals[9] == pytest.approx(1, abs=0.05)
+
+
+def test_the_average_is_of_the_weights_after_updates_and_goes_back():
+    from diffusion_blend.trainers.averaging import Average
+
+    weight = torch.zeros(1)
+    average, plain = Average({"w": weight}, 0.5), Average({"w": weight}, 0.0)
+    expected = 0.0
+    for update in range(20):
+        weight += 1
+        average.update()
+        plain.update()
+        decay = min(0.5, update / (update + 10))
+        expected = decay * expected + (1 - decay) * weight.item()
+    assert average.average["w"].item() == pytest.approx(expected) and plain.average["w"].item() == 20
+    with pytest.raises(ZeroDivisionError), average.applied():
+        assert weight.item() == pytest.approx(expected)
+        raise ZeroDivisionError
+    assert weight.item() == 20
