@@ -161,7 +161,9 @@ def test_four_images_are_scored_with_two_rewards_and_the_best_is_saved(server, f
     }
     assert [len(paths) for paths in saved.values()] == [1, 4, 1]
     best, ordered = pixels(saved["saved"][0]), [pixels(path) for path in saved["all"]]
-    assert np.array_equal(best, ordered[0]) and np.array_equal(best, pixels(saved["redone"][0]))
+    assert np.array_equal(best, ordered[0])
+    # decoded again as a batch of one: rounding may cross the border between two of 256 levels
+    assert np.abs(best.astype(int) - pixels(saved["redone"][0])).max() <= 1
     assert not np.array_equal(best, ordered[1])
     rows = re.findall(
         r"image \d: (\S+) +\(colourfulness (\S+), jpeg_compressibility (\S+)\)", "".join(outputs["scorer"]["text"])
