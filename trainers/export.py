@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import save, save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..blend_core.errors import BlendError
@@ -96,7 +96,7 @@ def save_lora(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, 
     path.parent.mkdir(parents=True, exist_ok=True)
     passing = path.with_name(f".{path.name}.part")
     try:
-        save_file(dict(tensors), passing, dict(metadata))
+        passing.write_bytes(save(dict(tensors), dict(metadata)))  # save_file's are readable by their owner alone
         with passing.open("rb+") as file:
             os.fsync(file.fileno())
         passing.replace(path)
