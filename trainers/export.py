@@ -116,8 +116,13 @@ def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def training_command() -> str:
-    """How this process was started, without the paths of the machine's own folders."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """How this process was started; of places on this machine only the last part of the path."""
+    return shlex.join([Path(sys.argv[0]).name, *map(_without_folders, sys.argv[1:])])
+
+
+def _without_folders(argument: str) -> str:
+    key, equals, value = argument.rpartition("=")
+    return key + equals + (Path(value).name if Path(value).is_absolute() or value.startswith("~") else value)
 
 
 def _text(value: Any) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from diffusion_blend.blend_core import read_adapter, resolve
@@ -153,3 +155,9 @@ def test_unknown_layers_and_families_are_refused(tmp_path):
     pipe.__class__ = Unheard
     with pytest.raises(BlendError, match="Unheard; trainers know"):
         Base(pipe)
+
+
+def test_the_command_in_a_file_names_no_folder_of_the_machine(monkeypatch, tmp_path):
+    command = [str(tmp_path / "diffusion-blend"), "train", "toy", "--set", f"output.folder={tmp_path / 'run'}", "a/b"]
+    monkeypatch.setattr(sys, "argv", command)
+    assert export.training_command() == "diffusion-blend train toy --set output.folder=run a/b"
