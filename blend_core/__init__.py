@@ -12,7 +12,7 @@ from .adapters import (
     soup,
 )
 from .bank import LoRABank
-from .blend import Blend, blend, normalised, parse_weights
+from .blend import Blend, blend, normalised, parse_numbers, parse_weights
 from .errors import BlendError
 from .estimators import ESTIMATORS, Plan, describe_choices, exact, image_seed, sampled, stratified
 from .execution import evaluate_variants
@@ -38,6 +38,7 @@ __all__ = [
     "image_seed",
     "is_adapter_file",
     "normalised",
+    "parse_numbers",
     "parse_positions",
     "parse_weights",
     "read_adapter",

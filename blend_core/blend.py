@@ -147,22 +147,30 @@ def parse_weights(text: str, count: int, what: str = "reward LoRA") -> tuple[flo
     """
     if count == 0:
         raise BlendError(f"there is no {what} to give a weight to. Connect at least one {what}.")
-    words = text.replace(",", " ").replace(";", " ").split()
-    if not words:
+    numbers = parse_numbers(text, "weights", what, "0.6, 0.4")
+    if not numbers:
         return (1.0 / count,) * count
-    try:
-        numbers = tuple(float(word.removesuffix("%")) / (100 if word.endswith("%") else 1) for word in words)
-    except ValueError as error:
-        raise BlendError(
-            f"the weights {text!r} are not numbers: {error}. Write one number per {what}, such as 0.6, 0.4, "
-            "with a point before decimals."
-        ) from error
     if len(numbers) != count:
         raise BlendError(
             f"{len(numbers)} weights ({_listed(numbers)}) for {count} {what}s. Give one weight per {what}, in their "
             "order."
         )
     return numbers
+
+
+def parse_numbers(text: str, name: str, each: str, example: str) -> tuple[float, ...]:
+    """The numbers in text such as `0.6, 0.4`, `60% 40%` or `2; 1`. Raises BlendError for other words.
+
+    name, each, example: what the numbers are, what each one is for, and how they look, for the message.
+    """
+    words = text.replace(",", " ").replace(";", " ").split()
+    try:
+        return tuple(float(word.removesuffix("%")) / (100 if word.endswith("%") else 1) for word in words)
+    except ValueError as error:
+        raise BlendError(
+            f"the {name} {text!r} are not numbers: {error}. Write one number per {each}, such as {example}, with a "
+            "point before decimals."
+        ) from error
 
 
 def normalised(weights: Sequence[float]) -> tuple[float, ...]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .blend import Blend
+from .blend import Blend, parse_numbers
 from .errors import BlendError
 
 CURVES: Mapping[str, Callable[[float], float]] = {
@@ -94,17 +93,9 @@ def parse_positions(text: str, count: int) -> tuple[float, ...] | None:
 
     Raises BlendError for other words, and for another count.
     """
-    words = text.replace(",", " ").replace(";", " ").split()
-    try:
-        numbers = tuple(float(word.removesuffix("%")) / (100 if word.endswith("%") else 1) for word in words)
-    except ValueError as error:
-        raise BlendError(
-            f"the positions {text!r} are not numbers: {error}. Write one per blend, such as 0, 0.5, 1."
-        ) from error
-    if numbers and (len(numbers) != count or not all(map(math.isfinite, numbers))):
-        raise BlendError(
-            f"{len(numbers)} positions came for {count} blends. Give one per blend, or none for even ones."
-        )
+    numbers = parse_numbers(text, "positions", "blend", "0, 0.5, 1")
+    if numbers and len(numbers) != count:
+        raise BlendError(f"{len(numbers)} positions came for {count} blends. Give one each, or none for even ones.")
     return numbers or None
 
 

@@ -59,11 +59,6 @@ def library_of(folders: Sequence[Path], download: bool = False) -> Library:
     return Library(tuple(found) or (Path("reward_models"),), download)
 
 
-def own_rewards(library: Library) -> dict[str, Path]:
-    """The Python files in the library's folders by name: rewards of the user's own."""
-    return {file.name: file for folder in reversed(library.folders) for file in sorted(Path(folder).glob("*.py"))}
-
-
 def card_of(name: str, library: Library, settings: Settings) -> tuple[Card, Reward | None]:
     """A reward's card, and the reward itself where it has to be loaded to know the card: those of the user's own."""
     cards = reward_cards()
@@ -79,13 +74,13 @@ def chosen_rewards(options: Sequence[str], library: Library, settings: Settings)
     Raises BlendError for unknown names, names that come twice, and weights that are no numbers or not for all.
     """
     if not options:
-        names = ", ".join([*reward_cards(), *installed_rewards(), *own_rewards(library)])
+        names = ", ".join([*reward_cards(), *installed_rewards(), *library.own_rewards()])
         raise BlendError(f"no reward came. Give --reward NAME, or NAME=WEIGHT, once or more. Rewards: {names}.")
     rewards = []
     for option in options:
         name, given, weight = option.rpartition("=") if not option.endswith(".py") else (option, "", "")
         name = name if given else option
-        place = name if Path(name).exists() else str(own_rewards(library).get(name, name))
+        place = name if Path(name).exists() else str(library.own_rewards().get(name, name))
         weight = _weight(option, weight) if given else None
         card, model = card_of(place, library, settings)
         rewards.append(Chosen(place, card.name, weight, card, model))

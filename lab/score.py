@@ -95,10 +95,10 @@ def print_rewards(more: list[str], library: Library, settings: Settings) -> None
     from rich.text import Text
 
     from ..blend_core.rewards import installed_rewards, reward_cards
-    from .rewards import card_of, own_rewards
+    from .rewards import card_of
 
     own = {place: place for place in more if place not in reward_cards()}
-    names = dict.fromkeys([*reward_cards(), *installed_rewards()]) | own_rewards(library) | own
+    names = dict.fromkeys([*reward_cards(), *installed_rewards()]) | library.own_rewards() | own
     table = _table("prompt: reads it; gradient: reaches the pixels")
     for column in ("reward", "measures", "usual range", "prompt", "gradient"):
         table.add_column(column, no_wrap=column != "measures", overflow="fold")

@@ -74,17 +74,19 @@ def load_reward_model(name: str, device: str, precision: str, scale: str, downlo
 
 def library(download: bool) -> Library:
     """ComfyUI's folders for reward models; its own package is one too, for CLIP's vocabulary."""
-    folders = [*folder_paths.get_folder_paths(FOLDER), Path(comfy.model_management.__file__).parent]
-    return Library(tuple(map(Path, folders)), download)
+    return Library((*_folders(), Path(comfy.model_management.__file__).parent), download)
+
+
+def own_rewards() -> dict[str, Path]:
+    """Python files that the user has put into models/reward_models, by name."""
+    return Library(_folders()).own_rewards()
+
+
+def _folders() -> tuple[Path, ...]:
+    return tuple(map(Path, folder_paths.get_folder_paths(FOLDER)))
 
 
 def _dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision != "auto":
         return DTYPES[precision]
     return torch.float16 if comfy.model_management.should_use_fp16(device) else torch.float32
-
-
-def own_rewards() -> dict[str, Path]:
-    """Python files that the user has put into models/reward_models, by name."""
-    roots = map(Path, folder_paths.get_folder_paths(FOLDER))
-    return {file.name: file for root in roots if root.is_dir() for file in sorted(root.glob("*.py"))}

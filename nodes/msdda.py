@@ -10,7 +10,7 @@ from comfy.k_diffusion.sampling import default_noise_sampler
 from torch import Tensor
 from tqdm.auto import trange
 
-from ..blend_core import BlendError
+from ..blend_core import BlendError, parse_numbers
 from ..blend_core.gaussian import fused_step
 from .patching import BlendedRun, blended_run
 
@@ -75,11 +75,7 @@ def _exact_run(extra_args: dict) -> BlendedRun:
 def _numbers(run: BlendedRun, etas: str, base_eta: float) -> list[float]:
     """eta of each variant, base first."""
     loras = run.blend.loras
-    words = etas.replace(",", " ").replace(";", " ").split()
-    try:
-        given = [float(word) for word in words] if words else [lora.adapter.eta or 1.0 for lora in loras]
-    except ValueError as error:
-        raise BlendError(f"the etas {etas!r} are not numbers. Write one per reward LoRA, such as 1, 0.6.") from error
+    given = parse_numbers(etas, "etas", "reward LoRA", "1, 0.6") or [lora.adapter.eta or 1.0 for lora in loras]
     if len(given) != len(loras):
         raise BlendError(f"{len(given)} etas came for {len(loras)} reward LoRAs. Give one each, or leave them empty.")
     listed = [base_eta, *given]

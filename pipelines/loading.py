@@ -18,6 +18,7 @@ from diffusers import (
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 
 from ..blend_core import Adapter, BlendError, LoadReport, read_adapter, resolve
+from ..blend_core.errors import first_line
 from .host import network_of, target_index
 
 SINGLE_FILES = (".safetensors", ".ckpt")
@@ -39,7 +40,7 @@ def load_base(path: str, config: str | None = None, dtype: torch.dtype = torch.f
         raise
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, SingleFileComponentError) as error:
         raise BlendError(
-            f"{path} cannot be opened as a base model: {_first_line(error)}. Expected a diffusers folder (with "
+            f"{path} cannot be opened as a base model: {first_line(error)}. Expected a diffusers folder (with "
             "model_index.json), a hub id, or a .safetensors checkpoint, the latter with --config naming a diffusers "
             "folder of its family. Check the path, or the connection for a hub id."
         ) from error
@@ -93,7 +94,3 @@ def _load_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Dif
         family = StableDiffusionXLPipeline if (folder / "text_encoder_2").exists() else StableDiffusionPipeline
     options = {"safety_checker": None} if family is StableDiffusionPipeline else {}
     return family.from_single_file(str(path), config=str(folder), torch_dtype=dtype, local_files_only=True, **options)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..errors import BlendError
+from ..errors import BlendError, first_line
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,10 @@ class Library:
             raise BlendError(f"{reward} needs {self._errand(reward, missing)}{allowed}")
         return [path or self._fetched(reward, file) for file, path in found.items()]
 
+    def own_rewards(self) -> dict[str, Path]:
+        """The Python files in the folders by name, rewards of the user's own; the first folder wins."""
+        return {file.name: file for folder in reversed(self.folders) for file in sorted(Path(folder).glob("*.py"))}
+
     def _errand(self, reward: str, files: Sequence[WeightFile]) -> str:
         home = self._home(reward)
         lines = [f"{file.filename}: get it from {file.page} and put it at {home / file.filename}." for file in files]
@@ -98,11 +102,6 @@ class Library:
 
         found = try_to_load_from_cache(file.repository, file.filename)
         return Path(found) if isinstance(found, str) else None
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, its first line."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
