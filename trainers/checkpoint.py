@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +113,8 @@ def check_space(folder: Path, needed: int) -> None:
     """Raise BlendError unless the folder can be written and its disk holds the checkpoints of a run. needed: bytes."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_bytes(b"")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):  # a name of its own: every process of a run looks at once
+            pass
     except OSError as error:
         raise BlendError(f"output.folder {folder} cannot be written ({error.strerror}). Choose another.") from error
     free = shutil.disk_usage(folder).free

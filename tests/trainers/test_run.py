@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,12 @@ def test_killed_and_stopped_runs_go_on_exactly(bases, tmp_path):
     assert [line["reward"] for line in resumed] == [line["reward"] for line in reference]
 
 
+def test_processes_may_look_at_the_folder_at_once(tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: checkpoint.check_space(tmp_path / "run", 1), range(400))) == [None] * 400
+    assert not list((tmp_path / "run").iterdir())
+
+
 def test_two_processes_equal_one(bases, tmp_path):
     options = {"epochs": 4, "images_per_prompt": 4, "updates_per_epoch": 2, "output__checkpoint_every": 0,
                "output__validate_every": 4, "output__validation_images": 4, "algorithm": "grpo"}  # fmt: skip
@@ -171,7 +178,7 @@ def test_two_processes_equal_one(bases, tmp_path):
     done = subprocess.run(
         [*launch, program(two, tmp_path)[1]], env=environment(), capture_output=True, text=True, timeout=200
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr  # whole: the first traceback is the cause
     assert "on 2 process(es)" in done.stdout
     same(one, tmp_path / "two" / "brightness.safetensors", tolerance=1e-5)
     alone, together = (read_log(tmp_path / name / "log.jsonl") for name in ("one", "two"))
