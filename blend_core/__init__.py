@@ -14,8 +14,18 @@ from .adapters import (
 from .bank import LoRABank
 from .blend import Blend, blend, normalised, parse_numbers, parse_weights
 from .errors import BlendError
-from .estimators import ESTIMATORS, Plan, describe_choices, exact, image_seed, sampled, stratified
+from .estimators import (
+    ESTIMATORS,
+    anchored,
+    budget,
+    control_variate,
+    exact,
+    image_seed,
+    sampled,
+    stratified,
+)
 from .execution import evaluate_variants
+from .plan import Plan, describe_choices
 from .schedules import CURVES, Schedule, parse_positions
 
 __all__ = [
@@ -31,7 +41,10 @@ __all__ = [
     "Schedule",
     "Target",
     "TargetIndex",
+    "anchored",
     "blend",
+    "budget",
+    "control_variate",
     "describe_choices",
     "evaluate_variants",
     "exact",

@@ -5,9 +5,12 @@ A *variant* is a number: 0 the base, i the i-th basis. One family, one signature
     estimator(coefficients, steps, seeds) -> Plan        coefficients: (1 + m,), or (steps, 1 + m) of a schedule
     plan(evaluate, step) -> the blended prediction
 
-    exact        every variant with a coefficient, every step         DB-MPA, DB-KLA (arXiv 2505.18547, eq. 9-10)
-    sampled      one variant per step, drawn with probability c_i     DB-MPA-LS (Algorithm 2; Proposition 2)
-    stratified   one variant per step, in its share at every prefix   error diffusion; ours
+    exact            every variant with a coefficient, every step         DB-MPA, DB-KLA (arXiv 2505.18547, eq. 9-10)
+    sampled          one variant per step, drawn with probability c_i     DB-MPA-LS (Algorithm 2; Proposition 2)
+    stratified       one variant per step, in its share at every prefix   error diffusion; ours
+    control_variate  one per step, and what the others last predicted     control_variates.py; ours
+    budget           the same, with full steps as an average cost allows
+    anchored         the soup at every step, its error corrected          control_variates.py; ours
 
 Every image of a batch has its own seed and its own choices, so a batch equals its images made one by one.
 """
@@ -17,78 +20,28 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .blend import blend
+from .control_variates import AnchoredPlan, TrackedPlan
 from .errors import BlendError
+from .plan import Coefficients, Plan, per_step
 
-Evaluate = Callable[[Tensor], Tensor]
-"""evaluate(variants): variants (k, batch) long -> their predictions (k, rows, ...), rows a multiple of batch."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run evaluates: `variants` (steps, k, batch) long, and the `weights` (steps, k) of their predictions."""
-
-    variants: Tensor
-    weights: Tensor
-
-    @property
-    def batch(self) -> int:
-        """Images the plan was made for."""
-        return self.variants.shape[2]
-
-    def for_images(self, step: int, images: int) -> Tensor:
-        """The variants of `step` for `images` images, (k, images).
-
-        Where all images share their variants, a part of the batch will do (context windows split it); choices of
-        single images cannot be told apart there. Raises BlendError then.
-        """
-        variants = self.variants[step]
-        if images == self.batch:
-            return variants
-        if not bool((variants == variants[:, :1]).all()):
-            raise BlendError(
-                f"a step evaluates {images} images at once where the batch has {self.batch}, so it is unknown which "
-                "choice belongs to which. Sample one image at a time, or choose the exact evaluation."
-            )
-        return variants[:, :1].expand(-1, images)
-
-    def __call__(self, evaluate: Evaluate, step: int, images: int | None = None) -> Tensor:
-        """The blended prediction of `step`, shape (rows, ...), for a call with `images` images (default: all).
-
-        Variants of weight 0 at this step cost nothing.
-        """
-        variants, weights = self.active(step, images)
-        predictions = evaluate(variants)
-        # In half precision 1/3 + 1/3 + 1/3 is not 1: weigh in float32 at least, then return to the network's dtype.
-        dtype = torch.promote_types(predictions.dtype, torch.float32)
-        weights = weights.to(predictions.device, dtype).view(-1, *[1] * (predictions.dim() - 1))
-        return blend(weights, predictions).to(predictions.dtype)
-
-    def active(self, step: int, images: int | None = None) -> tuple[Tensor, Tensor]:
-        """The variants (k, images) whose weight is not 0 at `step`, and those weights (k,)."""
-        used = self.weights[step] != 0
-        return self.for_images(step, images or self.batch)[used], self.weights[step, used]
-
-
-Coefficients = Sequence[float] | Tensor
 Estimator = Callable[[Coefficients, int, Sequence[int]], Plan]
+BUDGET = 1.1  # average evaluations per step: what `budget` and `anchored` take unless told
 
 
 def exact(coefficients: Coefficients, steps: int, seeds: Sequence[int]) -> Plan:
     """Every variant whose coefficient is not 0, at every step; no randomness, any sign."""
-    table = _per_step(coefficients, steps)
+    table = per_step(coefficients, steps)
     variants = (table != 0).any(0).nonzero().flatten()
     return Plan(variants[None, :, None].expand(steps, -1, len(seeds)), table[:, variants])
 
 
 def sampled(coefficients: Coefficients, steps: int, seeds: Sequence[int]) -> Plan:
     """One variant per step, drawn independently with probability c_i. Raises BlendError where some c_i < 0."""
-    table = _per_step(coefficients, steps)
+    table = per_step(coefficients, steps)
     _check_probabilities(table)
     edges = table.cumsum(1)[:, None, :-1]
     draws = torch.stack([torch.rand(steps, dtype=torch.float64, generator=_generator(seed)) for seed in seeds], dim=1)
@@ -103,12 +56,51 @@ def stratified(coefficients: Coefficients, steps: int, seeds: Sequence[int]) -> 
     A start offset drawn from each image's seed decorrelates the images: with two variants it makes this systematic
     sampling, whose every step picks variant i with probability c_i. Raises BlendError where some c_i < 0.
     """
-    table = _per_step(coefficients, steps)
+    table = per_step(coefficients, steps)
     _check_probabilities(table)
     return _one_per_step(torch.stack([_diffused(table, _generator(seed)) for seed in seeds], dim=1))
 
 
-ESTIMATORS: dict[str, Estimator] = {"exact": exact, "stratified": stratified, "sampled": sampled}
+def control_variate(coefficients: Coefficients, steps: int, seeds: Sequence[int]) -> Plan:
+    """One variant per step after a first one of all; see TrackedPlan. Any sign: DB-KLA at the cost of one model."""
+    return budget(coefficients, steps, seeds, 1.0)
+
+
+def budget(coefficients: Coefficients, steps: int, seeds: Sequence[int], evaluations: float = BUDGET) -> Plan:
+    """control_variate, with full evaluations where the bases are measured to drift most.
+
+    evaluations: the average per step, 1 or more; the first step is always full, whatever it says. Raises BlendError
+    below 1.
+    """
+    table = per_step(coefficients, steps)
+    variants = (table != 0).any(0).nonzero().flatten()
+    spare = _spare(evaluations, steps)
+    shares = table.abs() / table.abs().sum(1, keepdim=True)
+    choices = torch.stack([_diffused(shares, _generator(seed)) for seed in seeds], dim=1)
+    return TrackedPlan.of(choices, variants, table[:, variants], spare)
+
+
+def anchored(coefficients: Coefficients, steps: int, seeds: Sequence[int], evaluations: float = BUDGET) -> Plan:
+    """The soup, variant 1 + m of a bank that holds it too, corrected by DB-MPA - soup; see AnchoredPlan.
+
+    Any sign. Raises BlendError for an `evaluations` below 1, and for coefficients that change over the run, because
+    the soup's weights do not.
+    """
+    table = per_step(coefficients, steps)
+    if not bool((table == table[:1]).all()):
+        raise BlendError("anchored evaluation needs one soup for the whole run. Choose budget for a schedule.")
+    variants = (table[0] != 0).nonzero().flatten()
+    return AnchoredPlan.of(table.shape[1], variants, table[:, variants], _spare(evaluations, steps), len(seeds))
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "exact": exact,
+    "budget": budget,
+    "control_variate": control_variate,
+    "stratified": stratified,
+    "sampled": sampled,
+    "anchored": anchored,
+}
 
 
 def image_seed(seed: int, index: int) -> int:
@@ -121,14 +113,18 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def _spare(evaluations: float, steps: int) -> int:
+    """Evaluations beyond one per step."""
+    if not (math.isfinite(evaluations) and evaluations >= 1):
+        raise BlendError(
+            f"the budget is {evaluations:g} evaluations per step, expected 1 or more: 1 costs what the base model "
+            "costs, the number of reward LoRAs is the exact evaluation. Set it to 1.1 if unsure."
+        )
+    return math.floor((evaluations - 1) * steps + 1e-9)
+
+
 def _one_per_step(choices: Tensor) -> Plan:
     return Plan(choices[:, None, :], torch.ones(len(choices), 1, dtype=torch.float64))
-
-
-def _per_step(coefficients: Coefficients, steps: int) -> Tensor:
-    """(steps, 1 + m) float64."""
-    table = torch.as_tensor(coefficients, dtype=torch.float64)
-    return table if table.dim() == 2 else table.expand(steps, -1)
 
 
 def _diffused(shares: Tensor, generator: torch.Generator) -> Tensor:
@@ -171,13 +167,3 @@ def _check_probabilities(table: Tensor) -> None:
             )
         if not math.isclose(math.fsum(coefficients), 1, abs_tol=1e-6):
             raise BlendError(f"coefficients sum to {math.fsum(coefficients):g}, expected 1; take them from a Blend.")
-
-
-def describe_choices(plan: Plan, names: Sequence[str]) -> str:
-    """Which variant each step of each image used, one line per image, for plans of one variant per step."""
-    labels = ("base", *names)
-    lines = []
-    for image in range(plan.batch):
-        steps = plan.variants[:, 0, image].tolist()
-        lines.append(f"image {image + 1}: " + ", ".join(f"{i}: {labels[v]}" for i, v in enumerate(steps, start=1)))
-    return "\n".join(lines)

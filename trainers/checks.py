@@ -71,6 +71,13 @@ def _counts(config: Config, processes: int) -> Iterator[str]:
     steps, trained = config.sampling.steps, config.policy_gradient.trained_steps
     if config.algorithm in ("dpok", "grpo") and trained > steps:
         yield f"policy_gradient.trained_steps is {trained}, above sampling.steps ({steps}). Lower it, or 0 for all."
+    if not 0 <= config.rewarded_steps <= steps:
+        yield f"rewarded_steps is {config.rewarded_steps}, expected 0 (all) to sampling.steps ({steps}). Change it."
+    if config.algorithm == "draft" and config.rewarded_steps:
+        yield (
+            f"rewarded_steps is {config.rewarded_steps}, but draft has settings of its own for that (draft.first_step, "
+            "draft.steps). Set rewarded_steps to 0."
+        )
     if config.algorithm == "draft" and not 1 <= config.draft.steps <= steps:
         yield f"draft.steps is {config.draft.steps}, expected 1 to sampling.steps ({steps}). Change it."
     early = steps - config.draft.steps

@@ -152,10 +152,12 @@ class PolicyGradient(Online):
         settings, path, step = self.config.policy_gradient, sample.trajectories, self.policy.steps[k]
         x, following = path.states[k], path.states[k + 1]
         prediction = self.policy.predictor(sample.conditions)(x, k)
-        new = step.log_prob(following, step.mean(x, prediction))
         dimensions = x[0].numel()
-        ratio_log = losses.log_ratio(new, path.log_probs[k], dimensions)
         kl = step.kl(prediction, path.references[k])
+        if k >= (self.config.rewarded_steps or len(self.policy.steps)):
+            return (self.config.kl_weight / self.divisor * kl / dimensions).mean() * share, {}
+        new = step.log_prob(following, step.mean(x, prediction))
+        ratio_log = losses.log_ratio(new, path.log_probs[k], dimensions)
         loss = losses.policy_gradient(
             ratio_log,
             sample.advantages[k],
@@ -298,34 +300,48 @@ class Preference:
         return samples, {}
 
     def passes(self, samples: list[Sample], draw: torch.Generator) -> list[Pass]:
-        """One pass per chunk and draw of a noise level."""
-        factors = torch.tensor([step.kl_factor for step in self.policy.steps])
-        draws = self.config.dpo.draws
-        # numbered by image, not by process, so that one seed gives one run
-        return [
-            lambda s=s, j=j: self._pass(s, self._level(s, factors, j), j, 1 / (len(samples) * draws))
-            for s in samples
-            for j in range(draws)
-        ]
+        """One pass per chunk and draw of a noise level, and of one that is charged its KL where there are such."""
+        factors = [step.kl_factor for step in self.policy.steps]
+        rewarded = self.config.rewarded_steps or len(factors)
+        share = 1 / (len(samples) * self.config.dpo.draws)
+        passes = []
+        for sample in samples:
+            for j in range(self.config.dpo.draws):
+                passes.append(lambda s=sample, j=j: self._pass(s, factors[:rewarded], j, share))
+                if rewarded < len(factors):
+                    passes.append(lambda s=sample, j=j: self._charge(s, factors, rewarded, j, share))
+        return passes
 
-    def _level(self, sample: Sample, factors: Tensor, draw: int) -> int:
-        generator = stream(self.config.seed, "level", sample.chunk.numbers[0], draw)
-        return int(torch.multinomial(factors, 1, generator=generator))
-
-    def _pass(self, sample: Sample, k: int, draw: int, share: float) -> tuple[Tensor, Stats]:
-        total = sum(step.kl_factor for step in self.policy.steps)
-        generators = [stream(self.config.seed, "noise", number, draw) for number in sample.chunk.numbers]
-        noise = self.policy.noise(generators)()
+    def _pass(self, sample: Sample, factors: list[float], draw: int, share: float) -> tuple[Tensor, Stats]:
+        k, noise = self._level(sample, factors, "level", draw), self._noise(sample, draw)
         predict = self.policy.predictor(sample.conditions)
         reference = self.policy.reference_predictor(sample.conditions)
         evidence = []
         for clean in self.pairs.latents(self.policy, sample.chunk.items):
             x, target = self.policy.steps[k].diffused(clean, noise)
-            evidence.append(losses.preference_evidence(predict(x, k), reference(x, k), target, total))
+            evidence.append(losses.preference_evidence(predict(x, k), reference(x, k), target, sum(factors)))
         loss = losses.preference(*evidence, kl_weight=self.config.kl_weight)
         margin = self.config.kl_weight * (evidence[0] - evidence[1]).detach()
         figures = {"preference_loss": loss.mean().item(), "margin": margin.mean().item()}
         return loss.mean() * share, figures | {"right": (margin > 0).float().mean().item()}
+
+    def _charge(self, sample: Sample, factors: list[float], first: int, draw: int, share: float) -> tuple[Tensor, Stats]:
+        """The KL of the steps from `first` on, at the better images."""
+        k, noise = first + self._level(sample, factors[first:], "charged", draw), self._noise(sample, draw)
+        better, _ = self.pairs.latents(self.policy, sample.chunk.items)
+        x, _ = self.policy.steps[k].diffused(better, noise)
+        prediction = self.policy.predictor(sample.conditions)(x, k)
+        squares = (prediction - self.policy.reference_predictor(sample.conditions)(x, k)).square().flatten(1).sum(1)
+        kl = sum(factors[first:]) * squares
+        return (self.config.kl_weight * kl).mean() * share, {"charged_kl": kl.mean().item()}
+
+    def _level(self, sample: Sample, factors: list[float], purpose: str, draw: int) -> int:
+        """One of the factors' places, in proportion to them; numbered by image, so that one seed gives one run."""
+        generator = stream(self.config.seed, purpose, sample.chunk.numbers[0], draw)
+        return int(torch.multinomial(torch.tensor(factors), 1, generator=generator))
+
+    def _noise(self, sample: Sample, draw: int) -> Tensor:
+        return self.policy.noise([stream(self.config.seed, "noise", number, draw) for number in sample.chunk.numbers])()
 
     def state_dict(self) -> dict:
         """Nothing beyond the network's."""

@@ -1,0 +1,99 @@
+"""The plan of a sampling run: which variants each step evaluates, and how it weighs them.
+
+A *variant* is a number: 0 the base, i the i-th basis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .blend import blend
+from .errors import BlendError
+
+Evaluate = Callable[[Tensor], Tensor]
+"""evaluate(variants): variants (k, batch) long -> their predictions (k, rows, ...), rows a multiple of batch."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run evaluates: `variants` (steps, k, batch) long, and the `weights` (steps, k) of their predictions."""
+
+    variants: Tensor
+    weights: Tensor
+
+    needs_denoised: ClassVar[bool] = False  # whether predictions must come as denoised, the model's estimates of x0
+
+    @property
+    def evaluations_per_step(self) -> float:
+        """The average number of variants that a step evaluates."""
+        return float((self.weights != 0).sum(1).double().mean())
+
+    @property
+    def batch(self) -> int:
+        """Images the plan was made for."""
+        return self.variants.shape[2]
+
+    def for_images(self, step: int, images: int) -> Tensor:
+        """The variants of `step` for `images` images, (k, images).
+
+        Where all images share their variants, a part of the batch will do (context windows split it); choices of
+        single images cannot be told apart there. Raises BlendError then.
+        """
+        variants = self.variants[step]
+        if images == self.batch:
+            return variants
+        if not bool((variants == variants[:, :1]).all()):
+            raise BlendError(
+                f"a step evaluates {images} images at once where the batch has {self.batch}, so it is unknown which "
+                "choice belongs to which. Sample one image at a time, or choose the exact evaluation."
+            )
+        return variants[:, :1].expand(-1, images)
+
+    def __call__(self, evaluate: Evaluate, step: int, images: int | None = None, call: Hashable = None) -> Tensor:
+        """The blended prediction of `step`, shape (rows, ...), for a call with `images` images (default: all).
+
+        call: what the network is asked for, the same at every step (conditional, unconditional; a sampler's second
+        evaluation of a step), for plans that remember. Variants of weight 0 at this step cost nothing.
+        """
+        variants, weights = self.active(step, images)
+        return weighed(weights, evaluate(variants))
+
+    def active(self, step: int, images: int | None = None) -> tuple[Tensor, Tensor]:
+        """The variants (k, images) whose weight is not 0 at `step`, and those weights (k,)."""
+        used = self.weights[step] != 0
+        return self.for_images(step, images or self.batch)[used], self.weights[step, used]
+
+
+Coefficients = Sequence[float] | Tensor
+"""(1 + m,), base first, or (steps, 1 + m) of a schedule."""
+
+
+def weighed(weights: Tensor, predictions: Tensor) -> Tensor:
+    """sum_i weights[i] * predictions[i], (rows, ...); weights: (k,), predictions: (k, rows, ...).
+
+    In half precision 1/3 + 1/3 + 1/3 is not 1: weighed in float32 at least, returned in the network's dtype.
+    """
+    dtype = torch.promote_types(predictions.dtype, torch.float32)
+    weights = weights.to(predictions.device, dtype).view(-1, *[1] * (predictions.dim() - 1))
+    return blend(weights, predictions).to(predictions.dtype)
+
+
+def per_step(coefficients: Coefficients, steps: int) -> Tensor:
+    """(steps, 1 + m) float64."""
+    table = torch.as_tensor(coefficients, dtype=torch.float64)
+    return table if table.dim() == 2 else table.expand(steps, -1)
+
+
+def describe_choices(plan: Plan, names: Sequence[str]) -> str:
+    """Which variant each step of each image used, one line per image, for plans of one variant per step."""
+    labels = ("base", *names)
+    lines = []
+    for image in range(plan.batch):
+        steps = plan.variants[:, 0, image].tolist()
+        lines.append(f"image {image + 1}: " + ", ".join(f"{i}: {labels[v]}" for i, v in enumerate(steps, start=1)))
+    return "\n".join(lines)
