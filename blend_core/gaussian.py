@@ -26,6 +26,23 @@ from .errors import BlendError
 FAMILIES = ("ve", "flow")
 
 
+def basis_etas(given: Sequence[float], stated: Sequence[float | None], base_eta: float = 1.0) -> tuple[float, ...]:
+    """(1 + m,) eta of each basis, base first: what was given, else what its file states, else 1 (ancestral).
+
+    given: m numbers, or none.  stated: m numbers, None where a file says nothing. Raises BlendError for another count,
+    and for an eta that is not above 0 and up to 1.
+    """
+    if given and len(given) != len(stated):
+        raise BlendError(f"{len(given)} etas came for {len(stated)} reward LoRAs. Give one each, or leave them empty.")
+    etas = (base_eta, *(given or (eta or 1.0 for eta in stated)))
+    if not all(0 < eta <= 1 for eta in etas):
+        raise BlendError(
+            f"the etas are {', '.join(f'{eta:g}' for eta in etas)} (base first), expected above 0 and up to 1: a "
+            "deterministic step is no Gaussian that could be fused. 1 is ancestral."
+        )
+    return etas
+
+
 def reverse_step(
     x: Tensor, denoised: Tensor, sigma: float, sigma_next: float, eta: float, family: str
 ) -> tuple[Tensor, float]:
@@ -88,8 +105,11 @@ def fused_step(
     """(mean, spread) of MSDDA's step: the fusion of each basis's own reverse step at x.
 
     denoised: one prediction per basis, shaped as x.  etas, coefficients: one per basis; coefficients sum to 1.
-    The last step (sigma_next = 0) has no noise; its weights are the limit of those before.
+    The last step (sigma_next = 0) has no noise; its weights are the limit of those before. A step of no length, which
+    some schedules end with, stays at x.
     """
+    if sigma_next == sigma:
+        return x, 0.0
     steps = [reverse_step(x, d, sigma, sigma_next, eta, family) for d, eta in zip(denoised, etas, strict=True)]
     last = sigma_next == 0
     spreads = [vanishing_spread(eta, family) for eta in etas] if last else [spread for _, spread in steps]

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import trange
 
 from ..blend_core import BlendError, parse_numbers
-from ..blend_core.gaussian import fused_step
+from ..blend_core.gaussian import basis_etas, fused_step
 from .patching import BlendedRun, blended_run
 
 
@@ -72,19 +72,10 @@ def _exact_run(extra_args: dict) -> BlendedRun:
     return run
 
 
-def _numbers(run: BlendedRun, etas: str, base_eta: float) -> list[float]:
+def _numbers(run: BlendedRun, etas: str, base_eta: float) -> tuple[float, ...]:
     """eta of each variant, base first."""
-    loras = run.blend.loras
-    given = parse_numbers(etas, "etas", "reward LoRA", "1, 0.6") or [lora.adapter.eta or 1.0 for lora in loras]
-    if len(given) != len(loras):
-        raise BlendError(f"{len(given)} etas came for {len(loras)} reward LoRAs. Give one each, or leave them empty.")
-    listed = [base_eta, *given]
-    if not all(0 < eta <= 1 for eta in listed):
-        raise BlendError(
-            f"the etas are {', '.join(f'{eta:g}' for eta in listed)} (base first), expected above 0 and up to 1: a "
-            "deterministic step is no Gaussian that could be fused. 1 is ancestral."
-        )
-    return listed
+    given = parse_numbers(etas, "etas", "reward LoRA", "1, 0.6")
+    return basis_etas(given, [lora.adapter.eta for lora in run.blend.loras], base_eta)
 
 
 def _is_flow(model) -> bool:
