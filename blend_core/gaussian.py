@@ -19,11 +19,29 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from .errors import BlendError
 
 FAMILIES = ("ve", "flow")
+
+
+def basis_etas(given: Sequence[float], stated: Sequence[float | None], base_eta: float = 1.0) -> tuple[float, ...]:
+    """(1 + m,) eta of each basis, base first: what was given, else what its file states, else 1 (ancestral).
+
+    given: m numbers, or none.  stated: m numbers, None where a file says nothing. Raises BlendError for another count,
+    and for an eta that is not above 0 and up to 1.
+    """
+    if given and len(given) != len(stated):
+        raise BlendError(f"{len(given)} etas came for {len(stated)} reward LoRAs. Give one each, or leave them empty.")
+    etas = (base_eta, *(given or (eta or 1.0 for eta in stated)))
+    if not all(0 < eta <= 1 for eta in etas):
+        raise BlendError(
+            f"the etas are {', '.join(f'{eta:g}' for eta in etas)} (base first), expected above 0 and up to 1: a "
+            "deterministic step is no Gaussian that could be fused. 1 is ancestral."
+        )
+    return etas
 
 
 def reverse_step(
@@ -54,11 +72,14 @@ def vanishing_spread(eta: float, family: str) -> float:
     return eta if family == "ve" else math.sqrt(eta * (2 - eta))
 
 
-def fusion_weights(spreads: Sequence[float], coefficients: Sequence[float]) -> tuple[list[float], float]:
+def fusion_weights(
+    spreads: Sequence[float], coefficients: Sequence[float | Tensor]
+) -> tuple[list[float | Tensor], float | Tensor]:
     """(weights of the means, spread) of the normalised product of N(mean_i, s_i^2)^{c_i}; the weights sum to 1.
 
-    Raises BlendError for a spread of 0, and where the precision sum c_i / s_i^2 is not above 0: then there is no
-    such Gaussian.
+    coefficients: numbers, or maps over latent positions, whose weights and spread are maps of the same shape.
+    Raises BlendError for a spread of 0, and where the precision sum c_i / s_i^2 is not above 0: then there is no such
+    Gaussian.
     """
     if any(not spread > 0 for spread in spreads):
         raise BlendError(
@@ -66,14 +87,16 @@ def fusion_weights(spreads: Sequence[float], coefficients: Sequence[float]) -> t
             "ancestral), or use a blended sampler without MSDDA for a deterministic run."
         )
     precisions = [c / spread**2 for c, spread in zip(coefficients, spreads, strict=True)]
-    total = math.fsum(precisions)
-    if not total > 0:
+    total = sum(precisions)
+    least = float(torch.as_tensor(total).min())
+    if not least > 0:
+        listed = ", ".join("a map" if isinstance(c, Tensor) else f"{c:.3g}" for c in coefficients)
         raise BlendError(
-            f"the fused step has the precision {total:.3g}, expected one above 0: with these eta the coefficients "
-            f"({', '.join(f'{c:.3g}' for c in coefficients)}, base first) take away more certainty than there is. "
-            "Lower alignment, or set the bases' eta nearer to each other."
+            f"the fused step has the precision {least:.3g}, expected one above 0: with these eta the coefficients "
+            f"({listed}, base first) take away more certainty than there is. Lower alignment, or set the bases' eta "
+            "nearer to each other."
         )
-    return [each / total for each in precisions], 1 / math.sqrt(total)
+    return [each / total for each in precisions], 1 / total**0.5
 
 
 def fused_step(
@@ -82,14 +105,18 @@ def fused_step(
     sigma: float,
     sigma_next: float,
     etas: Sequence[float],
-    coefficients: Sequence[float],
+    coefficients: Sequence[float | Tensor],
     family: str,
-) -> tuple[Tensor, float]:
+) -> tuple[Tensor, float | Tensor]:
     """(mean, spread) of MSDDA's step: the fusion of each basis's own reverse step at x.
 
-    denoised: one prediction per basis, shaped as x.  etas, coefficients: one per basis; coefficients sum to 1.
-    The last step (sigma_next = 0) has no noise; its weights are the limit of those before.
+    denoised: one prediction per basis, shaped as x.  etas, coefficients: one per basis; coefficients sum to 1, and are
+    numbers or maps that broadcast to x, for which spread is a map too: every position has a fusion of its own.
+    The last step (sigma_next = 0) has no noise; its weights are the limit of those before. A step of no length, which
+    some schedules end with, stays at x.
     """
+    if sigma_next == sigma:
+        return x, 0.0
     steps = [reverse_step(x, d, sigma, sigma_next, eta, family) for d, eta in zip(denoised, etas, strict=True)]
     last = sigma_next == 0
     spreads = [vanishing_spread(eta, family) for eta in etas] if last else [spread for _, spread in steps]

@@ -31,22 +31,26 @@ class PaintedPlan(Plan):
         images = images or self.batch
         variants, _ = self.active(step, images)
         predictions = evaluate(variants)
-        used = self.weights[step] != 0
-        coefficients = torch.einsum(
-            "lk,lbhw->kbhw", self.layers[step][:, used].to(self.maps), self._maps(predictions, images)
-        )
-        k, rows = predictions.shape[:2]
-        if coefficients.shape[1] > 1:  # rows hold groups of the same images: conditional, unconditional...
-            coefficients = coefficients.repeat(1, rows // images, 1, 1)
-        between = [1] * (predictions.dim() - 4)
-        coefficients = coefficients.view(k, -1, *between, *coefficients.shape[-2:])
-        dtype = torch.promote_types(predictions.dtype, torch.float32)
-        return blend(coefficients.to(predictions.device, dtype), predictions).to(predictions.dtype)
+        coefficients = self.coefficients(step, predictions[0], images)
+        return blend(coefficients, predictions).to(predictions.dtype)
 
-    def _maps(self, predictions: Tensor, images: int) -> Tensor:
-        if predictions.shape[-2:] != self.maps.shape[-2:]:
+    def coefficients(self, step: int, x: Tensor, images: int) -> Tensor:
+        """The maps of the variants that count at `step`, (k, ...) broadcastable to x (rows, ..., height, width).
+
+        images: how many images the rows hold, group by group. Raises BlendError for a part of the image.
+        """
+        used = self.weights[step] != 0
+        maps = torch.einsum("lk,lbhw->kbhw", self.layers[step][:, used].to(self.maps), self._maps(x, images))
+        if maps.shape[1] > 1:  # rows hold groups of the same images: conditional, unconditional...
+            maps = maps.repeat(1, len(x) // images, 1, 1)
+        between = [1] * (x.dim() - 3)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return maps.view(*maps.shape[:2], *between, *maps.shape[-2:]).to(x.device, dtype)
+
+    def _maps(self, x: Tensor, images: int) -> Tensor:
+        if x.shape[-2:] != self.maps.shape[-2:]:
             raise BlendError(
-                f"a part of the image was sampled apart ({predictions.shape[-1]} x {predictions.shape[-2]} of "
+                f"a part of the image was sampled apart ({x.shape[-1]} x {x.shape[-2]} of "
                 f"{self.maps.shape[-1]} x {self.maps.shape[-2]} latent positions), as conditioning areas and tiled "
                 "samplers do, so it is unknown where in the region it lies. Use masks on the conditioning instead of "
                 "areas, or remove the region."

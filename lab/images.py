@@ -13,7 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from ..blend_core import ESTIMATORS, Blend, BlendError, normalised, parse_weights, read_adapter
+from ..blend_core import ESTIMATORS, Blend, BlendError, normalised, parse_numbers, parse_weights, read_adapter
+from ..blend_core.gaussian import basis_etas
 from ..pipelines import EXECUTIONS, METHODS, Method, Sampling, generate, load_base, match
 from .record import Request, check_same_models, claim, fingerprint, new_record, place, write
 
@@ -26,17 +27,19 @@ def run(request: Request, out: Path, former: dict | None = None) -> None:
     _check(request)
     adapters = [read_adapter(file) for file in request.reward_files().values()]
     blend = _blend(request, [adapter.kl_weight for adapter in adapters])
+    etas = _etas(request, [adapter.eta for adapter in adapters])
     for logging in (diffusers_logging, transformers_logging):
         logging.disable_progress_bar()  # one bar is enough: the images'
     pipe = load_base(place(request.base), request.config, _dtype(request.dtype))
     base_fingerprint = fingerprint(pipe)
     sampling = Sampling(request.steps, request.eta, request.cfg, request.size, request.execution)
-    sampling.options_for(pipe)  # refuses what the pipeline cannot take
     factors, reports = match(pipe, adapters)
-    method = Method.of(request.method, blend, factors)
+    method = Method.of(request.method, blend, factors, etas, request.base_eta)
+    method.check(pipe, sampling)
     facts = {
         "formula": blend.formula() if blend and request.method != "base" else "base",
         "coefficients": dict(zip(("base", *request.rewards), blend.coefficients, strict=True)) if blend else {},
+        "etas": dict(zip(("base", *request.rewards), method.etas, strict=True)) if method.etas else {},
         "reports": [str(report) for report in reports],
         "images": _with_choices(request, method),
     }
@@ -107,6 +110,14 @@ def _blend(request: Request, kl_weights: Sequence[float | None]) -> Blend | None
     if request.method in ESTIMATORS:
         ESTIMATORS[request.method](blend.coefficients, 1, [0])
     return blend
+
+
+def _etas(request: Request, stated: Sequence[float | None]) -> tuple[float, ...]:
+    """eta of each reward for msdda, none for other methods."""
+    given = parse_numbers(request.etas, "etas", "reward LoRA", "1, 0.6")
+    if request.method != "msdda":
+        return given  # refused with the method
+    return basis_etas(given, stated, request.base_eta)[1:]
 
 
 def _with_choices(request: Request, method: Method) -> list[dict]:

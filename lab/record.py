@@ -40,6 +40,8 @@ class Request:
     method: str = "exact"
     steps: int = 30
     eta: float = 0.0
+    etas: str = ""
+    base_eta: float = 1.0
     cfg: float = 7.5
     seed: int = 0
     count: int = 1
@@ -118,14 +120,15 @@ def claim(out: Path, record: Mapping[str, Any]) -> None:
     """Make `out` the folder of this run. Raises BlendError where it holds another run, or images of unknown origin."""
     file = out / RECORD
     if file.exists():
-        there = read_record(file)
-        keys = [key for key, value in record["request"].items() if there["request"].get(key) != value]
+        former = read_record(file)
+        there = asdict(Request(**former["request"]))  # with the defaults of settings that came later
+        keys = [key for key, value in record["request"].items() if there.get(key) != value]
         if keys:
             raise BlendError(
                 f"{out} holds the images of another run, which differs in {', '.join(keys)}. Choose another --out, or "
                 "empty that folder."
             )
-        check_same_models(there, record)
+        check_same_models(former, record)
         return
     images = [image["file"] for image in record["images"] if (out / image["file"]).exists()]
     if images:

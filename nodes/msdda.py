@@ -10,8 +10,9 @@ from comfy.k_diffusion.sampling import default_noise_sampler
 from torch import Tensor
 from tqdm.auto import trange
 
-from ..blend_core import BlendError, parse_numbers
-from ..blend_core.gaussian import fused_step
+from ..blend_core import BlendError, Plan, parse_numbers
+from ..blend_core.gaussian import basis_etas, fused_step
+from ..blend_core.regions import PaintedPlan
 from .patching import BlendedRun, blended_run
 
 
@@ -30,8 +31,9 @@ def sample_msdda(
     """The sampler function, called by ComfyUI's KSAMPLER; the blend is the one of the model that it samples.
 
     x: (batch, ...).  sigmas: (steps + 1,), falling.  etas: one number per reward LoRA; empty: as files say.
-    Guidance acts inside each basis, because a basis's step is that of its guided prediction. Raises BlendError for a
-    model that is not blended, and for a blend that is not evaluated exactly.
+    Guidance acts inside each basis, because a basis's step is that of its guided prediction. Under regions every latent
+    position has its own coefficients, and so a fusion of its own. Raises BlendError for a model that is not blended,
+    and for a blend that is not evaluated exactly.
     """
     run = _exact_run(extra_args)
     numbers = _numbers(run, etas, base_eta)
@@ -40,14 +42,14 @@ def sample_msdda(
     ones = x.new_ones([x.shape[0]])
     for i in trange(len(sigmas) - 1, disable=disable):
         now, after = sigmas[i], sigmas[i + 1]
-        variants, weights = run.plan.active(i)
-        coefficients, own = weights.tolist(), [numbers[variant] for variant in variants[:, 0].tolist()]
+        own = [numbers[variant] for variant in run.plan.active(i)[0][:, 0].tolist()]
+        coefficients = _coefficients(run.plan, i, x)
         each = run.separately(i, lambda x=x, sigma=now * ones: model(x, sigma, **extra_args))
         if callback is not None:
             denoised = sum(c * d for c, d in zip(coefficients, each, strict=True))
             callback({"x": x, "i": i, "sigma": now, "sigma_hat": now, "denoised": denoised})
         x, spread = fused_step(x, each, now.item(), after.item(), own, coefficients, family)
-        if spread > 0:
+        if after > 0:
             x = x + spread * noise_sampler(now, after)
     return x
 
@@ -59,11 +61,6 @@ def _exact_run(extra_args: dict) -> BlendedRun:
             "MSDDA fuses the steps of a blend's bases, but the model it samples has no blend. Put Apply Blend before "
             "the guider, or use MSDDA KSampler."
         )
-    if run.blend.regions:
-        raise BlendError(
-            "MSDDA fuses whole steps and takes no regions. Use an ancestral sampler under Apply Blend, or Blended "
-            "KSampler."
-        )
     if not run.exact:
         raise BlendError(
             "MSDDA needs the prediction of every basis at every step, but Apply Blend evaluates one per step. Set its "
@@ -72,19 +69,17 @@ def _exact_run(extra_args: dict) -> BlendedRun:
     return run
 
 
-def _numbers(run: BlendedRun, etas: str, base_eta: float) -> list[float]:
+def _coefficients(plan: Plan, step: int, x: Tensor) -> list[float] | list[Tensor]:
+    """Of each variant that counts at `step`: a number, or under regions a map that broadcasts to x."""
+    if isinstance(plan, PaintedPlan):
+        return list(plan.coefficients(step, x, len(x)))
+    return plan.active(step)[1].tolist()
+
+
+def _numbers(run: BlendedRun, etas: str, base_eta: float) -> tuple[float, ...]:
     """eta of each variant, base first."""
-    loras = run.blend.loras
-    given = parse_numbers(etas, "etas", "reward LoRA", "1, 0.6") or [lora.adapter.eta or 1.0 for lora in loras]
-    if len(given) != len(loras):
-        raise BlendError(f"{len(given)} etas came for {len(loras)} reward LoRAs. Give one each, or leave them empty.")
-    listed = [base_eta, *given]
-    if not all(0 < eta <= 1 for eta in listed):
-        raise BlendError(
-            f"the etas are {', '.join(f'{eta:g}' for eta in listed)} (base first), expected above 0 and up to 1: a "
-            "deterministic step is no Gaussian that could be fused. 1 is ancestral."
-        )
-    return listed
+    given = parse_numbers(etas, "etas", "reward LoRA", "1, 0.6")
+    return basis_etas(given, [lora.adapter.eta for lora in run.blend.loras], base_eta)
 
 
 def _is_flow(model) -> bool:

@@ -1,5 +1,6 @@
 """The blend engine on diffusers."""
 
+from .fusion import fused
 from .generation import METHODS, Method, Sampling, generate
 from .host import EXECUTIONS, blended, network_of, target_index
 from .loading import load_base, load_factors, match, takes_eta
@@ -10,6 +11,7 @@ __all__ = [
     "Method",
     "Sampling",
     "blended",
+    "fused",
     "generate",
     "load_base",
     "load_factors",

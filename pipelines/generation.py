@@ -11,10 +11,12 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from ..blend_core import ESTIMATORS, Blend, BlendError, Factors, LoRABank, Plan, Target, image_seed, soup
+from ..blend_core.gaussian import basis_etas
+from .fusion import check_scheduler, fused
 from .host import blended
 from .loading import takes_eta
 
-METHODS = ("exact", "stratified", "sampled", "soup", "base")
+METHODS = ("exact", "stratified", "sampled", "msdda", "soup", "base")
 
 
 @dataclass(frozen=True)
@@ -44,19 +46,43 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Method:
-    """A way to sample a preference: a bank and the coefficients of its variants, evaluated by an estimator."""
+    """A way to sample a preference: a bank and the coefficients of its variants, evaluated by an estimator.
+
+    etas: how ancestral each variant's own step is, base first, where their steps are fused; None: predictions are
+    blended.
+    """
 
     bank: LoRABank | None
     coefficients: tuple[float, ...]
     estimator: str
+    etas: tuple[float, ...] | None = None
 
     @classmethod
-    def of(cls, name: str, blend: Blend, factors: Sequence[Mapping[Target, Factors]]) -> Method:
-        """exact, stratified, sampled: the blend of predictions.  soup: weights averaged.  base: no LoRA."""
+    def of(
+        cls,
+        name: str,
+        blend: Blend,
+        factors: Sequence[Mapping[Target, Factors]],
+        etas: Sequence[float] = (),
+        base_eta: float = 1.0,
+    ) -> Method:
+        """The method of that name, one of METHODS.
+
+        exact, stratified, sampled: the blend of predictions.  msdda: the bases' steps fused.  soup: weights averaged.
+        base: no LoRA.  etas: for msdda, one per reward LoRA, above 0 and up to 1; none: all 1, ancestral.  base_eta:
+        the same for the base model.
+        """
+        if name != "msdda" and (etas or base_eta != 1):
+            raise BlendError(
+                f"etas or base_eta came for the method {name}, which fuses no steps. Leave them out, or choose msdda."
+            )
         if name == "base":
             return cls(None, (1.0,), "exact")
         if name == "soup":
             return cls(LoRABank([soup(factors, blend.coefficients[1:])]), (0.0, 1.0), "exact")
+        if name == "msdda":
+            etas = basis_etas(etas, [None] * len(factors), base_eta)
+            return cls(LoRABank(factors), blend.coefficients, "exact", etas)
         if name not in ESTIMATORS:
             raise BlendError(f"method is {name!r}, expected one of {', '.join(METHODS)}.")
         method = cls(LoRABank(factors), blend.coefficients, name)
@@ -67,6 +93,25 @@ class Method:
         """The plan of one batch; every image's choices come from its own seed, and from no stream of the sampler's."""
         return ESTIMATORS[self.estimator](self.coefficients, steps, [image_seed(seed, 0) for seed in seeds])
 
+    def check(self, pipe: DiffusionPipeline, sampling: Sampling) -> None:
+        """Raise BlendError for what the pipeline, or this method on it, cannot do."""
+        sampling.options_for(pipe)
+        if self.etas is None:
+            return
+        check_scheduler(pipe)
+        if sampling.eta != 0:
+            raise BlendError(
+                f"eta is {sampling.eta:g}, but msdda has one per basis. Leave eta at 0, and give etas (and base_eta)."
+            )
+
+    def active(self, pipe: DiffusionPipeline, plan: Plan, generators: Sequence[torch.Generator], execution: str):
+        """The context in which `pipe` samples so."""
+        if self.bank is None:
+            return nullcontext()
+        if self.etas is None:
+            return blended(pipe, self.bank, plan, execution)
+        return fused(pipe, self.bank, plan, self.etas, generators, execution)
+
 
 def generate(
     pipe: DiffusionPipeline, method: Method, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling
@@ -74,12 +119,12 @@ def generate(
     """Images (batch, 3, height, width) in [0, 1], float32 on the CPU: prompts[i] from seeds[i].
 
     Each image has a generator of its own, so a batch holds the images that its prompts and seeds give one by one (to
-    rounding). Raises BlendError for an eta that the pipeline would ignore.
+    rounding). Raises BlendError for an eta that the pipeline would ignore, and for msdda on an unknown scheduler.
     """
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]  # the CPU's: the same on every device
     plan = method.plan(sampling.steps, seeds)
-    active = nullcontext() if method.bank is None else blended(pipe, method.bank, plan, sampling.execution)
-    with active, torch.no_grad():
+    method.check(pipe, sampling)
+    with method.active(pipe, plan, generators, sampling.execution), torch.no_grad():
         output = pipe(
             prompt=list(prompts),
             generator=generators,

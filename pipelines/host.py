@@ -96,7 +96,7 @@ class _BlendedForward:
         self.attachment = bank.attach(network)
         self.plan = plan
         self.execution = execution
-        self.clock = _TimestepClock(len(plan.variants))
+        self.clock = TimestepClock(len(plan.variants))
 
     def __call__(self, *args, **kwargs):
         inputs = self._by_name(args, kwargs)
@@ -133,7 +133,7 @@ class _BlendedForward:
         return rows
 
 
-class _TimestepClock:
+class TimestepClock:
     """Counts the steps of a run from the timesteps that a network is called with; they fall during a run."""
 
     def __init__(self, steps: int):

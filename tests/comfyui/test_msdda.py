@@ -106,6 +106,39 @@ def test_flow_models_take_their_own_steps(nodes, lora_folder):
     assert_equal(msdda(graph, model, blend, "batched", "1, 1", **inputs), ancestral)
 
 
+@pytest.mark.parametrize("execution", ["batched", "sequential"])
+def test_a_region_of_ones_is_its_blend_and_one_of_zeros_what_lies_elsewhere(graph, base, files, execution):
+    inside, elsewhere = joined(graph, files)
+    for value, alone in ((1.0, inside), (0.0, elsewhere)):
+        blend = painted(graph, inside, torch.full((1, 64, 64), value), elsewhere)
+        expected = msdda(graph, base, alone, execution, "1, 0.5, 0.7", 0.9)
+        assert_equal(msdda(graph, base, blend, execution, "1, 0.5, 0.7", 0.9), expected)
+
+
+@pytest.mark.parametrize("execution", ["batched", "sequential"])
+def test_with_regions_every_position_fuses_its_own_steps(graph, base, files, merged, execution):
+    inside, elsewhere = joined(graph, files)
+    masks = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(4))
+    layers = [torch.tensor(blend.schedule.blends[0].coefficients) for blend in (inside, elsewhere)]
+    maps = [(c * masks + other * (1 - masks))[:, None] for c, other in zip(*layers, strict=True)]
+    inputs = {"latent_image": latent(batch=2)}
+    expected = reference(graph, base, merged, maps, (0.9, 1.0, 0.5, 0.7), **inputs)
+    blend = painted(graph, inside, masks, elsewhere)
+    assert_equal(msdda(graph, base, blend, execution, "1, 0.5, 0.7", 0.9, **inputs), expected)
+    assert_differ(msdda(graph, base, inside, execution, "1, 0.5, 0.7", 0.9, **inputs), expected)
+
+
+def joined(graph, files):
+    """Two blends of the same LoRAs."""
+    inside = graph.blend(files, WEIGHTS, alignment=0.8)
+    return inside, type(inside)(graph.blend(files, "0, 0.5, 0.5", alignment=1.1).schedule, inside.loras)
+
+
+def painted(graph, inside, mask, elsewhere):
+    """Blend Region."""
+    return graph.nodes["BlendRegion"].execute(blend=inside, mask=mask, elsewhere=elsewhere).result[0]
+
+
 def test_as_a_sampler_it_takes_the_blend_of_the_model(graph, nodes, base, files):
     blend = graph.blend(files, WEIGHTS)
     model = graph.applied(base, blend)

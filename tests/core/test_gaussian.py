@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusion_blend.blend_core import BlendError
 from diffusion_blend.blend_core.gaussian import FAMILIES, fused_step, fusion_weights, reverse_step, vanishing_spread
+from diffusion_blend.blend_core.regions import painted
 
 from .worlds import gaussian, normal, sample, schedule, seeded, signal, start
 
@@ -119,6 +120,48 @@ def test_the_last_step_is_the_limit_of_small_ones(family):
     near, spread = fused_step(x, denoised, 0.3, 1e-7, etas, COEFFICIENTS, family)
     assert silent == 0 and 0 < spread < 1e-6
     torch.testing.assert_close(last, near, rtol=0, atol=1e-5)
+
+
+OTHER = (0.4, 0.9, -0.3)  # another blend of the same bases
+REGION_ETAS = (0.5, 1.0, 0.8)
+
+
+def painted_step(mask, after, family):
+    """(mean, spread) of one step on (2, 5, 4, 6) latents: COEFFICIENTS elsewhere, OTHER where the mask is."""
+    x, denoised = normal(2, 5, 4, 6, seed=1), [normal(2, 5, 4, 6, seed=s) for s in (2, 3, 4)]
+    layers = [torch.tensor(c, dtype=torch.float64)[None] for c in (COEFFICIENTS, OTHER)]
+    maps = list(painted(layers, [mask], (4, 6), 2).coefficients(0, x, 2))
+    return fused_step(x, denoised, 0.7, after, REGION_ETAS, maps, family), (x, denoised)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("after", [0.4, 0.0])
+@pytest.mark.parametrize(("value", "blend"), [(1.0, OTHER), (0.0, COEFFICIENTS)])
+def test_a_mask_of_ones_is_the_painted_blend_and_one_of_zeros_the_other(family, after, value, blend):
+    (mean, spread), (x, denoised) = painted_step(torch.full((1, 8, 12), value), after, family)
+    expected, alone = fused_step(x, denoised, 0.7, after, REGION_ETAS, blend, family)
+    assert torch.equal(mean, expected)
+    assert torch.equal(torch.as_tensor(spread * torch.ones_like(x)), alone * torch.ones_like(x))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("after", [0.4, 0.0])
+def test_every_position_has_the_fusion_of_its_own_coefficients(family, after):
+    mask = torch.rand(2, 4, 6, generator=seeded(7))
+    (mean, spread), (x, denoised) = painted_step(mask, after, family)
+    wide = spread * torch.ones_like(x)
+    for image, row, column in ((0, 0, 0), (1, 3, 2)):
+        share = mask[image, row, column].double().item()
+        own = [(1 - share) * c + share * other for c, other in zip(COEFFICIENTS, OTHER, strict=True)]
+        here = (image, slice(None), row, column)
+        at, alone = fused_step(x[here], [d[here] for d in denoised], 0.7, after, REGION_ETAS, own, family)
+        torch.testing.assert_close(mean[here], at, rtol=0, atol=1e-12)
+        torch.testing.assert_close(wide[here], alone * torch.ones_like(at), rtol=0, atol=1e-12)
+
+
+def test_a_position_without_precision_is_refused():
+    with pytest.raises(BlendError, match="a map, a map, base first"):
+        fusion_weights([0.2, 1.0], [torch.tensor([0.5, -1.0]), torch.tensor([0.5, 2.0])])
 
 
 def test_steps_that_cannot_be_fused_are_refused():

@@ -92,6 +92,34 @@ def test_the_record_says_what_was_made_with_what(studio, tmp_path):
     assert record["images"][0]["choices"] == record["images"][2]["choices"]  # one seed, one series of choices
 
 
+def test_msdda_takes_eta_from_the_files_or_from_the_command_and_repeats(studio, tmp_path):
+    unet = tiny_pipeline().unet
+    stated = write_lora(
+        tmp_path / "second.safetensors", random_lora(unet, 32, size=0.02), {"diffusion_blend.eta": "0.4"}
+    )
+    fuse = ["--method=msdda", "--eta=0", "--alignment=0.8", "--base-eta=0.9"]
+    assert main(arguments(studio, tmp_path / "given", *fuse, "--etas=1, 0.4")) == 0
+    rewards = [f"--reward=first={studio / 'first'}.safetensors", f"--reward=second={stated}"]
+    others = [entry for entry in arguments(studio, tmp_path / "read", *fuse) if not entry.startswith("--reward")]
+    assert main([*others, *rewards]) == 0
+    given, read = files(tmp_path / "given"), files(tmp_path / "read")
+    record = record_of(tmp_path / "read")
+    assert record["etas"] == record_of(tmp_path / "given")["etas"] == {"base": 0.9, "first": 1.0, "second": 0.4}
+    assert [given[f"0000{i}.png"] for i in range(4)] == [read[f"0000{i}.png"] for i in range(4)]
+    assert main(["generate", f"--repeat={tmp_path / 'given' / 'generation.json'}", f"--out={tmp_path / 'b'}"]) == 0
+    assert files(tmp_path / "b") == given
+    assert main(arguments(studio, tmp_path / "like", *fuse)) == 0
+    assert files(tmp_path / "like")["00000.png"] != given["00000.png"]
+
+
+def test_a_folder_begun_before_a_setting_existed_goes_on(studio, tmp_path):
+    assert main(arguments(studio, tmp_path, "--method=base")) == 0
+    record = record_of(tmp_path)
+    del record["request"]["etas"], record["request"]["base_eta"]
+    (tmp_path / "generation.json").write_text(json.dumps(record))
+    assert main(arguments(studio, tmp_path, "--method=base")) == 0
+
+
 def test_kl_weights_in_the_files_enter_the_coefficients(studio, tmp_path):
     unet = tiny_pipeline().unet
     loras = [
@@ -174,6 +202,8 @@ def test_a_repeat_refuses_changed_models_and_other_options(studio, tmp_path, cap
         ("--prompts=nowhere.txt", "nowhere.txt is no file"),
         ("--base=./nowhere", "cannot be opened as a base model"),
         ("--eta=2", "--eta"),
+        ("--method=msdda", "msdda has one per basis"),
+        ("--etas=1, 1", "which fuses no steps"),
     ],
 )
 def test_unusable_input_is_one_message_and_nothing_is_written(studio, tmp_path, capsys, option, message):
