@@ -128,7 +128,7 @@ def blended(bench: Bench, loras: list[dict], evaluation: str, execution: str):
     """Our way: one network, low-rank factors. Returns a runner and the factors' share of the base's bytes."""
     import tempfile
 
-    from blend_pack.blend_core import read_adapter
+    from blend_pack.blend_core import ESTIMATORS, read_adapter
     from blend_pack.nodes.patching import KEY, apply_blend
     from blend_pack.nodes.sockets import LoRABlend, RewardLoRA
     from safetensors.torch import save_file
@@ -139,7 +139,7 @@ def blended(bench: Bench, loras: list[dict], evaluation: str, execution: str):
             save_file(state, f"{folder}/reward{i}.safetensors")
             adapters.append(RewardLoRA(f"reward{i}", read_adapter(f"{folder}/reward{i}.safetensors")))
     blend = LoRABlend.of(tuple(adapters), (1 / len(loras),) * len(loras))
-    model = apply_blend(bench.model, blend, evaluation, execution, seed=1).model
+    model = apply_blend(bench.model, blend, ESTIMATORS[evaluation], execution, seed=1).model
     bank = model.get_additional_models_with_key(KEY)[0].model
     return (lambda: bench.sample(model)), lambda: held_bytes(bank) / bench.model.model_size()
 

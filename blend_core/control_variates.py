@@ -15,12 +15,12 @@ from torch import Tensor
 
 from .plan import Evaluate, Plan, weighed
 
-TRUST = 0.5  # drift per step over the distance of the variants, below which a table beats a choice in its share
+SMOOTH = 0.8  # a run is smooth where extending by the slope misses by less than this of what holding misses, squared
 
 
 @dataclass
 class Memory:
-    """What a run has seen. evaluated: variants asked for, by step.  tables: what was last seen, by call.
+    """What a run has seen. evaluated: variants asked for, by step.  tracks, tables: what is remembered, by call.
 
     last: (k, batch), the step of each variant's evaluation before this one.  drifts: of every call after the first
     step, how far predictions moved per step.
@@ -29,6 +29,7 @@ class Memory:
     step: int = -1
     full: bool = False
     evaluated: dict[int, int] = field(default_factory=dict)
+    tracks: dict[Hashable, Track] = field(default_factory=dict)
     tables: dict[Hashable, Tensor] = field(default_factory=dict)
     last: Tensor | None = None
     drifts: list[float] = field(default_factory=list)
@@ -65,24 +66,53 @@ class RememberingPlan(Plan):
         """Spare evaluations that were not spent yet."""
         return self.spare - sum(count - 1 for count in self.memory.evaluated.values())
 
+    def is_full(self, step: int) -> bool:
+        """Whether a step of the run asked all variants."""
+        return self.memory.evaluated.get(step, 0) > len(self.variants[step])
+
     def everything(self, images: int) -> Tensor:
         """All variants for every image, (k, images)."""
-        return self.bases[:, None].expand(-1, images)
+        return self.bases[:, None].repeat(1, images)
+
+
+@dataclass
+class Track:
+    """What one call of the network remembers of the k variants, for each of its rows.
+
+    known: (k, rows, ...), the last predictions.  slope: their change per step then.  misses: (2, rows), how far the
+    newest prediction lay from what was foreseen of it by holding and by extending, squared, averaged over the run.
+    owed: (k, rows), shares of steps that went to another variant and were not paid back.
+    """
+
+    known: Tensor
+    slope: Tensor
+    misses: Tensor
+    owed: Tensor
+
+    @classmethod
+    def of(cls, predictions: Tensor) -> Track:
+        """The track that begins with predictions of all variants."""
+        shape = predictions.shape[:2]
+        zeros = predictions.new_zeros(shape, dtype=torch.float32)
+        return cls(predictions, torch.zeros_like(predictions), zeros.new_zeros(2, shape[1]), zeros)
 
 
 @dataclass(frozen=True)
 class TrackedPlan(RememberingPlan):
-    """Control variates. T_j: what variant j predicted last, g_j steps ago; i: the variant of this step, D_i its word.
+    """Control variates. P_j: what is foreseen of variant j from its last evaluation, g_j steps ago; D_i: the variant of
+    this step.
 
-        estimate = sum_j c_j T_j + c_i (g_i - 1) / 2 * (D_i - T_i before),    after T_i <- D_i
+        estimate = sum_j c_j P_j + c_i (1 + b(g_i)) (D_i - P_i)
 
-    The second term pays back: while i was not asked, T_i fell behind in a line from 0 to the whole difference, which is
-    (g_i - 1) / 2 of it in all. As in SAGA (arXiv 1407.0202) a table that is exact makes the estimate exact, and no
-    error adds up. Any sign of the coefficients. A full step asks all variants: the first, and while `spare` lasts
-    those that follow a drift above the run's average.
+    P_j is the last prediction, held or extended by its slope: per image what was nearer so far. b pays back: while i
+    was not asked, P_i fell behind to the whole difference in a line (held) or a parabola (extended), b(g) times that in
+    all. As in SAGA (arXiv 1407.0202) the estimate is exact where nothing moves, and no error adds up. Any sign of the
+    coefficients. A full step asks all variants: the first, and while `spare` lasts those that follow a drift above the
+    run's average; with enough for all of them, every step.
 
-    Where predictions drift by as much as the bases differ (early, under fresh noise) the table says nothing: an image
-    whose drift is above TRUST takes D_i alone, which is the stratified choice.
+    Where a run is not SMOOTH, as under a sampler's fresh noise, the past foresees little, and an image takes D_i alone:
+    the stratified choice. Shares owed at that time are paid back if it turns smooth. Blends with coefficients below 0,
+    which have no shares, are always foreseen.
     """
 
     @classmethod
@@ -92,15 +122,14 @@ class TrackedPlan(RememberingPlan):
         return cls(choices[:, None, :], ones, bases, coefficients, spare)
 
     def __call__(self, evaluate: Evaluate, step: int, images: int | None = None, call: Hashable = None) -> Tensor:
-        """The estimate of `step`, (rows, ...). A call that has no table yet is evaluated in full."""
+        """The estimate of `step`, (rows, ...). A call that has no track yet is evaluated in full."""
         images = images or self.batch
         choices = self.for_images(step, images)
         self._begin(step)
-        table = self.memory.tables.get(call)
-        if table is None:
-            self.memory.tables[call] = predictions = evaluate(self.everything(images))
-            return weighed(self.coefficients[step], predictions)
-        return self._update(call, table, self.everything(images) if self.memory.full else choices, evaluate)
+        track = self.memory.tracks.get(call)
+        if track is None or self.memory.full:
+            return self._all(evaluate(self.everything(images)), call)
+        return self._one(track, choices, evaluate(choices)[0])
 
     def _begin(self, step: int) -> None:
         """Note that `step` is evaluated, and settle once for all of its calls whether it is full."""
@@ -114,8 +143,9 @@ class TrackedPlan(RememberingPlan):
             memory.full = True
         else:
             asked = self.everything(self.batch) if memory.full else self.variants[memory.step]
-            memory.last.scatter_(0, torch.searchsorted(self.bases, asked), memory.step)
-            memory.full = self.left >= self.cost_of_full > 0 and self._drifting()
+            memory.last.scatter_(0, torch.searchsorted(self.bases, asked.contiguous()), memory.step)
+            affordable = self.left >= self.cost_of_full
+            memory.full = affordable and (self._drifting() or self._enough_for_all_from(step))
         memory.step = step
         memory.evaluated[step] = len(self.bases) if memory.full else 1
 
@@ -123,35 +153,57 @@ class TrackedPlan(RememberingPlan):
         drifts = self.memory.drifts
         return bool(drifts) and drifts[-1] >= sum(drifts) / len(drifts)
 
-    def _update(self, call: Hashable, table: Tensor, asked: Tensor, evaluate: Evaluate) -> Tensor:
-        predictions = evaluate(asked)
-        coefficients = self.coefficients[self.memory.step].to(predictions.device, predictions.dtype)
-        places, ages = self._rows(asked, predictions)
-        place = (places, torch.arange(predictions.shape[1], device=predictions.device).expand_as(places))
-        change = predictions - table[place]
-        table = table.index_put(place, predictions)
-        self.memory.tables[call] = table
-        estimate = weighed(coefficients, table)
-        drift = _rms(change / _wide(ages, change), axes=2).amax(0)
-        self.memory.drifts.append(drift.mean().item())
-        owed = (_wide(coefficients[places] * (ages - 1) / 2, change) * change).sum(0)
-        if self.memory.full or bool((coefficients < 0).any()):
-            return estimate + owed
-        shares = _wide(coefficients[:, None].expand(-1, table.shape[1]), table)
-        distance = 2 * _rms((shares * (table - estimate).square()).sum(0).sqrt(), axes=1)
-        trusted = _wide(drift < TRUST * distance, estimate)
-        return torch.where(trusted, estimate + owed, predictions[0])
+    def _enough_for_all_from(self, step: int) -> bool:
+        return self.left >= self.cost_of_full * (len(self.variants) - step)
 
-    def _rows(self, asked: Tensor, predictions: Tensor) -> tuple[Tensor, Tensor]:
-        """Per row of a call the places (n, rows) of the variants it asked, and the steps since each was asked before.
+    def _all(self, predictions: Tensor, call: Hashable) -> Tensor:
+        former = self.memory.tracks.get(call)
+        track = self.memory.tracks[call] = Track.of(predictions)
+        if former is not None:
+            places = torch.arange(len(predictions))[:, None].expand(-1, self.memory.last.shape[1])
+            ages = self._ages(places, predictions)
+            change = predictions - former.known
+            track.slope, track.misses = change / _wide(ages, change), former.misses
+            self.memory.drifts.append(_rms(track.slope, axes=2).mean().item())
+        return weighed(self.coefficients[self.memory.step], predictions)
 
-        Rows hold groups of the same images: conditional, unconditional...
-        """
-        places = torch.searchsorted(self.bases, asked)
-        ages = self.memory.step - self.memory.last[:, : asked.shape[1]].gather(0, places)
-        groups = predictions.shape[1] // asked.shape[1]
-        device = predictions.device
-        return places.repeat(1, groups).to(device), ages.repeat(1, groups).to(device, predictions.dtype)
+    def _one(self, track: Track, choices: Tensor, prediction: Tensor) -> Tensor:
+        coefficients = self.coefficients[self.memory.step].to(prediction.device, prediction.dtype)
+        rows = torch.arange(len(prediction), device=prediction.device)
+        places = torch.searchsorted(self.bases, choices.contiguous())
+        ages = self._ages(places, prediction[None])[0]
+        chosen = (places.repeat(1, len(rows) // places.shape[1])[0].to(prediction.device), rows)
+        every = torch.arange(len(self.bases))[:, None].expand(-1, places.shape[1])
+        since = self._ages(every, track.known)
+
+        held, extended = track.known, track.known + track.slope * _wide(since, track.slope)
+        misses = torch.stack([prediction - held[chosen], prediction - extended[chosen]])
+        track.misses = track.misses + _rms(misses / _wide(ages, misses[0]), axes=2).square()
+        extending = track.misses[1] < track.misses[0]
+        foreseen = torch.where(_wide(extending, held[0]), extended, held)
+        missed = torch.where(_wide(extending, held[0]), misses[1], misses[0])
+        change = misses[0] / _wide(ages, misses[0])
+        self.memory.drifts.append(_rms(change, axes=1).mean().item())
+        track.known = track.known.index_put(chosen, prediction)
+        track.slope = track.slope.index_put(chosen, change)
+
+        foreseen = foreseen.index_put(chosen, prediction)
+        estimate = weighed(coefficients, foreseen)
+        back = torch.where(extending, (ages - 1) * (2 * ages - 1) / (6 * ages), (ages - 1) / 2)
+        paid = estimate + _wide(coefficients[chosen[0]] * back, missed) * missed
+        if bool((coefficients < 0).any()):
+            return paid
+        paid = paid + (_wide(track.owed.to(foreseen.dtype), foreseen) * foreseen).sum(0)
+        smooth = track.misses[1] <= SMOOTH * track.misses[0]
+        owed = track.owed + coefficients[:, None].float()
+        owed[chosen] -= 1
+        track.owed = torch.where(smooth, torch.zeros_like(owed), owed)
+        return torch.where(_wide(smooth, paid), paid, prediction)
+
+    def _ages(self, places: Tensor, like: Tensor) -> Tensor:
+        """Steps since the variants at `places` (n, images) were asked, (n, rows); rows: groups of the same images."""
+        ages = self.memory.step - self.memory.last[:, : places.shape[1]].gather(0, places)
+        return ages.repeat(1, like.shape[1] // places.shape[1]).to(like.device, like.dtype)
 
 
 @dataclass(frozen=True)

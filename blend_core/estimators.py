@@ -76,7 +76,8 @@ def budget(coefficients: Coefficients, steps: int, seeds: Sequence[int], evaluat
     variants = (table != 0).any(0).nonzero().flatten()
     spare = _spare(evaluations, steps)
     shares = table.abs() / table.abs().sum(1, keepdim=True)
-    choices = torch.stack([_diffused(shares, _generator(seed)) for seed in seeds], dim=1)
+    later = torch.stack([_diffused(shares[1:], _generator(seed)) for seed in seeds], dim=1)  # the first is full
+    choices = torch.cat([later.new_full((1, len(seeds)), int(variants[0])), later])
     return TrackedPlan.of(choices, variants, table[:, variants], spare)
 
 
@@ -101,6 +102,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "sampled": sampled,
     "anchored": anchored,
 }
+BUDGETED = ("budget", "anchored")  # those that take `evaluations`
 
 
 def image_seed(seed: int, index: int) -> int:
@@ -148,7 +150,7 @@ def _diffused(shares: Tensor, generator: torch.Generator) -> Tensor:
         choice = next(i for i in eligible if _feasible(counts, i, owed[step:], steps_left))
         counts[choice] += 1
         choices.append(choice)
-    return torch.tensor(choices)
+    return torch.tensor(choices, dtype=torch.long)
 
 
 def _feasible(counts: Tensor, choice: int, owed: Tensor, steps_left: Tensor) -> bool:

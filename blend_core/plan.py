@@ -63,6 +63,10 @@ class Plan:
         variants, weights = self.active(step, images)
         return weighed(weights, evaluate(variants))
 
+    def is_full(self, step: int) -> bool:
+        """Whether a step that would ask one variant asked all of them."""
+        return False
+
     def active(self, step: int, images: int | None = None) -> tuple[Tensor, Tensor]:
         """The variants (k, images) whose weight is not 0 at `step`, and those weights (k,)."""
         used = self.weights[step] != 0
@@ -94,6 +98,7 @@ def describe_choices(plan: Plan, names: Sequence[str]) -> str:
     labels = ("base", *names)
     lines = []
     for image in range(plan.batch):
-        steps = plan.variants[:, 0, image].tolist()
-        lines.append(f"image {image + 1}: " + ", ".join(f"{i}: {labels[v]}" for i, v in enumerate(steps, start=1)))
+        variants = plan.variants[:, 0, image].tolist()
+        used = ("all" if plan.is_full(step) else labels[variant] for step, variant in enumerate(variants))
+        lines.append(f"image {image + 1}: " + ", ".join(f"{i}: {name}" for i, name in enumerate(used, start=1)))
     return "\n".join(lines)

@@ -172,7 +172,7 @@ def measure_one(setting: Setting, seeds: int) -> Point:
         setting,
         images,
         {name: reward(images, prompts) for name, reward in rewards.items()},
-        float(method.plan(1, [0]).variants.shape[1]),
+        method.plan(STEPS, [0]).evaluations_per_step,
         seconds / len(images),
     )
 

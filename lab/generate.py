@@ -19,7 +19,16 @@ def command(
     ] = None,
     weights: Annotated[str, typer.Option(help="One number per reward, such as '0.6, 0.4'; empty: all alike.")] = "",
     alignment: Annotated[float, typer.Option(help="0 the base model, 1 as trained, above 1 beyond.")] = 1.0,
-    method: Annotated[str, typer.Option(help="exact, stratified, sampled, msdda, soup or base.")] = "exact",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="exact, budget, control_variate, stratified, sampled, anchored (blends of predictions), msdda, soup "
+            "or base."
+        ),
+    ] = "exact",
+    budget: Annotated[
+        float | None, typer.Option(help="Evaluations per step of the methods budget and anchored; default 1.1.", min=1)
+    ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; repeat for more.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="A text file with one prompt per line.")] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.", min=1)] = 30,
@@ -61,6 +70,7 @@ def command(
         weights=weights,
         alignment=alignment,
         method=method,
+        budget=budget,
         steps=steps,
         eta=eta,
         etas=etas,

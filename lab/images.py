@@ -34,7 +34,7 @@ def run(request: Request, out: Path, former: dict | None = None) -> None:
     base_fingerprint = fingerprint(pipe)
     sampling = Sampling(request.steps, request.eta, request.cfg, request.size, request.execution)
     factors, reports = match(pipe, adapters)
-    method = Method.of(request.method, blend, factors, etas, request.base_eta)
+    method = Method.of(request.method, blend, factors, etas, request.base_eta, request.budget)
     method.check(pipe, sampling)
     facts = {
         "formula": blend.formula() if blend and request.method != "base" else "base",
@@ -123,7 +123,7 @@ def _etas(request: Request, stated: Sequence[float | None]) -> tuple[float, ...]
 def _with_choices(request: Request, method: Method) -> list[dict]:
     """The images of the run; for one-variant methods with what each step of each uses."""
     items = request.items()
-    if method.estimator == "exact":
+    if request.method not in ("stratified", "sampled"):
         return items
     names = ("base", *request.rewards)
     plan = method.plan(request.steps, [item["seed"] for item in items])

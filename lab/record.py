@@ -38,6 +38,7 @@ class Request:
     weights: str = ""
     alignment: float = 1.0
     method: str = "exact"
+    budget: float | None = None
     steps: int = 30
     eta: float = 0.0
     etas: str = ""

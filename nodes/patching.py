@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import comfy.lora
@@ -27,7 +28,6 @@ from comfy.patcher_extension import WrappersMP
 from nodes import common_ksampler  # ComfyUI's own nodes module: ours is only ever imported relatively
 
 from ..blend_core import (
-    ESTIMATORS,
     BlendError,
     LoadReport,
     LoRABank,
@@ -35,9 +35,11 @@ from ..blend_core import (
     Target,
     TargetIndex,
     evaluate_variants,
+    exact,
     image_seed,
     resolve,
 )
+from ..blend_core.estimators import Estimator
 from ..blend_core.regions import painted
 from .clock import StepClock
 from .sockets import LoRABlend
@@ -71,15 +73,15 @@ class AppliedBlend:
         return self.hooks.plan
 
 
-def sample(model, blend: LoRABlend, evaluation: str, execution: str, latent_image: dict, seed: int, **ksampler):
+def sample(model, blend: LoRABlend, estimator: Estimator, execution: str, latent_image: dict, seed: int, **ksampler):
     """KSampler with a blend. Returns the latent and the AppliedBlend it was made with."""
-    applied = apply_blend(model, blend, evaluation, execution, seed, latent_image.get("batch_index"))
+    applied = apply_blend(model, blend, estimator, execution, seed, latent_image.get("batch_index"))
     (latent,) = common_ksampler(applied.model, seed, latent=latent_image, **ksampler)
     return latent, applied
 
 
 def apply_blend(
-    model, blend: LoRABlend, evaluation: str, execution: str, seed: int, image_indices: list[int] | None = None
+    model, blend: LoRABlend, estimator: Estimator, execution: str, seed: int, image_indices: list[int] | None = None
 ) -> AppliedBlend:
     """A clone of `model` that predicts `blend`.
 
@@ -97,9 +99,9 @@ def apply_blend(
     )
     for report in reports:
         log.info("%s", report)
-    _check_evaluation(blend, evaluation)
+    _check_evaluation(blend, estimator)
     bank = LoRABank(resolved)
-    hooks = _Hooks(bank, blend, evaluation, execution, seed, image_indices)
+    hooks = _Hooks(bank, blend, estimator, execution, seed, image_indices)
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, hooks.prepare_sampling)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, hooks.outer_sample)
@@ -110,15 +112,15 @@ def apply_blend(
     return AppliedBlend(patched, blend, reports, hooks)
 
 
-def _check_evaluation(blend: LoRABlend, evaluation: str) -> None:
+def _check_evaluation(blend: LoRABlend, estimator: Estimator) -> None:
     """Refuse coefficients and regions that this evaluation cannot take, before anything runs."""
-    if blend.regions and evaluation != "exact":
+    if blend.regions and estimator is not exact:
         raise BlendError(
             "a region needs every reward at every step, but this evaluates one per step. Use Blended KSampler, or set "
             "the evaluation of Apply Blend to exact."
         )
     for layer in blend.layers(FINE):
-        ESTIMATORS[evaluation](layer, FINE, [0])
+        estimator(layer, FINE, [0])
 
 
 def blended_run(model_options: dict) -> BlendedRun | None:
@@ -150,10 +152,10 @@ def _read_place(place) -> tuple[str, tuple[int, int] | None, bool]:
 class _Hooks:
     """The wrappers of one blended model. The state of a run is in the run's own options; `plan` is kept to be read."""
 
-    def __init__(self, bank, blend: LoRABlend, evaluation, execution, seed, image_indices):
+    def __init__(self, bank, blend: LoRABlend, estimator: Estimator, execution, seed, image_indices):
         self.bank = bank
         self.blend = blend
-        self.estimator = ESTIMATORS[evaluation]
+        self.estimator = estimator
         self.plan: Plan | None = None
         self.execution = execution
         self.seed = seed
@@ -185,7 +187,8 @@ class _Hooks:
         return painted(layers, [mask for mask, _ in self.blend.regions], tuple(noise.shape[-2:]), len(seeds))
 
     def prepare_sampling(self, executor, model, noise_shape, conds, *args, **kwargs):
-        k = self.blend.evaluated(FINE) if self.estimator is ESTIMATORS["exact"] else 1
+        full = self.estimator is exact or self.estimator(self.blend.layers(FINE)[0], FINE, [0]).needs_denoised
+        k = self.blend.evaluated(FINE) if full else 1
         if self.execution != "sequential" and k > 1:
             batch = [noise_shape[0] * k, *noise_shape[1:]]
             needed = model.model_size() + model.model.memory_required([batch[0] * 2, *batch[1:]])
@@ -223,6 +226,7 @@ class BlendedRun:
         self.bank = bank
         self.execution = execution
         self.step = 0
+        self._calls: Counter = Counter()  # of this step, by what they ask for
         self._attachments = {}  # per network: there are several on several devices
         self._shared: list[_SharedCall] | None = None  # None: predictions are blended
         self._turn = self._call = 0
@@ -230,7 +234,7 @@ class BlendedRun:
     @property
     def exact(self) -> bool:
         """Whether every variant is evaluated at every step."""
-        return self.estimator is ESTIMATORS["exact"]
+        return self.estimator is exact
 
     def separately(self, step: int, predict: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
         """predict() once under each variant that counts at `step`: the guided model if it were that basis alone.
@@ -249,7 +253,10 @@ class BlendedRun:
 
     def advance(self, timestep: torch.Tensor) -> None:
         """Note the step of the evaluation that begins."""
-        self.step = self.clock.step(float(timestep.max()))
+        step = self.clock.step(float(timestep.max()))
+        if step != self.step:
+            self._calls.clear()
+        self.step = step
 
     def predict(self, executor, inputs: dict, options: dict) -> torch.Tensor:
         """The blended denoised prediction, (rows, ...), from one or several calls of the model."""
@@ -271,8 +278,14 @@ class BlendedRun:
 
         images = rows // chunks if rows % chunks == 0 else rows
         if self._shared is None:
-            return self.plan(evaluate, self.step, images=images)
+            return self.plan(evaluate, self.step, images=images, call=self._named(options, x))
         return self._one_of(evaluate, self.plan.active(self.step, images)[0], *inputs["args"][:2])
+
+    def _named(self, options: dict, x: torch.Tensor) -> Hashable:
+        """What a call asks for, alike at every step: its conditionings, its shape, and which of such calls it is."""
+        what = (tuple(options.get("uuids", ())), tuple(options.get("cond_or_uncond", ())), x.shape)
+        self._calls[what] += 1
+        return *what, self._calls[what]
 
     def _one_of(self, evaluate, variants: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """The prediction of the variant whose turn it is, from the passes that all turns share."""

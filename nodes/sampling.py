@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import comfy.samplers
 from comfy_api.latest import io
 from comfy_extras.nodes_custom_sampler import BasicScheduler, SamplerCustom
 
-from ..blend_core import describe_choices
+from ..blend_core import budget, describe_choices, exact, sampled, stratified
+from ..blend_core.estimators import BUDGET, Estimator
 from .msdda import describe_etas, sample_msdda
 from .patching import EXECUTIONS, apply_blend, sample
 from .showing import shown
 from .sockets import CATEGORY, BlendSocket, LoRABlend
 
-EVALUATIONS = ("exact", "stratified", "sampled")
-SELECTIONS = {"stratified": "stratified", "random": "sampled"}
+SELECTIONS = {"stratified": stratified, "random": sampled, "budget": budget}
+EVALUATIONS = {"exact": exact, **SELECTIONS}
 
 _BLEND_TOOLTIP = "What to blend, from Blend Weights or KL Interpolate."
+_ONE_PER_STEP_TOOLTIP = (
+    "stratified spreads each reward evenly over the steps and lies nearer to the exact blend than random, which draws "
+    "each step's reward independently, as in the paper. budget also remembers what the other rewards last predicted: "
+    "nearest with deterministic samplers, and alignment above 1 works too."
+)
+_BUDGET_TOOLTIP = (
+    "For budget: evaluations per step on average, from 1 (the plain sampler's cost, but for a first step of all "
+    "rewards) to the number of rewards (exact). What is above 1 goes where predictions change most. Others ignore it."
+)
 _EXECUTION_TOOLTIP = (
     "How the rewards of a step are computed: batched is one larger pass, sequential one after another with no extra "
     "memory. auto takes the largest batch that fits. The image is the same up to rounding."
@@ -65,6 +77,18 @@ def _ksampler_inputs(choose_sampler: bool = True) -> list[io.Input]:
     return [entry for entry in inputs if choose_sampler or entry.id != "sampler_name"]
 
 
+def _budget_input() -> io.Input:
+    """How much the evaluation `budget` may spend."""
+    return io.Float.Input(
+        "budget", default=BUDGET, min=1.0, max=16.0, step=0.05, round=0.01, advanced=True, tooltip=_BUDGET_TOOLTIP
+    )
+
+
+def _estimator(evaluation: str, evaluations: float) -> Estimator:
+    """The estimator that a node's choice means."""
+    return partial(budget, evaluations=evaluations) if evaluation == "budget" else EVALUATIONS[evaluation]
+
+
 def _eta_inputs() -> list[io.Input]:
     """How ancestral each basis's step is."""
     return [
@@ -107,8 +131,8 @@ class ApplyBlend(io.ComfyNode):
                 io.Combo.Input(
                     "evaluation",
                     options=list(EVALUATIONS),
-                    tooltip="exact: every reward at every step (cost: their number). stratified: one reward per step, "
-                    "in its share, at the plain sampler's cost. sampled: one reward per step, drawn at random.",
+                    tooltip="exact: every reward at every step (cost: their number). The others evaluate one per step: "
+                    + _ONE_PER_STEP_TOOLTIP,
                 ),
                 io.Combo.Input("execution", options=list(EXECUTIONS), tooltip=_EXECUTION_TOOLTIP),
                 io.Int.Input(
@@ -117,17 +141,19 @@ class ApplyBlend(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Decides which reward each step uses under stratified and sampled; exact ignores it. It "
-                    "does not touch the noise.",
+                    tooltip="Decides which reward each step uses; exact ignores it. It does not touch the noise.",
                 ),
+                _budget_input(),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="Connect to any sampler.")],
         )
 
     @classmethod
-    def execute(cls, model, blend: LoRABlend, evaluation: str, execution: str, seed: int) -> io.NodeOutput:
+    def execute(
+        cls, model, blend: LoRABlend, evaluation: str, execution: str, seed: int, budget: float = BUDGET
+    ) -> io.NodeOutput:
         """Patch a clone of the model and show how the LoRAs matched it."""
-        applied = apply_blend(model, blend, evaluation, execution, seed)
+        applied = apply_blend(model, blend, _estimator(evaluation, budget), execution, seed)
         return shown(cls, applied.report, applied.model)
 
 
@@ -156,7 +182,7 @@ class BlendedKSampler(io.ComfyNode):
     @classmethod
     def execute(cls, model, blend: LoRABlend, execution: str, latent_image: dict, **ksampler) -> io.NodeOutput:
         """Sample."""
-        latent, applied = sample(model, blend, "exact", execution, latent_image, **ksampler)
+        latent, applied = sample(model, blend, exact, execution, latent_image, **ksampler)
         return shown(cls, applied.report, latent)
 
 
@@ -176,16 +202,14 @@ class StochasticLSSampler(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The base model the reward LoRAs were trained on."),
-                BlendSocket.Input(
-                    "blend", tooltip=f"{_BLEND_TOOLTIP} No coefficient may be below 0, so alignment is 1 at most."
-                ),
+                BlendSocket.Input("blend", tooltip=f"{_BLEND_TOOLTIP} Alignment above 1 needs the selection budget."),
                 *_ksampler_inputs(),
                 io.Combo.Input(
                     "selection",
                     options=list(SELECTIONS),
-                    tooltip="stratified spreads each reward evenly over the steps and lies nearer to the exact blend; "
-                    "random draws each step's reward independently, as in the paper.",
+                    tooltip=_ONE_PER_STEP_TOOLTIP,
                 ),
+                _budget_input(),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The denoised latent."),
@@ -194,9 +218,12 @@ class StochasticLSSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, blend: LoRABlend, selection: str, latent_image: dict, **ksampler) -> io.NodeOutput:
+    def execute(
+        cls, model, blend: LoRABlend, selection: str, latent_image: dict, budget: float = BUDGET, **ksampler
+    ) -> io.NodeOutput:
         """Sample, and list the choices."""
-        latent, applied = sample(model, blend, SELECTIONS[selection], "sequential", latent_image, **ksampler)
+        estimator = _estimator(selection, budget)
+        latent, applied = sample(model, blend, estimator, "sequential", latent_image, **ksampler)
         plan = applied.plan  # None where ComfyUI had nothing to sample: denoise 0
         choices = "no step was sampled" if plan is None else describe_choices(plan, blend.names)
         return shown(cls, f"{applied.report}\n{choices}", latent, choices)
@@ -267,7 +294,7 @@ class MSDDAKSampler(io.ComfyNode):
         base_eta: float = 1.0,
     ) -> io.NodeOutput:
         """Sample, through ComfyUI's own SamplerCustom."""
-        applied = apply_blend(model, blend, "exact", execution, seed, latent_image.get("batch_index"))
+        applied = apply_blend(model, blend, exact, execution, seed, latent_image.get("batch_index"))
         sampler = comfy.samplers.KSAMPLER(sample_msdda, {"etas": etas, "base_eta": base_eta})
         sigmas = BasicScheduler.execute(applied.model, scheduler, steps, denoise).result[0]
         result = SamplerCustom.execute(

@@ -13,7 +13,7 @@ of them, and the scheduler's `step` takes them apart again. Two schedulers are u
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,11 +24,12 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ..blend_core import BlendError, LoRABank, Plan
-from ..blend_core.estimators import Evaluate
 from ..blend_core.gaussian import fused_step
+from ..blend_core.plan import Evaluate
 from .host import TimestepClock, blended
+from .parameterization import KNOWN, read_scheduler
 
-_TINY = 1e-16  # abar of pure noise, where schedules with zero terminal signal have 0
+_TINY = 1e-8  # the signal of pure noise, where schedules with zero terminal signal have 0
 
 
 @contextmanager
@@ -63,7 +64,7 @@ def fused(
 def check_scheduler(pipe: DiffusionPipeline) -> None:
     """Raise BlendError where the pipeline's scheduler takes a step that is no Gaussian known here."""
     scheduler = pipe.scheduler
-    if not isinstance(scheduler, DDIMScheduler | FlowMatchEulerDiscreteScheduler):
+    if not isinstance(scheduler, KNOWN):
         raise BlendError(
             f"{type(pipe).__name__} samples with {type(scheduler).__name__}, but msdda fuses the steps of "
             "DDIMScheduler and FlowMatchEulerDiscreteScheduler. Set one of those, or choose the method exact."
@@ -79,7 +80,7 @@ def check_scheduler(pipe: DiffusionPipeline) -> None:
 class _SideBySide(Plan):
     """The predictions of all variants of a step, one after another along the last axis."""
 
-    def __call__(self, evaluate: Evaluate, step: int, images: int | None = None) -> Tensor:
+    def __call__(self, evaluate: Evaluate, step: int, images: int | None = None, call: Hashable = None) -> Tensor:
         """(rows, ..., k * width). The last axis, because pipelines cut and join predictions along all others."""
         variants, _ = self.active(step, images)
         return torch.cat(list(evaluate(variants)), dim=-1)
@@ -127,19 +128,16 @@ class _FusedStep:
 
 
 def _ddim(scheduler: DDIMScheduler, predictions: Tensor, timestep, x: Tensor) -> _State:
+    reading = read_scheduler(scheduler, timestep)
     before = int(timestep) - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-    now = max(scheduler.alphas_cumprod[int(timestep)].item(), _TINY)
     after = (scheduler.alphas_cumprod[before] if before >= 0 else scheduler.final_alpha_cumprod).item()
-    signal, noise = math.sqrt(now), math.sqrt(1 - now)
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        denoised = (x - noise * predictions) / signal
-    else:
-        denoised = signal * x - noise * predictions if kind == "v_prediction" else predictions
-    return _State(x / signal, denoised, noise / signal, math.sqrt(1 - after) / math.sqrt(after), "ve", math.sqrt(after))
+    signal = max(reading.signal, _TINY)
+    sigma_next = math.sqrt(1 - after) / math.sqrt(after)
+    denoised = reading.denoised(x, predictions)
+    return _State(x / signal, denoised, reading.noise / signal, sigma_next, "ve", math.sqrt(after))
 
 
 def _flow(scheduler: FlowMatchEulerDiscreteScheduler, predictions: Tensor, timestep, x: Tensor) -> _State:
-    step = scheduler.index_for_timestep(timestep)
-    now, after = scheduler.sigmas[step].item(), scheduler.sigmas[step + 1].item()
-    return _State(x, x - now * predictions, now, after, "flow")
+    reading = read_scheduler(scheduler, timestep)
+    after = scheduler.sigmas[scheduler.index_for_timestep(timestep) + 1].item()
+    return _State(x, reading.denoised(x, predictions), reading.noise, after, "flow")

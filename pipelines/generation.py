@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from ..blend_core import ESTIMATORS, Blend, BlendError, Factors, LoRABank, Plan, Target, image_seed, soup
+from ..blend_core import ESTIMATORS, Blend, BlendError, Factors, LoRABank, Plan, Target, exact, image_seed, soup
+from ..blend_core.estimators import BUDGETED, Estimator
 from ..blend_core.gaussian import basis_etas
 from .fusion import check_scheduler, fused
 from .host import blended
 from .loading import takes_eta
 
-METHODS = ("exact", "stratified", "sampled", "msdda", "soup", "base")
+METHODS = (*ESTIMATORS, "msdda", "soup", "base")
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Method:
 
     bank: LoRABank | None
     coefficients: tuple[float, ...]
-    estimator: str
+    estimator: Estimator
     etas: tuple[float, ...] | None = None
 
     @classmethod
@@ -65,10 +67,12 @@ class Method:
         factors: Sequence[Mapping[Target, Factors]],
         etas: Sequence[float] = (),
         base_eta: float = 1.0,
+        evaluations: float | None = None,
     ) -> Method:
         """The method of that name, one of METHODS.
 
-        exact, stratified, sampled: the blend of predictions.  msdda: the bases' steps fused.  soup: weights averaged.
+        Those of ESTIMATORS: the blend of predictions; evaluations: for budget and anchored, the average per step, by
+        default BUDGET.  msdda: the bases' steps fused.  soup: weights averaged.
         base: no LoRA.  etas: for msdda, one per reward LoRA, above 0 and up to 1; none: all 1, ancestral.  base_eta:
         the same for the base model.
         """
@@ -77,21 +81,31 @@ class Method:
                 f"etas or base_eta came for the method {name}, which fuses no steps. Leave them out, or choose msdda."
             )
         if name == "base":
-            return cls(None, (1.0,), "exact")
+            return cls(None, (1.0,), exact)
         if name == "soup":
-            return cls(LoRABank([soup(factors, blend.coefficients[1:])]), (0.0, 1.0), "exact")
+            return cls(LoRABank([soup(factors, blend.coefficients[1:])]), (0.0, 1.0), exact)
         if name == "msdda":
             etas = basis_etas(etas, [None] * len(factors), base_eta)
-            return cls(LoRABank(factors), blend.coefficients, "exact", etas)
+            return cls(LoRABank(factors), blend.coefficients, exact, etas)
         if name not in ESTIMATORS:
             raise BlendError(f"method is {name!r}, expected one of {', '.join(METHODS)}.")
-        method = cls(LoRABank(factors), blend.coefficients, name)
+        estimator = ESTIMATORS[name]
+        if evaluations is not None:
+            if name not in BUDGETED:
+                raise BlendError(
+                    f"a budget came for the method {name}, which has none. Leave it out, or choose one of "
+                    f"{', '.join(BUDGETED)}."
+                )
+            estimator = partial(estimator, evaluations=evaluations)
+        if name == "anchored":
+            factors = [*factors, soup(factors, blend.coefficients[1:])]
+        method = cls(LoRABank(factors), blend.coefficients, estimator)
         method.plan(1, [0])  # refuses coefficients that this estimator cannot take
         return method
 
     def plan(self, steps: int, seeds: Sequence[int]) -> Plan:
         """The plan of one batch; every image's choices come from its own seed, and from no stream of the sampler's."""
-        return ESTIMATORS[self.estimator](self.coefficients, steps, [image_seed(seed, 0) for seed in seeds])
+        return self.estimator(self.coefficients, steps, [image_seed(seed, 0) for seed in seeds])
 
     def check(self, pipe: DiffusionPipeline, sampling: Sampling) -> None:
         """Raise BlendError for what the pipeline, or this method on it, cannot do."""
@@ -114,15 +128,21 @@ class Method:
 
 
 def generate(
-    pipe: DiffusionPipeline, method: Method, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling
+    pipe: DiffusionPipeline,
+    method: Method,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    plan: Plan | None = None,
 ) -> Tensor:
     """Images (batch, 3, height, width) in [0, 1], float32 on the CPU: prompts[i] from seeds[i].
 
     Each image has a generator of its own, so a batch holds the images that its prompts and seeds give one by one (to
-    rounding). Raises BlendError for an eta that the pipeline would ignore, and for msdda on an unknown scheduler.
+    rounding). plan: one that the method made for these steps and seeds, for who wants to ask it afterwards what it
+    spent. Raises BlendError for an eta that the pipeline would ignore, and for msdda on an unknown scheduler.
     """
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]  # the CPU's: the same on every device
-    plan = method.plan(sampling.steps, seeds)
+    plan = plan or method.plan(sampling.steps, seeds)
     method.check(pipe, sampling)
     with method.active(pipe, plan, generators, sampling.execution), torch.no_grad():
         output = pipe(

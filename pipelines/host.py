@@ -20,6 +20,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ..blend_core import BlendError, LoRABank, Plan, Target, TargetIndex, evaluate_variants
+from .parameterization import read_scheduler
 
 EXECUTIONS = ("sequential", "batched")
 
@@ -65,8 +66,9 @@ def blended(
     pipe: a pipeline, or its denoising network.  execution: one pass per variant, or one batched pass of all.
     A new step begins where the timestep differs from the last call's, so samplers that call twice at one timestep,
     and guidance in separate calls, see one choice per step; a timestep above the last one begins a new run. Whatever
-    happens inside, the network is left as it was found. Raises BlendError for a network that is blended already, and
-    for rows that are no multiple of the plan's images.
+    happens inside, the network is left as it was found. Raises BlendError for a network that is blended already, for
+    rows that are no multiple of the plan's images, and for a plan that needs denoised predictions where the noise
+    levels are not known: of a network alone, or under a scheduler without a reading (parameterization.py).
     """
     network = pipe if isinstance(pipe, nn.Module) else network_of(pipe)
     if execution not in EXECUTIONS:
@@ -77,7 +79,7 @@ def blended(
         raise BlendError(
             "this network is blended already; one blend inside another would add both. Put all LoRAs into one bank."
         )
-    own["forward"] = _BlendedForward(network, bank, plan, execution)
+    own["forward"] = _BlendedForward(network, bank, plan, execution, getattr(pipe, "scheduler", None))
     try:
         yield
     finally:
@@ -90,8 +92,9 @@ def blended(
 class _BlendedForward:
     """The network's forward while a blend is open: (timestep, rows, ...) in, the blended prediction out."""
 
-    def __init__(self, network: nn.Module, bank: LoRABank, plan: Plan, execution: str):
+    def __init__(self, network: nn.Module, bank: LoRABank, plan: Plan, execution: str, scheduler=None):
         self.original = network.forward
+        self.scheduler = scheduler
         self.signature = inspect.signature(type(network).forward)
         self.attachment = bank.attach(network)
         self.plan = plan
@@ -100,8 +103,10 @@ class _BlendedForward:
 
     def __call__(self, *args, **kwargs):
         inputs = self._by_name(args, kwargs)
-        rows = self._rows(next(iter(inputs.values())))
-        step = self.clock.step(inputs["timestep"])
+        x = next(iter(inputs.values()))
+        rows = self._rows(x)
+        step, ordinal = self.clock.step(inputs["timestep"]), self.clock.ordinal
+        reading = read_scheduler(self.scheduler, inputs["timestep"]) if self.plan.needs_denoised else None
         output = None
 
         def call(repeated: dict[str, Any], _variants: Tensor) -> Tensor:
@@ -111,10 +116,13 @@ class _BlendedForward:
 
         def evaluate(variants: Tensor) -> Tensor:
             group = len(variants) if self.execution == "batched" else 1
-            return evaluate_variants(call, inputs, rows, variants, self.attachment, group)
+            predictions = evaluate_variants(call, inputs, rows, variants, self.attachment, group)
+            return predictions if reading is None else reading.denoised(x, predictions)
 
         shared = {name: inputs.pop(name) for name in _SHARED if name in inputs}
-        prediction = self.plan(evaluate, step)
+        prediction = self.plan(evaluate, step, call=(ordinal, x.shape))
+        if reading is not None:
+            prediction = reading.prediction(x, prediction)
         return (prediction,) if isinstance(output, tuple) else type(output)(sample=prediction)
 
     def _by_name(self, args: tuple, kwargs: dict) -> dict[str, Any]:
@@ -140,10 +148,12 @@ class TimestepClock:
         self._steps = steps
         self._step = 0
         self._last: float | None = None
+        self.ordinal = 0  # of the last call within its step
 
     def step(self, timestep: Tensor | float) -> int:
         """The step of one call. Schedulers with more timesteps than steps go through the plan again."""
         value = float(torch.as_tensor(timestep).flatten()[0])
+        self.ordinal = self.ordinal + 1 if value == self._last else 0
         if self._last is None or value > self._last:
             self._step = 0
         elif value < self._last:

@@ -174,9 +174,9 @@ class Config:
     prompts_per_epoch: int = setting(8, "Prompts drawn per epoch, over all processes. dpo: pairs.")
     images_per_prompt: int = setting(4, "Images of each prompt per epoch; grpo compares these with one another.")
     updates_per_epoch: int = setting(1, "Optimiser updates an epoch's images are divided into.")
-    rewarded_steps: int = setting(0, "dpok, grpo, dpo: the first steps of the chain, which learn from rewards; later ones "
-                                     "are charged their KL alone. The last steps have by far the largest KL factor and "
-                                     "decide little: left in, they are most of the gradient's noise. 0: all.")  # fmt: skip
+    rewarded_steps: int = setting(0, "dpok, grpo, dpo: first steps of the chain, which learn from rewards; later ones "
+                                     "are charged their KL alone. The last steps have by far the largest KL factors "
+                                     "and decide little: left in, they are most of the noise. 0: all.")  # fmt: skip
     reuse: int = setting(1, "Times an epoch's trajectories are gone through (dpok, grpo, draft through x0). Above 1 is "
                             "cheaper per update and off policy: watch clip_fraction.")  # fmt: skip
     seed: int = setting(0, "One seed, one run: the same prompts, noise and order on any number of processes.")

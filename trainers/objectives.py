@@ -325,7 +325,9 @@ class Preference:
         figures = {"preference_loss": loss.mean().item(), "margin": margin.mean().item()}
         return loss.mean() * share, figures | {"right": (margin > 0).float().mean().item()}
 
-    def _charge(self, sample: Sample, factors: list[float], first: int, draw: int, share: float) -> tuple[Tensor, Stats]:
+    def _charge(
+        self, sample: Sample, factors: list[float], first: int, draw: int, share: float
+    ) -> tuple[Tensor, Stats]:
         """The KL of the steps from `first` on, at the better images."""
         k, noise = first + self._level(sample, factors[first:], "charged", draw), self._noise(sample, draw)
         better, _ = self.pairs.latents(self.policy, sample.chunk.items)

@@ -46,16 +46,16 @@ class Graph:
         node = self.nodes["BlendedKSampler"]
         return node.execute(model=model, blend=blend, execution=execution, **self._inputs(inputs)).result[0]["samples"]
 
-    def applied(self, model, blend, execution: str = "batched", evaluation: str = "exact", seed: int = 0):
+    def applied(self, model, blend, execution: str = "batched", evaluation: str = "exact", seed: int = 0, **inputs):
         """Apply Blend: a MODEL."""
-        node = self.nodes["ApplyBlend"]
-        return node.execute(model=model, blend=blend, evaluation=evaluation, execution=execution, seed=seed).result[0]
+        inputs |= {"model": model, "blend": blend, "evaluation": evaluation, "execution": execution, "seed": seed}
+        return self.nodes["ApplyBlend"].execute(**inputs).result[0]
 
     def stochastic(self, model, blend, selection: str = "stratified", **inputs) -> tuple[Tensor, Tensor]:
         """Stochastic LS Sampler: its latents, and its choices as (images, steps) of 0 (base), 1, 2..."""
         node = self.nodes["StochasticLSSampler"]
         result, choices = node.execute(model=model, blend=blend, selection=selection, **self._inputs(inputs)).result
-        names = ["base", *blend.names]
+        names = ["base", *blend.names, "all"]
         lines = [line.split(": ", 1)[1].split(", ") for line in choices.splitlines()]
         return result["samples"], torch.tensor([[names.index(step.split(": ")[1]) for step in line] for line in lines])
 

@@ -31,6 +31,22 @@ def switching_reference(model, networks: Sequence[nn.Module], choices: Tensor, s
     return _replaced(model, predict)
 
 
+def planned_reference(model, networks: Sequence[nn.Module], plan):
+    """`model` under a plan of blend_core evaluated on whole networks, for a sampler of one call per step."""
+    steps = iter(range(len(plan.variants)))
+
+    def predict(call):
+        predictions = torch.stack([_apply(network, call) for network in networks])
+        rows = torch.arange(predictions.shape[1])
+
+        def evaluate(variants):
+            return predictions[variants.repeat(1, len(rows) // variants.shape[1]), rows]
+
+        return plan(evaluate, next(steps))
+
+    return _replaced(model, predict)
+
+
 def _replaced(model, predict):
     clone = model.clone()
     clone.set_model_unet_function_wrapper(lambda _, call: predict(call))

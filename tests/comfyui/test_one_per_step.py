@@ -51,12 +51,11 @@ def test_the_listed_choices_are_the_ones_applied(graph, base, blend, merged, sel
     assert_equal(result, graph.plain(reference, **inputs))
 
 
-@pytest.mark.parametrize("evaluation", ["stratified", "sampled"])
-def test_apply_blend_makes_the_choices_of_the_sampler_node(graph, base, blend, evaluation):
-    selection = "random" if evaluation == "sampled" else evaluation
+@pytest.mark.parametrize("selection", [*SELECTIONS, "budget"])
+def test_apply_blend_makes_the_choices_of_the_sampler_node(graph, base, blend, selection):
     inputs = {"latent_image": latent(batch=2), "steps": 4, "cfg": 1.0, "seed": 5}
     result, _ = graph.stochastic(base, blend, selection, **inputs)
-    applied = graph.applied(base, blend, evaluation=evaluation, seed=5)
+    applied = graph.applied(base, blend, evaluation=selection, seed=5)
     assert_equal(graph.plain(applied, **inputs), result)
 
 

@@ -91,13 +91,18 @@ def test_a_blended_model_blended_again(graph, base, files, error):
             refused(model.clone(), graph.blend(files))
 
 
-@pytest.mark.parametrize("evaluation", ["stratified", "sampled"])
+@pytest.mark.parametrize("evaluation", ["stratified", "random"])
 def test_one_basis_per_step_beyond_alignment_1(graph, base, files, error, evaluation):
     blend = graph.blend(files, alignment=1.6)
     with pytest.raises(error, match="Lower alignment to 1"):
         graph.applied(base, blend, evaluation=evaluation)
     with pytest.raises(error, match="Lower alignment to 1"):
         graph.stochastic(base, blend)
+
+
+def test_a_budget_below_one(graph, base, files, error):
+    with pytest.raises(error, match="expected 1 or more"):
+        graph.applied(base, graph.blend(files), evaluation="budget", budget=0.5)
 
 
 def test_a_file_that_is_gone(nodes):

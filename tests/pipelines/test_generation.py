@@ -146,3 +146,40 @@ def test_an_eta_that_would_be_ignored_is_refused():
     assert Sampling(eta=0.0).options_for(FlowPipeline()) == {"num_inference_steps": 30, "guidance_scale": 7.5}
     with pytest.raises(BlendError, match="FlowPipeline takes none"):
         Sampling(eta=0.5).options_for(FlowPipeline())
+
+
+@pytest.mark.parametrize("name", ["budget", "control_variate", "anchored"])
+def test_methods_that_remember_repeat_and_come_near_exact(studio, name):
+    exact = images(studio, "exact")
+    result = images(studio, name)
+    assert torch.equal(result, images(studio, name))
+    assert 0 < (result - exact).square().mean() < (images(studio, "base") - exact).square().mean() / 4
+
+
+def test_a_budget_of_all_rewards_is_exact_whatever_the_network_predicts(studio):
+    pipe, _, files = studio
+    factors, _ = load_factors(pipe, files)
+    method = Method.of("budget", BLEND, factors, evaluations=2.0)
+    assert_close(generate(pipe, method, PROMPTS, SEEDS, SAMPLING), images(studio, "exact"))
+    former = pipe.scheduler.config.prediction_type
+    pipe.scheduler.register_to_config(prediction_type="v_prediction")
+    try:
+        assert_close(generate(pipe, method, PROMPTS, SEEDS, SAMPLING), images(studio, "exact"))
+    finally:
+        pipe.scheduler.register_to_config(prediction_type=former)
+
+
+def test_a_budget_beside_a_method_that_has_none(studio):
+    pipe, _, files = studio
+    with pytest.raises(BlendError, match="a budget came for the method stratified"):
+        Method.of("stratified", BLEND, load_factors(pipe, files)[0], evaluations=1.5)
+
+
+def test_methods_that_remember_need_a_scheduler_whose_noise_levels_are_known(studio):
+    pipe, _, _ = studio
+    former, pipe.scheduler = pipe.scheduler, EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    try:
+        with pytest.raises(BlendError, match="samples with EulerDiscreteScheduler"):
+            images(studio, "budget", sampling=Sampling(steps=4, eta=0.0, cfg=2.0))
+    finally:
+        pipe.scheduler = former

@@ -1,0 +1,56 @@
+"""Where a diffusers scheduler stands, and what its model's predictions mean there."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from ..blend_core import BlendError
+from ..blend_core.parameterization import x0_map
+
+KNOWN = (DDIMScheduler, FlowMatchEulerDiscreteScheduler)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """x = signal * x0 + noise * n, and denoised = keep * x + gain * prediction."""
+
+    signal: float
+    noise: float
+    keep: float
+    gain: float
+
+    def denoised(self, x: Tensor, prediction: Tensor) -> Tensor:
+        """The estimate of x0 that a prediction stands for, in float32 at least."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return self.keep * x.to(dtype) + self.gain * prediction.to(dtype)
+
+    def prediction(self, x: Tensor, denoised: Tensor) -> Tensor:
+        """The prediction that stands for an estimate of x0, in x's dtype."""
+        return ((denoised - self.keep * x.to(denoised.dtype)) / self.gain).to(x.dtype)
+
+
+def read_scheduler(scheduler, timestep: Tensor | float) -> Reading:
+    """The reading before the step at `timestep`. Raises BlendError for a scheduler that is not among KNOWN."""
+    if isinstance(scheduler, DDIMScheduler):
+        abar = scheduler.alphas_cumprod[int(torch.as_tensor(timestep).flatten()[0])].item()
+        signal, noise = math.sqrt(abar), math.sqrt(1 - abar)
+        return Reading(signal, noise, *x0_map(scheduler.config.prediction_type, signal, noise))
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        noise = scheduler.sigmas[_flow_index(scheduler, float(torch.as_tensor(timestep).flatten()[0]))].item()
+        return Reading(1 - noise, noise, *x0_map("flow", 1 - noise, noise))
+    raise BlendError(
+        f"the pipeline samples with {type(scheduler).__name__}, but this evaluation knows the noise levels of "
+        f"{' and '.join(each.__name__ for each in KNOWN)}. Set one of those, or choose the method exact."
+    )
+
+
+def _flow_index(scheduler: FlowMatchEulerDiscreteScheduler, timestep: float) -> int:
+    """The place of a timestep in the schedule; Flux tells its network the timestep divided by the training's number."""
+    units = torch.tensor([timestep, timestep * scheduler.config.num_train_timesteps])
+    distances = (scheduler.timesteps.cpu()[:, None] - units).abs().amin(1)
+    return int(distances.argmin())

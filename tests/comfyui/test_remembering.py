@@ -1,0 +1,53 @@
+"""The budget evaluation: the exact blend where it may spend everything, its plan where it may not."""
+
+import pytest
+import torch
+
+from .graphs import latent
+from .host import submodule
+from .reference import assert_equal, planned_reference
+
+WEIGHTS = "0.5, 0.3, 0.2"
+
+
+@pytest.fixture
+def blend(graph, files):
+    return graph.blend(files, WEIGHTS)
+
+
+@pytest.mark.parametrize("sampler_name", ["euler", "heun", "euler_ancestral"])
+def test_one_step_is_full_and_so_exact(graph, base, blend, sampler_name):
+    inputs = {"latent_image": latent(batch=2), "steps": 1, "sampler_name": sampler_name}
+    result, choices = graph.stochastic(base, blend, "budget", **inputs)
+    assert (choices == 4).all()  # "all"
+    assert_equal(result, graph.blended(base, blend, **inputs))
+
+
+@pytest.mark.parametrize("sampler_name", ["euler", "heun"])
+def test_a_budget_of_all_rewards_is_exact(graph, base, blend, sampler_name):
+    inputs = {"latent_image": latent(batch=2), "steps": 4, "sampler_name": sampler_name}
+    result, choices = graph.stochastic(base, blend, "budget", budget=3.0, **inputs)
+    assert (choices == 4).all()
+    assert_equal(result, graph.blended(base, blend, **inputs))
+
+
+@pytest.mark.parametrize("cfg", [1.0, 7.0])
+@pytest.mark.parametrize("alignment", [1.0, 1.6])
+def test_budget_equals_its_plan_on_merged_models(graph, base, files, merged, cfg, alignment):
+    """What the plan makes of predictions is tested in tests/core; here they reach it right, row by row."""
+    blend = graph.blend(files, WEIGHTS, alignment=alignment)
+    inputs = {"steps": 8, "latent_image": latent(batch=2), "cfg": cfg, "seed": 1}
+    result, choices = graph.stochastic(base, blend, "budget", budget=1.3, **inputs)
+    assert (choices[:, 0] == 4).all() and (choices[:, 1:] < 4).any()
+    core = submodule("blend_core")
+    coefficients = blend.schedule.blends[0].coefficients
+    plan = core.budget(coefficients, 8, [core.image_seed(1, i) for i in range(2)], 1.3)
+    assert_equal(result, graph.plain(planned_reference(base, merged, plan), **inputs))
+
+
+def test_a_seed_gives_one_picture_whatever_ran_before(graph, base, blend):
+    inputs = {"latent_image": latent(batch=2), "steps": 4}
+    model = graph.applied(base, blend, evaluation="budget", seed=1)
+    first = graph.plain(model, **inputs)
+    graph.plain(model, latent_image=latent(batch=2), steps=3)
+    assert torch.equal(graph.plain(model, **inputs), first)
