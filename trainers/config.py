@@ -70,7 +70,8 @@ class SamplingSettings:
     eta: float = setting(1.0, "DDIM's noise (eps, v models): 1 ancestral. 0 has no likelihood and is refused.")
     noise_level: float = setting(0.7, "The SDE's noise (flow models), Flow-GRPO's a. 0 has no likelihood.")
     cfg: float = setting(7.5, "Guidance. The guided prediction is the policy, and a basis is aligned at the guidance "
-                              "it was trained at. 1 halves the cost.")  # fmt: skip
+                              "it was trained at. 1 halves the cost. Flux dev takes it as an input of the network (its "
+                              "distilled guidance; 3.5 is usual), with no unconditional branch.")  # fmt: skip
     size: int = setting(0, "Pixels of each side; 0: the model's own. Cost grows with its square.")
 
 

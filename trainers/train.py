@@ -293,6 +293,7 @@ class Run:
             "noise_level": config.sampling.noise_level if flow else None,
             "sampling_steps": config.sampling.steps,
             "cfg": config.sampling.cfg,
+            "guidance": "distilled" if base.distilled else "",
             "size": base.size,
             "base_model": name,
             "base_sha256": base_sha256(config),

@@ -36,7 +36,7 @@ QUICK = {"optimisation__images_per_pass": 4}
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
     root = tmp_path_factory.mktemp("bases")
-    return {kind: save(kind, root / kind) for kind in ("sd15", "sdxl", "sd3")}
+    return {kind: save(kind, root / kind) for kind in ("sd15", "sdxl", "sd3", "flux")}
 
 
 def same(one: Path, other: Path, tolerance: float = 0.0) -> None:
@@ -56,7 +56,16 @@ RUNS = [
     ("sdxl", {"algorithm": "draft", "draft__through": "last", "draft__kl_steps": 1}),
     ("sd3", {"algorithm": "grpo", "reward__watch": ("contrast",), "output__validate_every": 1,
              "output__validation_images": 4, "output__grid": 4}),
+    ("flux", {"algorithm": "grpo", "sampling__size": 16}),
 ]  # fmt: skip
+
+
+ARCHITECTURES = {
+    "sd15": "stable-diffusion-v1/lora",
+    "sdxl": "stable-diffusion-xl-v1-base/lora",
+    "sd3": "stable-diffusion-v3-medium/lora",
+    "flux": "flux-1-dev/lora",
+}
 
 
 @pytest.mark.parametrize(("kind", "changes"), RUNS, ids=[f"{kind} {c['algorithm']}" for kind, c in RUNS])
@@ -71,8 +80,11 @@ def test_a_run_leaves_a_lora_that_fits_its_base_and_says_how_it_was_made(bases, 
     facts = {key.removeprefix("diffusion_blend."): value for key, value in adapter.metadata.items()}
     expected = {"algorithm": config.algorithm, "kl_form": "exact", "rank": "2", "sampling_steps": "4", "cfg": "2.0"}
     assert expected.items() <= facts.items()
-    assert facts["transition"] == ("flow" if kind == "sd3" else "ddim")
-    assert ("eta" in facts) is (kind != "sd3") and ("noise_level" in facts) is (kind == "sd3")
+    flow = kind in ("sd3", "flux")
+    assert facts["transition"] == ("flow" if flow else "ddim")
+    assert ("eta" in facts) is not flow and ("noise_level" in facts) is flow
+    assert facts["modelspec.architecture"] == ARCHITECTURES[kind]
+    assert facts.get("guidance") == ("distilled" if kind == "flux" else None)
     assert len(facts["base_sha256"]) == 64 and facts["ss_new_sd_model_hash"] == facts["base_sha256"]
     assert facts["modelspec.sai_model_spec"] == "1.0.1" and facts["modelspec.hash_sha256"].startswith("0x")
     log = read_log(path.parent / "log.jsonl")
