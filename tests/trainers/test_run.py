@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,9 +28,10 @@ from diffusion_blend.trainers.policy import Policy
 from diffusion_blend.trainers.rewarding import open_rewards
 from diffusion_blend.trainers.tracking import hacked, read_log
 from diffusion_blend.trainers.train import train
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from .worlds import PROMPTS, save, settings
+from .original_layout import checkpoint as checkpoint_of
+from .worlds import FAMILIES, PROMPTS, save, settings
 
 QUICK = {"optimisation__images_per_pass": 4}
 
@@ -92,6 +95,34 @@ def test_a_run_leaves_a_lora_that_fits_its_base_and_says_how_it_was_made(bases, 
     assert {"reward", "path_kl", "gradient_norm", "images_per_second"} <= log[-1].keys()
     if config.output.validate_every:
         assert "valid_contrast" in log[-1] and len(list((path.parent / "grids").glob("*.png"))) == 3
+
+
+def test_a_checkpoint_in_the_original_layout_trains_as_its_folder(bases, tmp_path):
+    file, config = tmp_path / "tiny.safetensors", tmp_path / "config"
+    save_file(checkpoint_of(FAMILIES["sd15"]()), file)
+    shutil.copytree(bases["sd15"], config, ignore=shutil.ignore_patterns("*.safetensors"))
+    options = {"base__config": str(config), "base__name": "tiny", **QUICK}
+    path = train(settings(file, tmp_path / "file", **options))
+    assert moved(path)
+    same(train(settings(bases["sd15"], tmp_path / "folder", base__name="tiny", **QUICK)), path)
+    adapter = read_adapter(path)
+    assert adapter.metadata["diffusion_blend.base_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert adapter.metadata["diffusion_blend.base_model"] == "tiny"
+
+
+def test_a_checkpoint_needs_a_config_folder_of_its_kind(bases, tmp_path):
+    file, wrong = tmp_path / "tiny.safetensors", tmp_path / "wrong"
+    save_file(checkpoint_of(FAMILIES["sd15"]()), file)
+    wrong.mkdir()
+    (wrong / "model_index.json").write_text('{"_class_name": "AudioLDMPipeline"}')
+    for config, message in (
+        ("", r"Give --config \(train: base.config\) a local diffusers folder"),
+        (str(tmp_path), "has no model_index.json"),
+        (str(wrong), "is of a AudioLDMPipeline, which diffusers opens from no single file"),
+        (str(bases["sd3"]), "cannot be opened as a base model"),
+    ):
+        with pytest.raises(BlendError, match=message):
+            train(settings(file, tmp_path / "run", base__config=config))
 
 
 def test_dpo_learns_which_picture_is_better(bases, tmp_path):
