@@ -20,7 +20,7 @@ from .config import Config, to_flat
 
 KEPT = 2
 NAME = "epoch-{:06d}"
-FREE_TO_CHANGE = ("output.",)  # settings that do not change what is learnt
+FREE_TO_CHANGE = ("output.", "reward.place")  # settings that do not change what is learnt
 
 
 def save_checkpoint(folder: Path, epoch: int, state: dict[str, Any]) -> Path:

@@ -49,6 +49,10 @@ class RewardChoice:
     factor: float = setting(1.0, "The reward is multiplied by this. Twice the factor is half the kl_weight.")
     watch: tuple[str, ...] = setting((), "Rewards that are only watched at validation: when they fall while the "
                                          "trained one rises, the hacking alarm goes off.")  # fmt: skip
+    place: str = setting("every", "Under several processes: every (each holds the reward models and scores its own "
+                                  "images) or main (the main process alone holds them and scores the images of all, a "
+                                  "pass at a time, while the others wait: memory of one copy). Not main for draft, "
+                                  "which needs gradients.")  # fmt: skip
     weights: tuple[str, ...] = setting((), "Folders with reward weights, as <folder>/<reward>/<file>.")
     download: bool = setting(False, "Download reward weights that are nowhere; off: missing weights stop the run.")
 

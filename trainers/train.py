@@ -45,8 +45,11 @@ def train(config: Config, rewards: Rewards | None = None, base: Base | None = No
     check_space(folder, _checkpoint_bytes(config))
     _refuse_other_settings(folder, config)
     items = PairSet(config.prompts.pairs) if config.algorithm == "dpo" else read_prompts(config.prompts.file)
-    rewards = rewards or open_rewards(config, accelerator.device)
+    everywhere = config.reward.place == "every"
+    rewards = rewards or open_rewards(config, accelerator.device, held=everywhere or accelerator.is_main_process)
     rewards.check(config)
+    if not everywhere:
+        rewards = rewards.on_main(config, Gathering(accelerator))
     base = base or open_base(config)
     check_chain(config, base.family.transition)
     for part in base.pipe.components.values():

@@ -212,21 +212,52 @@ def test_processes_may_look_at_the_folder_at_once(tmp_path):
     assert not list((tmp_path / "run").iterdir())
 
 
-def test_two_processes_equal_one(bases, tmp_path):
-    options = {"epochs": 4, "images_per_prompt": 4, "updates_per_epoch": 2, "output__checkpoint_every": 0,
-               "output__validate_every": 4, "output__validation_images": 4, "algorithm": "grpo"}  # fmt: skip
-    one = train(settings(bases["sd15"], tmp_path / "one", **options))
-    two = settings(bases["sd15"], tmp_path / "two", **options)
+def two_processes(config, folder: Path) -> str:
+    """Run `config` on two processes; what they print."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
-        [*launch, program(two, tmp_path)[1]], env=environment(), capture_output=True, text=True, timeout=200
+        [*launch, program(config, folder)[1]], env=environment(), capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr  # whole: the first traceback is the cause
-    assert "on 2 process(es)" in done.stdout
-    same(one, tmp_path / "two" / "brightness.safetensors", tolerance=1e-5)
-    alone, together = (read_log(tmp_path / name / "log.jsonl") for name in ("one", "two"))
-    for name in ("reward", "path_kl", "gradient_norm", "valid_brightness"):
-        assert together[-1][name] == pytest.approx(alone[-1][name], rel=1e-3, abs=1e-6)
+    return done.stdout
+
+
+OWN_REWARD = """
+import os
+from pathlib import Path
+
+mine = Path(__file__).parent / f"calls-{os.environ.get('RANK', '0')}"
+mine.touch()
+
+def own(images):
+    with mine.open("a") as file:
+        file.write(f"{len(images)} ")
+    return images.mean((1, 2, 3))
+"""
+
+
+def test_two_processes_equal_one_wherever_the_reward_is(bases, tmp_path):
+    options = {"epochs": 4, "images_per_prompt": 4, "updates_per_epoch": 2, "output__checkpoint_every": 0,
+               "output__validate_every": 4, "output__validation_images": 4, "algorithm": "grpo",
+               "reward__label": "own", "reward__watch": ("contrast",)}  # fmt: skip
+    for name in ("one", "every", "main"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "own.py").write_text(OWN_REWARD)
+        place = {"reward__name": str(tmp_path / name / "own.py"), "reward__place": name if name != "one" else "main"}
+        config = settings(bases["sd15"], tmp_path / name, **options | place)
+        if name == "one":
+            train(config)
+        else:
+            assert "on 2 process(es)" in two_processes(config, tmp_path)
+    same(tmp_path / "one" / "own.safetensors", tmp_path / "every" / "own.safetensors", tolerance=1e-5)
+    same(tmp_path / "every" / "own.safetensors", tmp_path / "main" / "own.safetensors")
+    logs = {name: read_log(tmp_path / name / "log.jsonl")[-1] for name in ("one", "every", "main")}
+    for figure in ("reward", "path_kl", "gradient_norm", "valid_own", "valid_contrast"):
+        assert logs["every"][figure] == pytest.approx(logs["one"][figure], rel=1e-3, abs=1e-6)
+        assert logs["main"][figure] == logs["every"][figure]
+    calls = {file.relative_to(tmp_path).as_posix(): file.read_text() for file in tmp_path.glob("*/calls-*")}
+    assert set(calls) == {"one/calls-0", "every/calls-0", "every/calls-1", "main/calls-0"}  # main: loaded by one alone
+    assert set(calls["every/calls-1"].split()) == {"2"} and set(calls["main/calls-0"].split()) == {"4"}
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint_and_says_so(bases, tmp_path, monkeypatch):
@@ -289,6 +320,8 @@ BAD = [
     ({"reward__name": "pickscore"}, "pickscore"),
     ({"reward__name": "no_such_reward"}, "unknown"),
     ({"algorithm": "draft", "reward__name": "jpeg_compressibility"}, "has no gradient"),
+    ({"algorithm": "draft", "reward__place": "main"}, "does not cross processes"),
+    ({"reward__place": "somewhere"}, "expected one of every, main"),
     ({"algorithm": "dpo"}, "prompts.pairs is empty"),
     ({"optimisation__images_per_pass": 3}, "do not divide"),
     ({"sampling__eta": 0.0}, "no step has a likelihood"),
