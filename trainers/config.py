@@ -163,7 +163,9 @@ class Output:
     kl_budget: float = setting(0.0, "Stop when the path KL (nats per image) is above this. 0: no budget.")
     alarm: str = setting("warn", "On reward hacking (trained reward up, a watched one down by two standard errors): "
                                  "warn, stop or off.")  # fmt: skip
-    trackers: tuple[str, ...] = setting((), "Trackers of accelerate beside log.jsonl, such as tensorboard or wandb.")
+    trackers: tuple[str, ...] = setting((), "Trackers of accelerate, such as tensorboard or wandb, for the figures of "
+                                        "log.jsonl. Their packages must be installed; tensorboard's files go to "
+                                        "diffusion-blend/ in the folder.")  # fmt: skip
 
 
 @dataclass(frozen=True)

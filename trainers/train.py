@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
 from diffusers.optimization import get_scheduler
 from torch import Tensor
 
@@ -390,6 +392,7 @@ def _synchronise(x: Tensor) -> None:
 
 def _accelerator(config: Config) -> Accelerator:
     trackers = list(config.output.trackers)
+    _check_trackers(trackers)
     try:
         accelerator = Accelerator(
             mixed_precision=config.optimisation.precision,
@@ -404,6 +407,17 @@ def _accelerator(config: Config) -> Accelerator:
             "tracker, or leave it out."
         ) from error
     return accelerator
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """Raise BlendError for a tracker without its package, which accelerate would leave out without a word."""
+    installed = {str(each) for each in get_available_trackers()}
+    for name in names:
+        if name in LoggerType.list() and name not in installed | {"all"}:
+            raise BlendError(
+                f"output.trackers names {name}, whose package is not installed (installed here: "
+                f"{', '.join(sorted(installed)) or 'none'}). Install it, or leave {name} out: log.jsonl remains."
+            )
 
 
 def _has_device() -> bool:

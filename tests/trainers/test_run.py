@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -339,6 +340,39 @@ def test_bad_input_is_refused_before_the_base_is_loaded(bases, tmp_path, monkeyp
     monkeypatch.setattr(loop, "open_base", lambda *_: pytest.fail("the base was loaded"))
     with pytest.raises(BlendError, match=message):
         train(settings(bases["sd15"], tmp_path / "run", **changes))
+
+
+def scalars(folder: Path) -> dict[tuple[str, int], float]:
+    """By name and step, from the event files of a folder: length, checksum, data, checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = {}
+    for file in folder.glob("events.out.tfevents.*"):
+        content, place = file.read_bytes(), 0
+        while place < len(content):
+            (length,) = struct.unpack_from("<Q", content, place)
+            event = Event.FromString(content[place + 12 : place + 12 + length])
+            found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+            place += 12 + length + 4
+    return found
+
+
+def test_tensorboard_gets_the_figures_of_the_log(bases, tmp_path):
+    pytest.importorskip("tensorboardX")
+    options = {"output__trackers": ("tensorboard",), "output__validate_every": 2, "output__validation_images": 4}
+    train(settings(bases["sd15"], tmp_path / "run", **QUICK | options))
+    found = scalars(tmp_path / "run" / "diffusion-blend")
+    for line in read_log(tmp_path / "run" / "log.jsonl"):
+        for name in line.keys() - {"epoch"}:
+            assert found[name, line["epoch"]] == pytest.approx(line[name], rel=1e-6)
+    assert {("reward", 0), ("path_kl", 1), ("valid_brightness", -1), ("valid_path_kl", 1)} <= found.keys()
+
+
+def test_a_tracker_without_its_package_is_refused_before_anything_loads(bases, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "open_base", lambda *_: pytest.fail("the base was loaded"))
+    monkeypatch.setattr(loop, "get_available_trackers", lambda: [])
+    with pytest.raises(BlendError, match=r"names wandb, whose package is not installed \(installed here: none\)"):
+        train(settings(bases["sd15"], tmp_path / "run", output__trackers=("wandb",)))
 
 
 def test_an_empty_prompts_file_is_refused(bases, tmp_path):
