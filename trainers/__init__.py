@@ -6,6 +6,7 @@
     policy.py       a network with a LoRA that can be switched off
     losses.py       the objectives as pure functions       objectives.py   the same over a policy's trajectories
     updating.py     one epoch of any objective             averaging.py    the average of the weights
+    gathering.py    what several processes know together   sharding.py     parameters that FSDP shares out
     train.py        the loop, read from top to bottom
     checkpoint.py, tracking.py, export.py                  what it leaves behind
 

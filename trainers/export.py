@@ -23,13 +23,15 @@ from torch import Tensor, nn
 
 from ..blend_core.errors import BlendError
 from .families import Family
+from .sharding import whole
 
 FORMAT = "1"
 
 
 def lora_tensors(network: nn.Module, spelling: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """The network's LoRA under the names of a spelling (kohya or diffusers), on the CPU."""
-    state = {key: value.detach().to("cpu", dtype) for key, value in get_peft_model_state_dict(network).items()}
+    """The network's LoRA under the names of a spelling (kohya or diffusers), on the CPU. Every process must call it."""
+    state = whole(get_peft_model_state_dict(network))
+    state = {key: value.detach().to("cpu", dtype) for key, value in state.items()}
     return kohya_names(state) if spelling == "kohya" else diffusers_names(state)
 
 

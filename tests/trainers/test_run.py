@@ -13,9 +13,11 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from diffusion_blend.blend_core import read_adapter
 from diffusion_blend.blend_core.errors import BlendError
 from diffusion_blend.pipelines import load_base, load_factors
@@ -163,12 +165,14 @@ def test_a_reward_grows_and_a_huge_kl_weight_holds_it(bases, tmp_path):
     assert abs(gains[1e5][0]) < gains[1e-5][0] / 2
 
 
-def program(config, folder: Path) -> list[str]:
-    """A Python that runs `config` as the command line would."""
+def program(config, folder: Path, before: str = "") -> list[str]:
+    """A Python that runs `config` as the command line would; before: code that is run first."""
     flat = {key.replace(".", "__"): value for key, value in to_flat(config).items()}
     script = folder / "program.py"
     script.write_text(
-        "import sys, torch\ntorch.set_num_threads(1)\n"
+        "import faulthandler, sys, torch\ntorch.set_num_threads(1)\n"
+        "faulthandler.dump_traceback_later(150, exit=True)\n"  # a stall fails with the place where it happened
+        f"{before}"
         "from diffusion_blend.blend_core.errors import BlendError\n"
         "from diffusion_blend.trainers.config import read_config\n"
         "from diffusion_blend.trainers.train import train\n"
@@ -213,11 +217,11 @@ def test_processes_may_look_at_the_folder_at_once(tmp_path):
     assert not list((tmp_path / "run").iterdir())
 
 
-def two_processes(config, folder: Path) -> str:
+def two_processes(config, folder: Path, before: str = "") -> str:
     """Run `config` on two processes; what they print."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
-        [*launch, program(config, folder)[1]], env=environment(), capture_output=True, text=True, timeout=200
+        [*launch, program(config, folder, before)[1]], env=environment(), capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr  # whole: the first traceback is the cause
     return done.stdout
@@ -259,6 +263,54 @@ def test_two_processes_equal_one_wherever_the_reward_is(bases, tmp_path):
     calls = {file.relative_to(tmp_path).as_posix(): file.read_text() for file in tmp_path.glob("*/calls-*")}
     assert set(calls) == {"one/calls-0", "every/calls-0", "every/calls-1", "main/calls-0"}  # main: loaded by one alone
     assert set(calls["every/calls-1"].split()) == {"2"} and set(calls["main/calls-0"].split()) == {"4"}
+
+
+SHARING = """
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType
+from diffusion_blend.trainers import train as loop
+
+class Sharing(Accelerator):
+    # accelerate has FSDP for GPUs alone; torch's works on CPUs too
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.state.distributed_type = DistributedType.FSDP
+        self.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["BasicTransformerBlock"], cpu_ram_efficient_loading=False,
+        )
+
+    def prepare(self, network, optimiser):
+        prepared = super().prepare(network, optimiser)
+        print("parameters are", {type(p.data).__name__ for p in prepared[0].parameters()})
+        return prepared
+
+loop.Accelerator = Sharing
+"""
+
+
+def test_a_network_that_is_shared_out_by_fsdp_learns_the_same_and_goes_on_exactly(bases, tmp_path):
+    """Against one process that holds the whole of it; in between the shared run ends and goes on with more epochs."""
+    options = {"algorithm": "dpok", "optimisation__average": 0.5, "output__validate_every": 1,
+               "output__validation_images": 4, "policy_gradient__value_updates": 1}  # fmt: skip
+    one = train(settings(bases["sd15"], tmp_path / "one", epochs=2, **options))
+    for epochs in (1, 2):
+        said = two_processes(settings(bases["sd15"], tmp_path / "two", epochs=epochs, **options), tmp_path, SHARING)
+        assert "parameters are {'DTensor'}" in said and "on 2 process(es)" in said
+    assert "going on after 1 epochs" in said
+    same(one, tmp_path / "two" / "brightness.safetensors", tolerance=2e-5)  # an update moves each weight by 1e-3
+    alone, shared = (read_log(tmp_path / name / "log.jsonl") for name in ("one", "two"))
+    assert [line["epoch"] for line in shared] == [line["epoch"] for line in alone] == [-1, 0, 1]
+    for name in ("reward", "path_kl", "gradient_norm", "valid_brightness"):
+        assert shared[-1][name] == pytest.approx(alone[-1][name], rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_other_ways_of_sharing_a_network_out_are_refused(kind):
+    accelerator = SimpleNamespace(distributed_type=DistributedType[kind], is_fsdp2=False)
+    with pytest.raises(BlendError, match=f"configured for {kind}, expected .* fsdp_version 2"):
+        loop._check_distribution(accelerator)
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint_and_says_so(bases, tmp_path, monkeypatch):
