@@ -20,8 +20,8 @@ def measure(way: str) -> None:
     """Print the process's peak, in MB, before the update and after it."""
     import torch
     from diffusers import DDIMScheduler, UNet2DConditionModel
-    from diffusion_blend.trainers.bases import Base
     from diffusion_blend.trainers.config import read_config
+    from diffusion_blend.trainers.families import FAMILIES
     from diffusion_blend.trainers.policy import Policy
 
     torch.set_num_threads(1)
@@ -29,12 +29,10 @@ def measure(way: str) -> None:
     scheduler = DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     base = types.SimpleNamespace(
         network=network.requires_grad_(False).eval(),
-        family=types.SimpleNamespace(targets=("to_q", "to_k", "to_v", "to_out.0")),
-        pipe=types.SimpleNamespace(scheduler=scheduler),
-        steps=lambda config: Base.steps(base, config),
+        family=FAMILIES["StableDiffusionPipeline"],
+        steps=lambda config: FAMILIES["StableDiffusionPipeline"].steps(scheduler, config.sampling, SIDE**2),
         call=lambda network, x, t, c: network(x, int(t), encoder_hidden_states=c["text"]).sample,
     )
-    base.family.transition = "ddim"
     config = read_config(sampling__steps=50, optimisation__gradient_checkpointing=True)
     policy = Policy(base, config)
     encoded = types.SimpleNamespace(guided={"text": torch.randn(2, 77, 768)})

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import diffusers
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DiffusionPipeline,
-    StableDiffusion3Pipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-)
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 
 from ..blend_core import Adapter, BlendError, LoadReport, read_adapter, resolve
@@ -82,15 +78,18 @@ def _load_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Dif
         raise BlendError(f"{path} is no file. Give the path of a checkpoint, or of a diffusers folder.")
     if config is None:
         raise BlendError(
-            f"{path.name} is a single file, which holds weights but no configuration or tokenizer. Give --config a "
-            "local diffusers folder of the same family (its weights are not needed)."
+            f"{path.name} is a single file, which holds weights but no configuration or tokenizer. Give --config "
+            "(train: base.config) a local diffusers folder of the same family; its weights are not needed."
         )
     folder = Path(config).expanduser()
     if not (folder / "model_index.json").is_file():
         raise BlendError(f"the config folder {folder} has no model_index.json. Give a diffusers folder.")
-    if (folder / "transformer").exists():
-        family = StableDiffusion3Pipeline
-    else:
-        family = StableDiffusionXLPipeline if (folder / "text_encoder_2").exists() else StableDiffusionPipeline
+    name = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
+    family = getattr(diffusers, str(name), None)
+    if not hasattr(family, "from_single_file"):
+        raise BlendError(
+            f"the config folder {folder} is of a {name}, which diffusers opens from no single file. Give a folder of "
+            f"the family of {path.name}, or that model as a diffusers folder."
+        )
     options = {"safety_checker": None} if family is StableDiffusionPipeline else {}
     return family.from_single_file(str(path), config=str(folder), torch_dtype=dtype, local_files_only=True, **options)

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from .sharding import shared_out
+
 
 class Average:
     """average <- decay * average + (1 - decay) * weights after every update; decay 0 is the weights themselves.
@@ -54,4 +56,4 @@ class Average:
 def copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
     """The values of `source` written into `target`."""
     for name, tensor in target.items():
-        tensor.copy_(source[name])
+        tensor.copy_(shared_out(source[name], tensor))

@@ -1,10 +1,9 @@
-"""Base models: how each family encodes prompts, calls its network, decodes latents and names its LoRA."""
+"""The base model of a run: its parts, its chain, its latents. What differs between families is in families.py."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +15,8 @@ from transformers.utils import logging as transformers_logging
 from ..blend_core.errors import BlendError
 from ..pipelines import load_base, network_of
 from .config import Config
-from .transition import Step, check_noise, ddim_steps, flow_steps
-
-Conditions = dict[str, Tensor]
-"""What a network is told beside the latents: tensors of one row per image."""
-
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-
-
-@dataclass(frozen=True)
-class Family:
-    """What the file's header and the LoRA's names need. spelling: kohya or diffusers, what ComfyUI reads of it."""
-
-    name: str
-    architecture: str  # ModelSpec's
-    base_version: str  # kohya's ss_base_model_version
-    spelling: str
-    transition: str
-    targets: tuple[str, ...]
-
-
-FAMILIES = {
-    "StableDiffusionPipeline": Family(
-        "Stable Diffusion 1.x", "stable-diffusion-v1/lora", "sd_v1", "kohya", "ddim", ATTENTION
-    ),
-    "StableDiffusionXLPipeline": Family(
-        "SDXL", "stable-diffusion-xl-v1-base/lora", "sdxl_base_v1-0", "kohya", "ddim", ATTENTION
-    ),
-    "StableDiffusion3Pipeline": Family(
-        "Stable Diffusion 3",
-        "stable-diffusion-v3-medium/lora",
-        "sd3",
-        "diffusers",
-        "flow",
-        (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
-    ),
-}
+from .families import Conditions, Sides, family_of
+from .transition import Step, check_noise
 
 
 class Base:
@@ -66,49 +31,33 @@ class Base:
         for part in pipe.components.values():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
-        factor = pipe.vae_scale_factor
-        self.size = size or self.network.config.sample_size * factor
-        if self.size % factor:
-            raise BlendError(f"sampling.size is {self.size}, expected a multiple of {factor} pixels. Change it.")
-        self.latent_shape = (self.network.config.in_channels, self.size // factor, self.size // factor)
+        factor, patch = pipe.vae_scale_factor, self.family.patch(self.network)
+        self.size = size or self.family.own_side(pipe, self.network) * factor
+        if self.size % (factor * patch):
+            raise BlendError(
+                f"sampling.size is {self.size}, expected a multiple of {factor * patch} pixels. Change it."
+            )
+        self.latent_shape = (self.family.channels(self.network), self.size // factor, self.size // factor)
 
     @property
     def device(self) -> torch.device:
         """Where the network is."""
         return next(self.network.parameters()).device
 
+    @property
+    def distilled(self) -> bool:
+        """Whether guidance is an input of the network, which then has no unconditional branch."""
+        return self.family.distilled(self.network)
+
     @torch.no_grad()
-    def conditions(self, prompts: Sequence[str]) -> tuple[Conditions, Conditions]:
-        """(of the prompts, of no prompt), by the pipeline's own encoder."""
-        options = {"device": self.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": True}
-        if self.family.name != "Stable Diffusion 1.x":
-            options |= {"prompt_2": None}
-        if self.family.transition == "flow":
-            options |= {"prompt_3": None}
-        encoded = self.pipe.encode_prompt(list(prompts), **options)
-        sides = [{"text": encoded[0]}, {"text": encoded[1]}]
-        if len(encoded) > 2:
-            sides = [side | {"pooled": pooled} for side, pooled in zip(sides, encoded[2:], strict=True)]
-        return sides[0], sides[1]
+    def conditions(self, prompts: Sequence[str], cfg: float) -> Sides:
+        """(of the prompts, of no prompt), by the pipeline's own encoder; the latter None where cfg needs none."""
+        return self.family.conditions(self.pipe, prompts, self.size, cfg)
 
     def call(self, network: nn.Module, x: Tensor, timestep: float, conditions: Conditions) -> Tensor:
         """The network's prediction at x (rows, ...), in x's dtype."""
         given = x.to(next(self.network.parameters()).dtype)
-        text = conditions["text"]
-        if self.family.transition == "flow":
-            clock = torch.full((len(x),), timestep, device=x.device)
-            output = network(
-                hidden_states=given, timestep=clock, encoder_hidden_states=text, pooled_projections=conditions["pooled"]
-            )
-        else:
-            extra = {}
-            if "pooled" in conditions:
-                ids = torch.tensor([[self.size, self.size, 0, 0, self.size, self.size]], device=x.device)
-                ids = ids.expand(len(x), -1).to(text.dtype)
-                extra = {"added_cond_kwargs": {"text_embeds": conditions["pooled"], "time_ids": ids}}
-            clock = torch.tensor(int(timestep), device=x.device)
-            output = network(given, clock, encoder_hidden_states=text, **extra)
-        return output[0].to(x.dtype) if isinstance(output, tuple) else output.sample.to(x.dtype)
+        return self.family.call(network, given, timestep, conditions).to(x.dtype)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (n, 3, size, size) in [0, 1], with gradient where latents have one."""
@@ -125,22 +74,10 @@ class Base:
 
     def steps(self, config: Config) -> list[Step]:
         """The chain that is trained. Raises BlendError where a step of it has no likelihood."""
-        if self.family.transition == "flow":
-            chain = flow_steps(self.pipe.scheduler, config.sampling.steps, config.sampling.noise_level)
-        else:
-            chain = ddim_steps(self.pipe.scheduler, config.sampling.steps, config.sampling.eta)
+        patches = self.latent_shape[-1] // self.family.patch(self.network)
+        chain = self.family.steps(self.pipe.scheduler, config.sampling, patches**2)
         check_noise(chain)
         return chain
-
-
-def family_of(pipe: Any) -> Family:
-    """Raises BlendError for a pipeline that the trainers do not know."""
-    name = type(pipe).__name__
-    if name not in FAMILIES:
-        raise BlendError(
-            f"the base model is a {name}; trainers know {', '.join(FAMILIES)}. Choose a base of one of these families."
-        )
-    return FAMILIES[name]
 
 
 def open_base(config: Config) -> Base:

@@ -20,7 +20,7 @@ from .config import Config, to_flat
 
 KEPT = 2
 NAME = "epoch-{:06d}"
-FREE_TO_CHANGE = ("output.",)  # settings that do not change what is learnt
+FREE_TO_CHANGE = ("output.", "reward.place")  # settings that do not change what is learnt
 
 
 def save_checkpoint(folder: Path, epoch: int, state: dict[str, Any]) -> Path:
@@ -75,8 +75,9 @@ def load_checkpoint(folder: Path, config: Config, device: torch.device) -> dict[
     if not found:
         return None
     file = found[-1] / "state.pt"
+    place = "cpu" if device.type == "cpu" else device  # accelerate's is "cpu:0" in a group, which torch.load refuses
     try:
-        state = torch.load(file, map_location=device, weights_only=True)
+        state = torch.load(file, map_location=place, weights_only=True)
     except Exception as error:
         raise BlendError(
             f"{file} cannot be read ({str(error).splitlines()[0]}). Remove "

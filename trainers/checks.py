@@ -26,6 +26,11 @@ def _complaints(config: Config, processes: int) -> Iterator[str]:
         yield "base.path is empty. Set it to a diffusers folder, a hub id, a checkpoint, or toy."
     if config.algorithm != "dpo" and not config.reward.name:
         yield "reward.name is empty. Set it to a reward; `train --help` says which kinds there are."
+    if config.algorithm == "draft" and config.reward.place == "main":
+        yield (
+            "reward.place is main, but draft climbs the reward's gradient, which does not cross processes. Set "
+            "reward.place to every, or choose dpok or grpo."
+        )
     if config.algorithm == "dpo" and not config.prompts.pairs:
         yield "prompts.pairs is empty. For dpo set it to a folder that holds pairs.jsonl."
     if config.algorithm != "dpo" and not config.prompts.file:
@@ -119,6 +124,7 @@ def _ranges(config: Config) -> Iterator[str]:
     choices = {
         "optimisation.decay": (config.optimisation.decay, ("constant", "linear", "cosine")),
         "optimisation.precision": (config.optimisation.precision, ("no", "bf16", "fp16")),
+        "reward.place": (config.reward.place, ("every", "main")),
         "draft.through": (config.draft.through, ("x0", "last")),
         "output.dtype": (config.output.dtype, ("float32", "float16")),
         "output.alarm": (config.output.alarm, ("warn", "stop", "off")),

@@ -49,6 +49,10 @@ class RewardChoice:
     factor: float = setting(1.0, "The reward is multiplied by this. Twice the factor is half the kl_weight.")
     watch: tuple[str, ...] = setting((), "Rewards that are only watched at validation: when they fall while the "
                                          "trained one rises, the hacking alarm goes off.")  # fmt: skip
+    place: str = setting("every", "Under several processes: every (each holds the reward models and scores its own "
+                                  "images) or main (the main process alone holds them and scores the images of all, a "
+                                  "pass at a time, while the others wait: memory of one copy). Not main for draft, "
+                                  "which needs gradients.")  # fmt: skip
     weights: tuple[str, ...] = setting((), "Folders with reward weights, as <folder>/<reward>/<file>.")
     download: bool = setting(False, "Download reward weights that are nowhere; off: missing weights stop the run.")
 
@@ -70,7 +74,8 @@ class SamplingSettings:
     eta: float = setting(1.0, "DDIM's noise (eps, v models): 1 ancestral. 0 has no likelihood and is refused.")
     noise_level: float = setting(0.7, "The SDE's noise (flow models), Flow-GRPO's a. 0 has no likelihood.")
     cfg: float = setting(7.5, "Guidance. The guided prediction is the policy, and a basis is aligned at the guidance "
-                              "it was trained at. 1 halves the cost.")  # fmt: skip
+                              "it was trained at. 1 halves the cost. Flux dev takes it as an input of the network (its "
+                              "distilled guidance; 3.5 is usual), with no unconditional branch.")  # fmt: skip
     size: int = setting(0, "Pixels of each side; 0: the model's own. Cost grows with its square.")
 
 
@@ -158,7 +163,9 @@ class Output:
     kl_budget: float = setting(0.0, "Stop when the path KL (nats per image) is above this. 0: no budget.")
     alarm: str = setting("warn", "On reward hacking (trained reward up, a watched one down by two standard errors): "
                                  "warn, stop or off.")  # fmt: skip
-    trackers: tuple[str, ...] = setting((), "Trackers of accelerate beside log.jsonl, such as tensorboard or wandb.")
+    trackers: tuple[str, ...] = setting((), "Trackers of accelerate, such as tensorboard or wandb, for the figures of "
+                                        "log.jsonl. Their packages must be installed; tensorboard's files go to "
+                                        "diffusion-blend/ in the folder.")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The file a run leaves: one safetensors LoRA that ComfyUI, diffusers and Load Reward LoRA read alike.
 
 UNets get kohya's names, which are the only ones ComfyUI knows for them without a table; transformers get diffusers'.
-Scale 1 everywhere: kohya's .alpha equals the rank, and peft's alpha does too.
+Scale 1 everywhere: kohya's .alpha equals the rank, and where no alpha is written every reader takes it for the rank.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..blend_core.errors import BlendError
-from .bases import Family
+from .families import Family
+from .sharding import whole
 
 FORMAT = "1"
 
 
 def lora_tensors(network: nn.Module, spelling: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """The network's LoRA under the names of a spelling (kohya or diffusers), on the CPU."""
-    state = {key: value.detach().to("cpu", dtype) for key, value in get_peft_model_state_dict(network).items()}
+    """The network's LoRA under the names of a spelling (kohya or diffusers), on the CPU. Every process must call it."""
+    state = whole(get_peft_model_state_dict(network))
+    state = {key: value.detach().to("cpu", dtype) for key, value in state.items()}
     return kohya_names(state) if spelling == "kohya" else diffusers_names(state)
 
 
@@ -47,14 +49,10 @@ def kohya_names(peft_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def diffusers_names(peft_state: Mapping[str, Tensor], component: str = "transformer") -> dict[str, Tensor]:
-    """`transformer.X.lora_A.weight`, with `.alpha` equal to the rank."""
-    spelled = {}
-    for key, value in peft_state.items():
-        name = f"{component}." + key.removeprefix("base_model.model.")
-        spelled[name] = value.contiguous()
-        if ".lora_A." in name:
-            spelled[name.partition(".lora_A.")[0] + ".alpha"] = torch.tensor(float(value.shape[0]))
-    return spelled
+    """`transformer.X.lora_A.weight`. No `.alpha`: diffusers refuses whole files of SD 3 for a key without "lora"."""
+    return {
+        f"{component}." + key.removeprefix("base_model.model."): value.contiguous() for key, value in peft_state.items()
+    }
 
 
 def header(facts: Mapping[str, Any], family: Family, tensors: Mapping[str, Tensor]) -> dict[str, str]:

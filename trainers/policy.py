@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..blend_core.errors import BlendError
-from .bases import Base, Conditions
+from .bases import Base
 from .config import Config
+from .families import Conditions
 from .rollout import Predict
 from .seeding import ImageNoise
 
@@ -24,7 +25,10 @@ FEATURE_SIDE = 8  # latents are averaged down to this many pixels a side for the
 
 @dataclass(frozen=True)
 class Encoded:
-    """Conditions of a chunk. guided: [no prompt..., prompts...], or the prompts alone at cfg 1; text: (n, width)."""
+    """Conditions of a chunk. text: (n, width).
+
+    guided: [no prompt..., prompts...]; the prompts alone where there is no unconditional branch, as at cfg 1.
+    """
 
     guided: Conditions
     text: Tensor
@@ -53,9 +57,9 @@ class Policy:
 
     def encode(self, prompts: Sequence[str]) -> Encoded:
         """What the network is told for these prompts."""
-        prompted, empty = self.base.conditions(prompts)
+        prompted, empty = self.base.conditions(prompts, self.cfg)
         text = prompted["text"].float().mean(1)
-        if self.cfg == 1:
+        if empty is None:
             return Encoded(prompted, text)
         return Encoded({name: torch.cat([empty[name], prompted[name]]) for name in prompted}, text)
 
@@ -64,7 +68,7 @@ class Policy:
 
         def predict(x: Tensor, k: int) -> Tensor:
             timestep = self.steps[k].timestep
-            if self.cfg == 1:
+            if len(encoded.guided["text"]) == len(x):
                 return self.base.call(self.network, x, timestep, encoded.guided)
             both = self.base.call(self.network, torch.cat([x, x]), timestep, encoded.guided)
             empty, prompted = both.chunk(2)

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedType, LoggerType
 from diffusers.optimization import get_scheduler
 from torch import Tensor
 
@@ -27,6 +29,7 @@ from .pairs import PairSet
 from .policy import Policy
 from .prompts import epoch_chunks, prompts_sha256, read_prompts, shuffled
 from .rewarding import Rewards, open_rewards
+from .sharding import shared_out, whole
 from .stopping import StopWish
 from .tracking import Log, hacked, save_grid
 from .updating import Stopped, Updater, run_epoch
@@ -40,13 +43,17 @@ def train(config: Config, rewards: Rewards | None = None, base: Base | None = No
     time is spent where that can be known, and KeyboardInterrupt after a stop was asked for and the state was saved.
     """
     accelerator = _accelerator(config)
+    _check_distribution(accelerator)
     check(config, accelerator.num_processes)
     folder = Path(config.output.folder).expanduser()
     check_space(folder, _checkpoint_bytes(config))
     _refuse_other_settings(folder, config)
     items = PairSet(config.prompts.pairs) if config.algorithm == "dpo" else read_prompts(config.prompts.file)
-    rewards = rewards or open_rewards(config, accelerator.device)
+    everywhere = config.reward.place == "every"
+    rewards = rewards or open_rewards(config, accelerator.device, held=everywhere or accelerator.is_main_process)
     rewards.check(config)
+    if not everywhere:
+        rewards = rewards.on_main(config, Gathering(accelerator))
     base = base or open_base(config)
     check_chain(config, base.family.transition)
     for part in base.pipe.components.values():
@@ -56,7 +63,7 @@ def train(config: Config, rewards: Rewards | None = None, base: Base | None = No
     run.announce()
     with StopWish() as wish:
         done = run.loop(wish)
-    path = run.export() if accelerator.is_main_process else run.path
+    path = run.export()
     accelerator.wait_for_everyone()
     accelerator.end_training()
     if not done:
@@ -85,9 +92,12 @@ class Run:
     @classmethod
     def start(cls, config: Config, accelerator: Accelerator, policy: Policy, rewards: Rewards, items, folder) -> Run:
         """A fresh run, or the one its folder's last checkpoint left."""
-        settings, parameters = config.optimisation, list(policy.parameters().values())
+        settings = config.optimisation
         optimiser = torch.optim.AdamW(
-            parameters, settings.learning_rate, betas=tuple(settings.betas), weight_decay=settings.weight_decay
+            policy.parameters().values(),
+            settings.learning_rate,
+            betas=tuple(settings.betas),
+            weight_decay=settings.weight_decay,
         )
         # not prepared: the accelerator would step a prepared schedule once per process
         schedule = get_scheduler(
@@ -101,7 +111,7 @@ class Run:
         gathering = Gathering(accelerator)
         objective = objective_of(config, policy, rewards.trained, items, gathering)
         update = Updater(
-            parameters,
+            list(policy.parameters().values()),  # after `prepare`, which replaces them where they are shared out
             optimiser,
             settings.grad_clip,
             accelerator=accelerator,
@@ -218,9 +228,9 @@ class Run:
         return [prompts[item] for item in shuffled(0, 0, len(prompts), len(prompts))]
 
     def state(self) -> dict[str, Any]:
-        """Everything that a resumed run needs."""
+        """Everything that a resumed run needs. Every process must call it."""
         scaler = self.accelerator.scaler
-        return {
+        state = {
             "config": plain(self.config),
             "epoch": self.epoch,
             "lora": {name: p.detach() for name, p in self.policy.parameters().items()},
@@ -232,11 +242,16 @@ class Run:
             "best": self.best,
             "first": self.first,
         }
+        return whole(state)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take up a checkpoint."""
         copy(state["lora"], self.policy.parameters())
         self.update.optimiser.load_state_dict(state["optimiser"])
+        for parameter, moments in self.update.optimiser.state.items():
+            for name, value in moments.items():
+                if value.shape == parameter.shape:  # all but the count of updates
+                    moments[name] = shared_out(value, parameter)
         self.update.schedule.load_state_dict(state["schedule"])
         self.objective.load_state_dict(state["objective"])
         self.update.average.load_state_dict(state["average"])
@@ -247,8 +262,9 @@ class Run:
 
     def save(self) -> None:
         """A checkpoint, by the main process."""
+        state = self.state()
         if self.accelerator.is_main_process:
-            save_checkpoint(self.folder / "checkpoints", self.epoch, self.state())
+            save_checkpoint(self.folder / "checkpoints", self.epoch, state)
         self.accelerator.wait_for_everyone()
 
     @property
@@ -262,7 +278,7 @@ class Run:
         return self.folder / f"{self.title}.safetensors"
 
     def export(self) -> Path:
-        """Write the LoRA: the best validated state, or the last."""
+        """Write the LoRA: the best validated state, or the last. Every process must call it; the main one writes."""
         own = {name: p.detach().clone() for name, p in self.policy.parameters().items()}
         last = {"epoch": self.epoch, "lora": self.update.average.average}
         chosen = self.best if self.config.output.keep_best and self.best else last
@@ -270,8 +286,9 @@ class Run:
         family = self.policy.base.family
         dtype = getattr(torch, self.config.output.dtype)
         tensors = export.lora_tensors(self.policy.unwrapped, family.spelling, dtype)
-        export.save_lora(self.path, tensors, export.header(self.facts(chosen["epoch"]), family, tensors))
-        copy(own, self.policy.parameters())
+        if self.accelerator.is_main_process:
+            export.save_lora(self.path, tensors, export.header(self.facts(chosen["epoch"]), family, tensors))
+        copy(own, self.policy.parameters())  # after the file: the tensors may be the parameters themselves
         return self.path
 
     def facts(self, epoch: int) -> dict[str, Any]:
@@ -293,6 +310,7 @@ class Run:
             "noise_level": config.sampling.noise_level if flow else None,
             "sampling_steps": config.sampling.steps,
             "cfg": config.sampling.cfg,
+            "guidance": "distilled" if base.distilled else "",
             "size": base.size,
             "base_model": name,
             "base_sha256": base_sha256(config),
@@ -344,13 +362,11 @@ class Run:
             self.policy.predictor(conditions)(x, 0)
             _synchronise(x)
             forward = time.perf_counter() - started
-        with self.accelerator.no_sync(self.policy.network):
-            started = time.perf_counter()
-            torch.autograd.grad(
-                self.policy.predictor(conditions)(x, 0).square().mean(), list(self.policy.parameters().values())
-            )
-            _synchronise(x)
+        started = time.perf_counter()
+        self.policy.predictor(conditions)(x, 0).square().mean().backward()
+        _synchronise(x)
         gradient = time.perf_counter() - started
+        self.update.optimiser.zero_grad()
         passes = self.config.images_per_epoch / (len(prompts) * self.accelerator.num_processes)
         return passes * _cost(self.config, forward, gradient), _peak(x)
 
@@ -386,6 +402,7 @@ def _synchronise(x: Tensor) -> None:
 
 def _accelerator(config: Config) -> Accelerator:
     trackers = list(config.output.trackers)
+    _check_trackers(trackers)
     try:
         accelerator = Accelerator(
             mixed_precision=config.optimisation.precision,
@@ -400,6 +417,28 @@ def _accelerator(config: Config) -> Accelerator:
             "tracker, or leave it out."
         ) from error
     return accelerator
+
+
+def _check_distribution(accelerator: Accelerator) -> None:
+    """Raise BlendError for ways of sharing a network out that the loop has not been written for."""
+    kind = accelerator.distributed_type
+    sharded = kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+    if sharded and not getattr(accelerator, "is_fsdp2", False):
+        raise BlendError(
+            f"accelerate was configured for {kind.value}, expected plain data parallelism or FSDP with fsdp_version 2. "
+            "Choose one of these in accelerate's configuration."
+        )
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """Raise BlendError for a tracker without its package, which accelerate would leave out without a word."""
+    installed = {str(each) for each in get_available_trackers()}
+    for name in names:
+        if name in LoggerType.list() and name not in installed | {"all"}:
+            raise BlendError(
+                f"output.trackers names {name}, whose package is not installed (installed here: "
+                f"{', '.join(sorted(installed)) or 'none'}). Install it, or leave {name} out: log.jsonl remains."
+            )
 
 
 def _has_device() -> bool:

@@ -93,14 +93,15 @@ def _ddim_step(timestep: int, a: float, p: float, sigma: float, kind: str) -> St
     return Step(timestep, keep, gain, sigma, *x0, math.sqrt(a), math.sqrt(1 - a))
 
 
-def flow_steps(scheduler: Any, steps: int, noise_level: float) -> list[Step]:
+def flow_steps(scheduler: Any, steps: int, noise_level: float, **schedule: Any) -> list[Step]:
     """The SDE with the marginals of a flow model's ODE (Flow-GRPO, arXiv 2505.05470, eq. 9), from s = 1 to 0.
 
     x = (1 - s) x0 + s n, v = n - x0, d = s_next - s < 0, g = noise_level sqrt(s / (1 - s)) (s_next instead of s in
     the denominator where s = 1): mean = x (1 + g^2 d / (2 s)) + v (1 + g^2 (1 - s) / (2 s)) d, sigma = g sqrt(-d).
-    noise_level 0 is the ODE. scheduler: diffusers' FlowMatchEulerDiscreteScheduler, whose sigmas are s.
+    noise_level 0 is the ODE. scheduler: diffusers' FlowMatchEulerDiscreteScheduler, whose sigmas are s.  schedule: what
+    the model's pipeline tells the scheduler beside the number of steps.
     """
-    scheduler.set_timesteps(steps)
+    scheduler.set_timesteps(steps, **schedule)
     levels = [*scheduler.sigmas.double().tolist()]
     return [
         _flow_step(timestep, now, after, noise_level)

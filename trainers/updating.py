@@ -16,6 +16,7 @@ from .config import Config
 from .objectives import Stats
 from .prompts import Chunk
 from .seeding import stream
+from .sharding import whole
 
 RATIO_TOLERANCE = 1e-5
 
@@ -81,7 +82,7 @@ class Updater:
 
     def _clip(self) -> Tensor:
         clip = torch.nn.utils.clip_grad_norm_ if self.accelerator is None else self.accelerator.clip_grad_norm_
-        return torch.as_tensor(clip(self.parameters, self.grad_clip)).detach().cpu()
+        return whole(torch.as_tensor(clip(self.parameters, self.grad_clip)).detach()).cpu()
 
 
 def run_epoch(

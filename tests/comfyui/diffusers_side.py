@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusion_blend.trainers import export
-from diffusion_blend.trainers.bases import FAMILIES, Base
+from diffusion_blend.trainers.bases import Base
 from diffusion_blend.trainers.config import read_config
+from diffusion_blend.trainers.families import FAMILIES
 from diffusion_blend.trainers.policy import Policy
 from safetensors.torch import save_file
 

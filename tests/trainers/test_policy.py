@@ -1,16 +1,20 @@
-"""The policy on tiny networks of three families: the LoRA off is the base, its file is its delta."""
+"""The policy on tiny networks of every family: the LoRA off is the base, its file is its delta."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusion_blend.blend_core import read_adapter, resolve
 from diffusion_blend.blend_core.errors import BlendError
 from diffusion_blend.pipelines import network_of, target_index
 from diffusion_blend.trainers import export
 from diffusion_blend.trainers.bases import Base
+from diffusion_blend.trainers.config import read_config
+from diffusion_blend.trainers.families import JOINT_ATTENTION
 from diffusion_blend.trainers.policy import Policy
 from peft.utils import get_peft_model_state_dict
 
@@ -62,34 +66,80 @@ def test_the_lora_comes_back_after_an_exception_and_keeps_its_gradients(policy):
     assert all(p.dtype == torch.float32 for p in policy.parameters().values())
 
 
-def test_guidance_is_the_pipelines(policy):
-    """cfg 1 is the prompted prediction alone, and the guided one extrapolates it."""
-    encoded, x = policy.encode(PROMPTS[:2]), noise(policy)
-    cfg, policy.cfg = policy.cfg, 1.0
+def test_guidance_extrapolates_from_the_prediction_of_no_prompt(policy):
+    """cfg 1 is the prompted prediction alone; a distilled network has no such branch and takes cfg as a number."""
+    encoded, x, cfg = policy.encode(PROMPTS[:2]), noise(policy), policy.cfg
     with torch.no_grad():
-        prompted = policy.predictor(policy.encode(PROMPTS[:2]))(x, 0)
-        empty = policy.base.call(policy.network, x, policy.steps[0].timestep, policy.base.conditions(PROMPTS[:2])[1])
-        policy.cfg = cfg
         guided = policy.predictor(encoded)(x, 0)
+        policy.cfg = 1.0
+        prompted = policy.predictor(policy.encode(PROMPTS[:2]))(x, 0)
+        _, told = policy.base.conditions(PROMPTS[:2], cfg)
+        if policy.base.distilled:
+            assert told is None and len(encoded.guided["text"]) == 2 and not torch.allclose(guided, prompted)
+            return
+        empty = policy.base.call(policy.network, x, policy.steps[0].timestep, told)
     torch.testing.assert_close(guided, empty + cfg * (prompted - empty), rtol=1e-4, atol=1e-5)
 
 
-def test_our_sampler_is_the_pipelines(tmp_path):
-    """Noise-free: the same latents as diffusers' own call gives, so that nothing is trained on another sampler."""
-    pipe = FAMILIES["sd15"]()
+@pytest.mark.parametrize("size", [16, 24])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_our_sampler_is_the_pipelines(kind, size, tmp_path):
+    """Without noise our chain ends in the images of diffusers' own call: nothing is trained on another sampler."""
+    pipe = FAMILIES[kind]()
     pipe.set_progress_bar_config(disable=True)
-    base = Base(pipe)
+    base = Base(pipe, size)
     policy = Policy(base, settings("unused", tmp_path / "run"))
-    from diffusion_blend.trainers.transition import ddim_steps
-
-    policy.steps = ddim_steps(pipe.scheduler, 4, 0.0)
+    silent = replace(settings("unused", tmp_path / "run").sampling, eta=0.0, noise_level=0.0)
+    policy.steps = base.family.steps(pipe.scheduler, silent, (base.latent_shape[-1] // 2) ** 2)
     x = noise(policy)
-    theirs = pipe(PROMPTS[:2], num_inference_steps=4, guidance_scale=2.0, eta=0.0, latents=x, output_type="pt").images
+    options = {"num_inference_steps": 4, "guidance_scale": 2.0, "height": size, "width": size, "output_type": "pt"}
+    if kind == "schnell":
+        options |= {"negative_prompt": ["", ""], "true_cfg_scale": 2.0}
+    latents = pipe._pack_latents(x, *x.shape) if kind in ("flux", "schnell") else x
+    theirs = pipe(PROMPTS[:2], latents=latents, **options).images
     predict = policy.predictor(policy.encode(PROMPTS[:2]))
     with torch.no_grad():
         for k, step in enumerate(policy.steps):
             x = step.mean(x, predict(x, k))
         torch.testing.assert_close(policy.decode(x), theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux"])
+def test_the_schedule_follows_the_size_as_the_pipelines_does(kind):
+    pipe = FAMILIES[kind]()
+    pipe.set_progress_bar_config(disable=True)
+    dynamic = {"use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 64}
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(**dynamic)
+    base = Base(pipe, 16)
+    pipe("a", num_inference_steps=5, height=16, width=16, output_type="latent")
+    theirs = pipe.scheduler.timesteps.tolist()
+    ours = [step.timestep for step in base.steps(read_config(sampling__steps=5))]
+    larger = [step.timestep for step in Base(pipe, 32).steps(read_config(sampling__steps=5))]
+    assert ours == theirs and larger[1:-1] != ours[1:-1]
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3", "flux"])
+def test_the_file_moves_diffusers_own_pipeline_as_it_moved_the_policy(kind, tmp_path):
+    policy = Policy(Base(FAMILIES[kind]()), settings("unused", tmp_path / "run"))
+    stir(policy)
+    encoded, x = policy.encode(PROMPTS[:2]), noise(policy)
+    tensors = export.lora_tensors(policy.unwrapped, policy.base.family.spelling)
+    export.save_lora(tmp_path / "lora.safetensors", tensors, {})
+    pipe = FAMILIES[kind]()
+    other = Policy.__new__(Policy)
+    other.__dict__ |= policy.__dict__ | {"base": Base(pipe), "network": network_of(pipe)}
+    pipe.load_lora_weights(tmp_path / "lora.safetensors")
+    with torch.no_grad():
+        expected = policy.predictor(encoded)(x, 1)
+        assert not torch.allclose(policy.reference_predictor(encoded)(x, 1), expected)
+        torch.testing.assert_close(other.predictor(encoded)(x, 1), expected)
+
+
+def test_both_kinds_of_flux_blocks_are_adapted(tmp_path):
+    policy = Policy(Base(FAMILIES["flux"]()), settings("unused", tmp_path / "run"))
+    layers = {(name.split(".")[0], name.partition(".lora_")[0].split(".attn.")[1]) for name in policy.parameters()}
+    single = {("single_transformer_blocks", name) for name in ("to_q", "to_k", "to_v")}
+    assert layers == single | {("transformer_blocks", name) for name in JOINT_ATTENTION}
 
 
 def test_recomputed_gradients_are_the_same(tmp_path):
@@ -136,7 +186,7 @@ def test_half_a_file_never_bears_the_name(policy, tmp_path, monkeypatch):
 def test_names_of_both_spellings(policy):
     state = get_peft_model_state_dict(policy.unwrapped)
     kohya, diffusers = export.kohya_names(state), export.diffusers_names(state)
-    assert len(kohya) == len(diffusers) == len(state) * 3 // 2
+    assert len(kohya) == len(state) * 3 // 2 and len(diffusers) == len(state)
     assert all(key.startswith("lora_unet_") for key in kohya)
     assert all(key.startswith("transformer.") for key in diffusers)
     ranks = {float(value) for key, value in kohya.items() if key.endswith(".alpha")}

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from diffusion_blend.blend_core import read_adapter
 from diffusion_blend.blend_core.errors import BlendError
 from diffusion_blend.pipelines import load_base, load_factors
@@ -26,9 +31,10 @@ from diffusion_blend.trainers.policy import Policy
 from diffusion_blend.trainers.rewarding import open_rewards
 from diffusion_blend.trainers.tracking import hacked, read_log
 from diffusion_blend.trainers.train import train
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from .worlds import PROMPTS, save, settings
+from .original_layout import checkpoint as checkpoint_of
+from .worlds import FAMILIES, PROMPTS, save, settings
 
 QUICK = {"optimisation__images_per_pass": 4}
 
@@ -36,7 +42,7 @@ QUICK = {"optimisation__images_per_pass": 4}
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
     root = tmp_path_factory.mktemp("bases")
-    return {kind: save(kind, root / kind) for kind in ("sd15", "sdxl", "sd3")}
+    return {kind: save(kind, root / kind) for kind in ("sd15", "sdxl", "sd3", "flux")}
 
 
 def same(one: Path, other: Path, tolerance: float = 0.0) -> None:
@@ -56,7 +62,16 @@ RUNS = [
     ("sdxl", {"algorithm": "draft", "draft__through": "last", "draft__kl_steps": 1}),
     ("sd3", {"algorithm": "grpo", "reward__watch": ("contrast",), "output__validate_every": 1,
              "output__validation_images": 4, "output__grid": 4}),
+    ("flux", {"algorithm": "grpo", "sampling__size": 16}),
 ]  # fmt: skip
+
+
+ARCHITECTURES = {
+    "sd15": "stable-diffusion-v1/lora",
+    "sdxl": "stable-diffusion-xl-v1-base/lora",
+    "sd3": "stable-diffusion-v3-medium/lora",
+    "flux": "flux-1-dev/lora",
+}
 
 
 @pytest.mark.parametrize(("kind", "changes"), RUNS, ids=[f"{kind} {c['algorithm']}" for kind, c in RUNS])
@@ -71,8 +86,11 @@ def test_a_run_leaves_a_lora_that_fits_its_base_and_says_how_it_was_made(bases, 
     facts = {key.removeprefix("diffusion_blend."): value for key, value in adapter.metadata.items()}
     expected = {"algorithm": config.algorithm, "kl_form": "exact", "rank": "2", "sampling_steps": "4", "cfg": "2.0"}
     assert expected.items() <= facts.items()
-    assert facts["transition"] == ("flow" if kind == "sd3" else "ddim")
-    assert ("eta" in facts) is (kind != "sd3") and ("noise_level" in facts) is (kind == "sd3")
+    flow = kind in ("sd3", "flux")
+    assert facts["transition"] == ("flow" if flow else "ddim")
+    assert ("eta" in facts) is not flow and ("noise_level" in facts) is flow
+    assert facts["modelspec.architecture"] == ARCHITECTURES[kind]
+    assert facts.get("guidance") == ("distilled" if kind == "flux" else None)
     assert len(facts["base_sha256"]) == 64 and facts["ss_new_sd_model_hash"] == facts["base_sha256"]
     assert facts["modelspec.sai_model_spec"] == "1.0.1" and facts["modelspec.hash_sha256"].startswith("0x")
     log = read_log(path.parent / "log.jsonl")
@@ -80,6 +98,34 @@ def test_a_run_leaves_a_lora_that_fits_its_base_and_says_how_it_was_made(bases, 
     assert {"reward", "path_kl", "gradient_norm", "images_per_second"} <= log[-1].keys()
     if config.output.validate_every:
         assert "valid_contrast" in log[-1] and len(list((path.parent / "grids").glob("*.png"))) == 3
+
+
+def test_a_checkpoint_in_the_original_layout_trains_as_its_folder(bases, tmp_path):
+    file, config = tmp_path / "tiny.safetensors", tmp_path / "config"
+    save_file(checkpoint_of(FAMILIES["sd15"]()), file)
+    shutil.copytree(bases["sd15"], config, ignore=shutil.ignore_patterns("*.safetensors"))
+    options = {"base__config": str(config), "base__name": "tiny", **QUICK}
+    path = train(settings(file, tmp_path / "file", **options))
+    assert moved(path)
+    same(train(settings(bases["sd15"], tmp_path / "folder", base__name="tiny", **QUICK)), path)
+    adapter = read_adapter(path)
+    assert adapter.metadata["diffusion_blend.base_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert adapter.metadata["diffusion_blend.base_model"] == "tiny"
+
+
+def test_a_checkpoint_needs_a_config_folder_of_its_kind(bases, tmp_path):
+    file, wrong = tmp_path / "tiny.safetensors", tmp_path / "wrong"
+    save_file(checkpoint_of(FAMILIES["sd15"]()), file)
+    wrong.mkdir()
+    (wrong / "model_index.json").write_text('{"_class_name": "AudioLDMPipeline"}')
+    for config, message in (
+        ("", r"Give --config \(train: base.config\) a local diffusers folder"),
+        (str(tmp_path), "has no model_index.json"),
+        (str(wrong), "is of a AudioLDMPipeline, which diffusers opens from no single file"),
+        (str(bases["sd3"]), "cannot be opened as a base model"),
+    ):
+        with pytest.raises(BlendError, match=message):
+            train(settings(file, tmp_path / "run", base__config=config))
 
 
 def test_dpo_learns_which_picture_is_better(bases, tmp_path):
@@ -119,12 +165,14 @@ def test_a_reward_grows_and_a_huge_kl_weight_holds_it(bases, tmp_path):
     assert abs(gains[1e5][0]) < gains[1e-5][0] / 2
 
 
-def program(config, folder: Path) -> list[str]:
-    """A Python that runs `config` as the command line would."""
+def program(config, folder: Path, before: str = "") -> list[str]:
+    """A Python that runs `config` as the command line would; before: code that is run first."""
     flat = {key.replace(".", "__"): value for key, value in to_flat(config).items()}
     script = folder / "program.py"
     script.write_text(
-        "import sys, torch\ntorch.set_num_threads(1)\n"
+        "import faulthandler, sys, torch\ntorch.set_num_threads(1)\n"
+        "faulthandler.dump_traceback_later(150, exit=True)\n"  # a stall fails with the place where it happened
+        f"{before}"
         "from diffusion_blend.blend_core.errors import BlendError\n"
         "from diffusion_blend.trainers.config import read_config\n"
         "from diffusion_blend.trainers.train import train\n"
@@ -169,21 +217,100 @@ def test_processes_may_look_at_the_folder_at_once(tmp_path):
     assert not list((tmp_path / "run").iterdir())
 
 
-def test_two_processes_equal_one(bases, tmp_path):
-    options = {"epochs": 4, "images_per_prompt": 4, "updates_per_epoch": 2, "output__checkpoint_every": 0,
-               "output__validate_every": 4, "output__validation_images": 4, "algorithm": "grpo"}  # fmt: skip
-    one = train(settings(bases["sd15"], tmp_path / "one", **options))
-    two = settings(bases["sd15"], tmp_path / "two", **options)
+def two_processes(config, folder: Path, before: str = "") -> str:
+    """Run `config` on two processes; what they print."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
-        [*launch, program(two, tmp_path)[1]], env=environment(), capture_output=True, text=True, timeout=200
+        [*launch, program(config, folder, before)[1]], env=environment(), capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr  # whole: the first traceback is the cause
-    assert "on 2 process(es)" in done.stdout
-    same(one, tmp_path / "two" / "brightness.safetensors", tolerance=1e-5)
-    alone, together = (read_log(tmp_path / name / "log.jsonl") for name in ("one", "two"))
+    return done.stdout
+
+
+OWN_REWARD = """
+import os
+from pathlib import Path
+
+mine = Path(__file__).parent / f"calls-{os.environ.get('RANK', '0')}"
+mine.touch()
+
+def own(images):
+    with mine.open("a") as file:
+        file.write(f"{len(images)} ")
+    return images.mean((1, 2, 3))
+"""
+
+
+def test_two_processes_equal_one_wherever_the_reward_is(bases, tmp_path):
+    options = {"epochs": 4, "images_per_prompt": 4, "updates_per_epoch": 2, "output__checkpoint_every": 0,
+               "output__validate_every": 4, "output__validation_images": 4, "algorithm": "grpo",
+               "reward__label": "own", "reward__watch": ("contrast",)}  # fmt: skip
+    for name in ("one", "every", "main"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "own.py").write_text(OWN_REWARD)
+        place = {"reward__name": str(tmp_path / name / "own.py"), "reward__place": name if name != "one" else "main"}
+        config = settings(bases["sd15"], tmp_path / name, **options | place)
+        if name == "one":
+            train(config)
+        else:
+            assert "on 2 process(es)" in two_processes(config, tmp_path)
+    same(tmp_path / "one" / "own.safetensors", tmp_path / "every" / "own.safetensors", tolerance=1e-5)
+    same(tmp_path / "every" / "own.safetensors", tmp_path / "main" / "own.safetensors")
+    logs = {name: read_log(tmp_path / name / "log.jsonl")[-1] for name in ("one", "every", "main")}
+    for figure in ("reward", "path_kl", "gradient_norm", "valid_own", "valid_contrast"):
+        assert logs["every"][figure] == pytest.approx(logs["one"][figure], rel=1e-3, abs=1e-6)
+        assert logs["main"][figure] == logs["every"][figure]
+    calls = {file.relative_to(tmp_path).as_posix(): file.read_text() for file in tmp_path.glob("*/calls-*")}
+    assert set(calls) == {"one/calls-0", "every/calls-0", "every/calls-1", "main/calls-0"}  # main: loaded by one alone
+    assert set(calls["every/calls-1"].split()) == {"2"} and set(calls["main/calls-0"].split()) == {"4"}
+
+
+SHARING = """
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType
+from diffusion_blend.trainers import train as loop
+
+class Sharing(Accelerator):
+    # accelerate has FSDP for GPUs alone; torch's works on CPUs too
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.state.distributed_type = DistributedType.FSDP
+        self.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["BasicTransformerBlock"], cpu_ram_efficient_loading=False,
+        )
+
+    def prepare(self, network, optimiser):
+        prepared = super().prepare(network, optimiser)
+        print("parameters are", {type(p.data).__name__ for p in prepared[0].parameters()})
+        return prepared
+
+loop.Accelerator = Sharing
+"""
+
+
+def test_a_network_that_is_shared_out_by_fsdp_learns_the_same_and_goes_on_exactly(bases, tmp_path):
+    """Against one process that holds the whole of it; in between the shared run ends and goes on with more epochs."""
+    options = {"algorithm": "dpok", "optimisation__average": 0.5, "output__validate_every": 1,
+               "output__validation_images": 4, "policy_gradient__value_updates": 1}  # fmt: skip
+    one = train(settings(bases["sd15"], tmp_path / "one", epochs=2, **options))
+    for epochs in (1, 2):
+        said = two_processes(settings(bases["sd15"], tmp_path / "two", epochs=epochs, **options), tmp_path, SHARING)
+        assert "parameters are {'DTensor'}" in said and "on 2 process(es)" in said
+    assert "going on after 1 epochs" in said
+    same(one, tmp_path / "two" / "brightness.safetensors", tolerance=2e-5)  # an update moves each weight by 1e-3
+    alone, shared = (read_log(tmp_path / name / "log.jsonl") for name in ("one", "two"))
+    assert [line["epoch"] for line in shared] == [line["epoch"] for line in alone] == [-1, 0, 1]
     for name in ("reward", "path_kl", "gradient_norm", "valid_brightness"):
-        assert together[-1][name] == pytest.approx(alone[-1][name], rel=1e-3, abs=1e-6)
+        assert shared[-1][name] == pytest.approx(alone[-1][name], rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_other_ways_of_sharing_a_network_out_are_refused(kind):
+    accelerator = SimpleNamespace(distributed_type=DistributedType[kind], is_fsdp2=False)
+    with pytest.raises(BlendError, match=f"configured for {kind}, expected .* fsdp_version 2"):
+        loop._check_distribution(accelerator)
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint_and_says_so(bases, tmp_path, monkeypatch):
@@ -246,6 +373,8 @@ BAD = [
     ({"reward__name": "pickscore"}, "pickscore"),
     ({"reward__name": "no_such_reward"}, "unknown"),
     ({"algorithm": "draft", "reward__name": "jpeg_compressibility"}, "has no gradient"),
+    ({"algorithm": "draft", "reward__place": "main"}, "does not cross processes"),
+    ({"reward__place": "somewhere"}, "expected one of every, main"),
     ({"algorithm": "dpo"}, "prompts.pairs is empty"),
     ({"optimisation__images_per_pass": 3}, "do not divide"),
     ({"sampling__eta": 0.0}, "no step has a likelihood"),
@@ -263,6 +392,39 @@ def test_bad_input_is_refused_before_the_base_is_loaded(bases, tmp_path, monkeyp
     monkeypatch.setattr(loop, "open_base", lambda *_: pytest.fail("the base was loaded"))
     with pytest.raises(BlendError, match=message):
         train(settings(bases["sd15"], tmp_path / "run", **changes))
+
+
+def scalars(folder: Path) -> dict[tuple[str, int], float]:
+    """By name and step, from the event files of a folder: length, checksum, data, checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = {}
+    for file in folder.glob("events.out.tfevents.*"):
+        content, place = file.read_bytes(), 0
+        while place < len(content):
+            (length,) = struct.unpack_from("<Q", content, place)
+            event = Event.FromString(content[place + 12 : place + 12 + length])
+            found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+            place += 12 + length + 4
+    return found
+
+
+def test_tensorboard_gets_the_figures_of_the_log(bases, tmp_path):
+    pytest.importorskip("tensorboardX")
+    options = {"output__trackers": ("tensorboard",), "output__validate_every": 2, "output__validation_images": 4}
+    train(settings(bases["sd15"], tmp_path / "run", **QUICK | options))
+    found = scalars(tmp_path / "run" / "diffusion-blend")
+    for line in read_log(tmp_path / "run" / "log.jsonl"):
+        for name in line.keys() - {"epoch"}:
+            assert found[name, line["epoch"]] == pytest.approx(line[name], rel=1e-6)
+    assert {("reward", 0), ("path_kl", 1), ("valid_brightness", -1), ("valid_path_kl", 1)} <= found.keys()
+
+
+def test_a_tracker_without_its_package_is_refused_before_anything_loads(bases, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "open_base", lambda *_: pytest.fail("the base was loaded"))
+    monkeypatch.setattr(loop, "get_available_trackers", lambda: [])
+    with pytest.raises(BlendError, match=r"names wandb, whose package is not installed \(installed here: none\)"):
+        train(settings(bases["sd15"], tmp_path / "run", output__trackers=("wandb",)))
 
 
 def test_an_empty_prompts_file_is_refused(bases, tmp_path):

@@ -1,10 +1,12 @@
-"""Tiny random pipelines of three families, saved as diffusers folders, and a run's settings on them."""
+"""Tiny random pipelines of every family, saved as diffusers folders, and a run's settings on them."""
 
 import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -51,14 +53,15 @@ def text_encoder(kind=CLIPTextModel, width=16):
     ).eval()  # fmt: skip
 
 
-def autoencoder(channels=4):
+def autoencoder(**options):
     return AutoencoderKL(
         block_out_channels=(16, 16),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=channels,
+        latent_channels=4,
         norm_num_groups=8,
         sample_size=16,
+        **options,
     ).eval()
 
 
@@ -116,14 +119,38 @@ def sd3():
         joint_attention_dim=32, caption_projection_dim=16, pooled_projection_dim=32, pos_embed_max_size=8,
     ).eval()  # fmt: skip
     return StableDiffusion3Pipeline(
-        transformer=transformer, vae=autoencoder(), scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        transformer=transformer, vae=autoencoder(shift_factor=0.06),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         text_encoder=text_encoder(CLIPTextModelWithProjection),
         text_encoder_2=text_encoder(CLIPTextModelWithProjection),
         text_encoder_3=t5(), tokenizer=tokenizer(), tokenizer_2=tokenizer(), tokenizer_3=tokenizer(),
     )  # fmt: skip
 
 
-FAMILIES = {"sd15": sd15, "sdxl": sdxl, "sd3": sd3}
+def flux(distilled=True):
+    """Flux dev, or with distilled off the shape of schnell: guidance is no input of the network."""
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=32, pooled_projection_dim=16, axes_dims_rope=(2, 2, 4), guidance_embeds=distilled,
+    ).eval()  # fmt: skip
+    # so short a line of shifts, that the number of patches moves the schedule at these sizes too
+    schedule = {"use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 64} if distilled else {}
+    pipe = FluxPipeline(
+        transformer=transformer, vae=autoencoder(scaling_factor=0.36, shift_factor=0.12), text_encoder=text_encoder(),
+        tokenizer=tokenizer(), text_encoder_2=t5(), tokenizer_2=tokenizer(),
+        scheduler=FlowMatchEulerDiscreteScheduler(**schedule),
+    )  # fmt: skip
+    pipe.default_sample_size = SIDE  # the pipeline's own is that of the real model
+    return pipe
+
+
+def schnell():
+    return flux(distilled=False)
+
+
+SIDE = 8  # latent pixels
+FAMILIES = {"sd15": sd15, "sdxl": sdxl, "sd3": sd3, "flux": flux, "schnell": schnell}
 
 
 def save(kind, folder):
