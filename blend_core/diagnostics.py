@@ -78,6 +78,11 @@ class Gap:
     least_kl_weight: float
 
     @property
+    def excess(self) -> float:
+        """How many times too strong the tilt is, least_kl_weight / kl_weight; 1 and below is fine."""
+        return self.least_kl_weight / self.kl_weight
+
+    @property
     def counting(self) -> float:
         """How many of the samples count, n / (1 + variation^2)."""
         return self.samples / (1 + self.variation**2)
@@ -133,7 +138,7 @@ class Diagnosis:
 
     def gap_rows(self) -> list[list[str]]:
         """A heading, then one row per probed step and reward."""
-        heading = ["step", "sigma", "reward", "KL weight", "G (nats)", "standard error", "variation", "trusted from"]
+        heading = ["step", "sigma", "reward", "KL weight", "G (nats)", "standard error", "variation", "too strong by"]
         return [heading, *(_gap_row(gap) for gap in self.gaps)]
 
     def describe(self) -> str:
@@ -238,7 +243,7 @@ def _gap_of(tilt: Tensor) -> Tensor:
 
 def _variation(tilt: Tensor) -> Tensor:
     weights = (tilt - tilt.amax(0)).exp()
-    return weights.std(0) / weights.mean(0)
+    return weights.std(0, correction=0) / weights.mean(0)  # so that n / (1 + variation^2) is (sum w)^2 / sum w^2
 
 
 def _least_kl_weight(scores: Tensor) -> float:
@@ -256,13 +261,14 @@ def _least_kl_weight(scores: Tensor) -> float:
 
 def _doubts_of_gaps(gaps: Sequence[Gap]) -> Iterable[str]:
     for name in dict.fromkeys(gap.name for gap in gaps):
-        worst = max((gap for gap in gaps if gap.name == name), key=lambda gap: gap.variation)
+        worst = max((gap for gap in gaps if gap.name == name), key=lambda gap: gap.excess)
         if worst.variation <= MOST_VARIATION:
             continue
         yield (
-            f"{name}: at sigma {worst.sigma:.3g} exp(r / alpha) varies by {worst.variation:.2g} times its mean (up to "
-            f"{MOST_VARIATION:g} is fine): alpha {worst.kl_weight:.3g} is too small there, {worst.least_kl_weight:.3g} "
-            "would do. Lower alignment, or use LoRAs trained with a larger KL weight."
+            f"{name}: the KL weight {worst.kl_weight:.3g} is too small: at sigma {worst.sigma:.3g} exp(r / alpha) "
+            f"varies by {worst.variation:.2g} times its mean (up to {MOST_VARIATION:g} is fine); a KL weight of "
+            f"{worst.least_kl_weight:.2g} would do. Keep alignment at 1 or below, and use LoRAs trained with a larger "
+            "KL weight."
         )
         if worst.counting < FEWEST_COUNTING:
             yield (
@@ -326,7 +332,7 @@ def _row(step: Disagreement) -> list[str]:
 
 
 def _gap_row(gap: Gap) -> list[str]:
-    numbers = (gap.gap, gap.standard_error, gap.variation, gap.least_kl_weight)
+    numbers = (gap.gap, gap.standard_error, gap.variation, gap.excess)
     return [
         str(gap.step + 1), f"{gap.sigma:.3g}", gap.name, f"{gap.kl_weight:.3g}", *(f"{each:.3g}" for each in numbers)
     ]  # fmt: skip
