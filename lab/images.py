@@ -24,13 +24,13 @@ def run(request: Request, out: Path, former: dict | None = None) -> None:
 
     Raises BlendError before anything is written for input that cannot be used.
     """
-    _check(request)
+    check(request)
     adapters = [read_adapter(file) for file in request.reward_files().values()]
-    blend = _blend(request, [adapter.kl_weight for adapter in adapters])
+    blend = blend_of(request, [adapter.kl_weight for adapter in adapters])
     etas = _etas(request, [adapter.eta for adapter in adapters])
     for logging in (diffusers_logging, transformers_logging):
         logging.disable_progress_bar()  # one bar is enough: the images'
-    pipe = load_base(place(request.base), request.config, _dtype(request.dtype))
+    pipe = load_base(place(request.base), request.config, dtype_of(request.dtype))
     base_fingerprint = fingerprint(pipe)
     sampling = Sampling(request.steps, request.eta, request.cfg, request.size, request.execution)
     factors, reports = match(pipe, adapters)
@@ -86,7 +86,7 @@ def _make(pipe, method: Method, sampling: Sampling, request: Request, out: Path)
             progress.update(len(batch))
 
 
-def _check(request: Request) -> None:
+def check(request: Request) -> None:
     """Raise BlendError for requests that can be refused before anything is loaded."""
     if not request.prompts:
         raise BlendError("no prompt came. Give --prompt TEXT, or --prompts FILE with one prompt per line.")
@@ -100,7 +100,7 @@ def _check(request: Request) -> None:
         raise BlendError(f"--size is {request.size}, expected a multiple of 8. Take {request.size // 8 * 8}.")
 
 
-def _blend(request: Request, kl_weights: Sequence[float | None]) -> Blend | None:
+def blend_of(request: Request, kl_weights: Sequence[float | None]) -> Blend | None:
     """The blend asked for, None without rewards; one-variant methods refuse coefficients below 0 here."""
     names = tuple(request.rewards)
     if not names:
@@ -138,7 +138,8 @@ def _png(image: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def _dtype(name: str) -> torch.dtype:
+def dtype_of(name: str) -> torch.dtype:
+    """The dtype that --dtype names."""
     if name not in ("float32", "float16", "bfloat16"):
         raise BlendError(f"--dtype is {name!r}, expected float32, float16 or bfloat16.")
     return getattr(torch, name)

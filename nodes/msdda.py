@@ -37,7 +37,7 @@ def sample_msdda(
     """
     run = _exact_run(extra_args)
     numbers = _numbers(run, etas, base_eta)
-    family = "flow" if _is_flow(model) else "ve"
+    family = "flow" if is_flow(model) else "ve"
     noise_sampler = noise_sampler or default_noise_sampler(x, seed=extra_args.get("seed"))
     ones = x.new_ones([x.shape[0]])
     for i in trange(len(sigmas) - 1, disable=disable):
@@ -82,7 +82,8 @@ def _numbers(run: BlendedRun, etas: str, base_eta: float) -> tuple[float, ...]:
     return basis_etas(given, [lora.adapter.eta for lora in run.blend.loras], base_eta)
 
 
-def _is_flow(model) -> bool:
+def is_flow(model) -> bool:
+    """Whether the model that a sampler function is given has rectified flow's noise."""
     sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
     return isinstance(sampling, comfy.model_sampling.CONST)
 

@@ -49,6 +49,9 @@ log = logging.getLogger(__name__)
 KEY = "diffusion_blend"
 EXECUTIONS = ("auto", "batched", "sequential")
 FINE = 64  # steps at which a schedule is looked at before the run's own number is known
+Record = Callable[[int, float, torch.Tensor, list[torch.Tensor], list[float]], None]
+"""record(step, sigma, x, denoised, coefficients): the guided prediction of every variant at x, base first."""
+
 MEMORY_MARGIN = 1.5  # the factor ComfyUI itself applies to its estimate before it batches conditionings
 
 
@@ -72,10 +75,28 @@ class AppliedBlend:
         """The plan of the last run; None before one."""
         return self.hooks.plan
 
+    @property
+    def calls(self) -> int:
+        """Calls of the guided model in the last run."""
+        return self.hooks.calls
 
-def sample(model, blend: LoRABlend, estimator: Estimator, execution: str, latent_image: dict, seed: int, **ksampler):
-    """KSampler with a blend. Returns the latent and the AppliedBlend it was made with."""
+
+def sample(
+    model,
+    blend: LoRABlend,
+    estimator: Estimator,
+    execution: str,
+    latent_image: dict,
+    seed: int,
+    record: Record | None = None,
+    **ksampler,
+):
+    """KSampler with a blend. Returns the latent and the AppliedBlend it was made with.
+
+    record: called at the first evaluation of every step; the latent is the same with it and without.
+    """
     applied = apply_blend(model, blend, estimator, execution, seed, latent_image.get("batch_index"))
+    applied.hooks.record = record
     (latent,) = common_ksampler(applied.model, seed, latent=latent_image, **ksampler)
     return latent, applied
 
@@ -157,6 +178,8 @@ class _Hooks:
         self.blend = blend
         self.estimator = estimator
         self.plan: Plan | None = None
+        self.record: Record | None = None
+        self.calls = 0
         self.execution = execution
         self.seed = seed
         self.image_indices = image_indices
@@ -170,7 +193,7 @@ class _Hooks:
         options[KEY] = BlendedRun(
             plan, StepClock(sigmas, sampler_function), self.bank, self.execution, self.blend, self.estimator
         )
-        self.plan = plan
+        self.plan, self.calls = plan, 0
         try:
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         finally:
@@ -199,6 +222,12 @@ class _Hooks:
     def predict_noise(self, executor, x, timestep, model_options=None, seed=None):
         run = executor.class_obj.model_options["transformer_options"][KEY]
         run.advance(timestep)
+        self.calls += 1
+        if self.record is not None and run.step not in run.recorded:
+            run.recorded.add(run.step)
+            denoised = run.every_variant(lambda: executor(x, timestep, model_options or {}, seed))
+            coefficients = self.blend.layers(len(run.plan.variants))[0][run.step].tolist()
+            self.record(run.step, float(timestep.max()), x, denoised, coefficients)
         return executor(x, timestep, model_options or {}, seed)
 
     def apply_model(self, executor, *args, **kwargs):
@@ -226,10 +255,12 @@ class BlendedRun:
         self.bank = bank
         self.execution = execution
         self.step = 0
+        self.recorded: set[int] = set()  # steps
         self._calls: Counter = Counter()  # of this step, by what they ask for
         self._attachments = {}  # per network: there are several on several devices
         self._shared: list[_SharedCall] | None = None  # None: predictions are blended
         self._turn = self._call = 0
+        self._every = False  # variant in turn, and not those that count at the step alone
 
     @property
     def exact(self) -> bool:
@@ -242,14 +273,31 @@ class BlendedRun:
         Guidance and every other patch run once per variant; the network's passes hold all variants and are made in
         the first turn only. A call that comes with another input than the first turn's is evaluated on its own.
         """
+        return self._in_turn(len(self.plan.active(step)[0]), predict)
+
+    def every_variant(self, predict: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
+        """The same under every variant, base first, whatever its coefficient."""
+        self._every = True
+        try:
+            return self._in_turn(1 + len(self.blend.loras), predict)
+        finally:
+            self._every = False
+
+    def _in_turn(self, turns: int, predict: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
         self._shared, results = [], []
         try:
-            for turn in range(len(self.plan.active(step)[0])):
+            for turn in range(turns):
                 self._turn, self._call = turn, 0
                 results.append(predict())
         finally:
             self._shared = None
         return results
+
+    def _in_turns(self, images: int) -> torch.Tensor:
+        """The variants (k, images) whose turns they are."""
+        if not self._every:
+            return self.plan.active(self.step, images)[0]
+        return torch.arange(1 + len(self.blend.loras))[:, None].expand(-1, images)
 
     def advance(self, timestep: torch.Tensor) -> None:
         """Note the step of the evaluation that begins."""
@@ -279,7 +327,7 @@ class BlendedRun:
         images = rows // chunks if rows % chunks == 0 else rows
         if self._shared is None:
             return self.plan(evaluate, self.step, images=images, call=self._named(options, x))
-        return self._one_of(evaluate, self.plan.active(self.step, images)[0], *inputs["args"][:2])
+        return self._one_of(evaluate, self._in_turns(images), *inputs["args"][:2])
 
     def _named(self, options: dict, x: torch.Tensor) -> Hashable:
         """What a call asks for, alike at every step: its conditionings, its shape, and which of such calls it is."""

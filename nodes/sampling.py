@@ -18,7 +18,7 @@ from .sockets import CATEGORY, BlendSocket, LoRABlend
 SELECTIONS = {"stratified": stratified, "random": sampled, "budget": budget}
 EVALUATIONS = {"exact": exact, **SELECTIONS}
 
-_BLEND_TOOLTIP = "What to blend, from Blend Weights or KL Interpolate."
+BLEND_TOOLTIP = "What to blend, from Blend Weights or KL Interpolate."
 _ONE_PER_STEP_TOOLTIP = (
     "stratified spreads each reward evenly over the steps and lies nearer to the exact blend than random, which draws "
     "each step's reward independently, as in the paper. budget also remembers what the other rewards last predicted: "
@@ -28,13 +28,13 @@ _BUDGET_TOOLTIP = (
     "For budget: evaluations per step on average, from 1 (the plain sampler's cost, but for a first step of all "
     "rewards) to the number of rewards (exact). What is above 1 goes where predictions change most. Others ignore it."
 )
-_EXECUTION_TOOLTIP = (
+EXECUTION_TOOLTIP = (
     "How the rewards of a step are computed: batched is one larger pass, sequential one after another with no extra "
     "memory. auto takes the largest batch that fits. The image is the same up to rounding."
 )
 
 
-def _ksampler_inputs(choose_sampler: bool = True) -> list[io.Input]:
+def ksampler_inputs(choose_sampler: bool = True) -> list[io.Input]:
     """KSampler's own inputs, in its order and with its ranges."""
     inputs = [
         io.Int.Input(
@@ -127,14 +127,14 @@ class ApplyBlend(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The base model the reward LoRAs were trained on."),
-                BlendSocket.Input("blend", tooltip=_BLEND_TOOLTIP),
+                BlendSocket.Input("blend", tooltip=BLEND_TOOLTIP),
                 io.Combo.Input(
                     "evaluation",
                     options=list(EVALUATIONS),
                     tooltip="exact: every reward at every step (cost: their number). The others evaluate one per step: "
                     + _ONE_PER_STEP_TOOLTIP,
                 ),
-                io.Combo.Input("execution", options=list(EXECUTIONS), tooltip=_EXECUTION_TOOLTIP),
+                io.Combo.Input("execution", options=list(EXECUTIONS), tooltip=EXECUTION_TOOLTIP),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -172,9 +172,9 @@ class BlendedKSampler(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The base model the reward LoRAs were trained on."),
-                BlendSocket.Input("blend", tooltip=_BLEND_TOOLTIP),
-                *_ksampler_inputs(),
-                io.Combo.Input("execution", options=list(EXECUTIONS), tooltip=_EXECUTION_TOOLTIP),
+                BlendSocket.Input("blend", tooltip=BLEND_TOOLTIP),
+                *ksampler_inputs(),
+                io.Combo.Input("execution", options=list(EXECUTIONS), tooltip=EXECUTION_TOOLTIP),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The denoised latent.")],
         )
@@ -202,8 +202,8 @@ class StochasticLSSampler(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The base model the reward LoRAs were trained on."),
-                BlendSocket.Input("blend", tooltip=f"{_BLEND_TOOLTIP} Alignment above 1 needs the selection budget."),
-                *_ksampler_inputs(),
+                BlendSocket.Input("blend", tooltip=f"{BLEND_TOOLTIP} Alignment above 1 needs the selection budget."),
+                *ksampler_inputs(),
                 io.Combo.Input(
                     "selection",
                     options=list(SELECTIONS),
@@ -268,10 +268,10 @@ class MSDDAKSampler(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The base model the reward LoRAs were trained on."),
-                BlendSocket.Input("blend", tooltip=_BLEND_TOOLTIP),
-                *_ksampler_inputs(choose_sampler=False),
+                BlendSocket.Input("blend", tooltip=BLEND_TOOLTIP),
+                *ksampler_inputs(choose_sampler=False),
                 *_eta_inputs(),
-                io.Combo.Input("execution", options=list(EXECUTIONS), tooltip=_EXECUTION_TOOLTIP),
+                io.Combo.Input("execution", options=list(EXECUTIONS), tooltip=EXECUTION_TOOLTIP),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The denoised latent.")],
         )

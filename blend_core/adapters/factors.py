@@ -101,6 +101,15 @@ class Adapter:
         except ValueError:  # a plain "aesthetic, hpsv2" is as good as JSON
             return tuple(name.strip() for name in text.split(",") if name.strip())
 
+    @property
+    def reward_factor(self) -> float:
+        """What the reward was multiplied by in training: the KL weight refers to the product. 1 where not stated."""
+        try:
+            (only,) = json.loads(self.metadata.get(METADATA_PREFIX + "rewards", ""))
+            return float(only["weight"]) * float(only["scale"])
+        except (ValueError, TypeError, KeyError):  # several rewards, or a plain name
+            return 1.0
+
 
 def soup(resolved: Sequence[Mapping[Any, Factors]], weights: Sequence[float]) -> dict[Any, Factors]:
     """The adapter whose delta is sum_i w_i * scale_i * up_i @ down_i on every target, exactly.

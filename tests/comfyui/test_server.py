@@ -20,6 +20,7 @@ NODE_IDS = {
     "DiffusionBlendApply",
     "DiffusionBlendKSampler",
     "DiffusionBlendStochasticLS",
+    "DiffusionBlendDiagnostics",
     "DiffusionBlendMSDDASampler",
     "DiffusionBlendMSDDAKSampler",
     "DiffusionBlendLoadRewardModel",

@@ -92,6 +92,20 @@ def test_the_header_gives_kl_weight_and_rewards(tmp_path):
     assert adapter.rewards == ("hpsv2",)
 
 
+@pytest.mark.parametrize(
+    ("rewards", "factor"),
+    [
+        ('[{"name": "a", "weight": 2, "scale": 4.5}]', 9.0),
+        ('[{"name": "a", "weight": 1}]', 1.0),
+        ('[{"name": "a", "weight": 1, "scale": 3}, {"name": "b", "weight": 1, "scale": 3}]', 1.0),
+        ("aesthetic", 1.0),
+    ],
+)
+def test_the_header_gives_the_factor_of_its_only_reward(tmp_path, rewards, factor):
+    metadata = {"diffusion_blend.rewards": rewards}
+    assert read_adapter(write(tmp_path / "lora.safetensors", pair(MODULE), metadata)).reward_factor == factor
+
+
 def test_what_the_header_does_not_state_is_none(tmp_path):
     adapter = read_adapter(write(tmp_path / "lora.safetensors", pair(MODULE)))
     assert adapter.kl_weight is None

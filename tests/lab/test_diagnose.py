@@ -1,0 +1,108 @@
+"""`diffusion-blend diagnose`, run as a user does, on a tiny model in a folder."""
+
+import json
+
+import pytest
+import torch
+from diffusion_blend.blend_core import LoRABank, exact
+from diffusion_blend.blend_core.diagnostics import disagreement
+from diffusion_blend.lab.cli import main
+from diffusion_blend.pipelines import blended, load_base, load_factors
+from PIL import Image
+
+from ..lora_files import random_lora, write_lora
+from ..pipelines.worlds import tiny_pipeline
+
+PROMPTS = ["a red circle", "a blue square"]
+CFG, STEPS, SEED = 2.0, 4, 5
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory):
+    """A folder with base/, first.safetensors and second.safetensors."""
+    folder = tmp_path_factory.mktemp("studio")
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(folder / "base")
+    for seed, name in enumerate(("first", "second"), start=31):
+        write_lora(folder / f"{name}.safetensors", random_lora(pipe.unet, seed, size=0.02))
+    return folder
+
+
+def diagnose(studio, out, *more):
+    lora = [f"--reward={name}={studio / name}.safetensors" for name in ("first", "second")]
+    settings = ["--weights=0.6, 0.4", f"--steps={STEPS}", "--eta=1", f"--cfg={CFG}", f"--seed={SEED}", "--device=cpu"]
+    texts = [f"--prompt={text}" for text in PROMPTS]
+    status = main(["diagnose", f"--base={studio / 'base'}", *lora, *settings, *texts, f"--out={out}", *more])
+    return status, json.loads((out / "diagnosis.json").read_text()) if status == 0 else None
+
+
+def first_predictions(studio):
+    """(x, D of base, first, second) before the first step, by the pipeline's network and scheduler."""
+    pipe = load_base(str(studio / "base"))
+    factors, _ = load_factors(pipe, [studio / "first.safetensors", studio / "second.safetensors"])
+    bank = LoRABank(factors)
+    pipe.scheduler.set_timesteps(STEPS)
+    timestep = pipe.scheduler.timesteps[0]
+    signal = pipe.scheduler.alphas_cumprod[timestep].sqrt()
+    shape = (4, 8, 8)
+    noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(SEED)) for _ in PROMPTS])
+    prompted, empty = pipe.encode_prompt(PROMPTS, "cpu", 1, True)
+    text = torch.cat([empty, prompted])
+    found = []
+    for variant in range(3):
+        plan = exact([float(i == variant) for i in range(3)], 1, [0, 0])
+        with blended(pipe, bank, plan), torch.no_grad():
+            eps = pipe.unet(torch.cat([noise, noise]), timestep, encoder_hidden_states=text).sample
+        uncond, cond = eps.chunk(2)
+        guided = uncond + CFG * (cond - uncond)
+        found.append(pipe.scheduler.step(guided, timestep, noise).pred_original_sample)
+    return noise / signal, torch.stack(found)
+
+
+def test_the_numbers_are_those_of_the_pipeline(studio, tmp_path, capsys):
+    status, read = diagnose(studio, tmp_path / "out")
+    assert status == 0
+    x, denoised = first_predictions(studio)
+    expected = disagreement(x, denoised, (0.0, 0.6, 0.4), 0, read["steps"][0]["sigma"])
+    for field in ("bends", "cosines"):
+        assert read["steps"][0][field] == pytest.approx(getattr(expected, field), rel=1e-4, abs=1e-6)
+    assert read["steps"][0]["bend"] == pytest.approx(expected.bend, rel=1e-4)
+    assert len(read["steps"]) == STEPS and read["evaluations"] == 3 * STEPS and read["blend_evaluations"] == 2 * STEPS
+    assert read["request"]["prompts"] == PROMPTS and read["gaps"] == []
+    with Image.open(tmp_path / "out" / "diagnosis.png") as picture:
+        assert picture.width == 1000
+    printed = capsys.readouterr().out
+    assert "0.6 first + 0.4 second" in printed and "Verdict: " in printed and "cos first, second" in printed
+
+
+def test_a_probe_follows_the_kl_weight(studio, tmp_path):
+    options = ["--reward-model=brightness=first", "--samples=6", "--probes=2", "--alignment=2"]
+    status, read = diagnose(studio, tmp_path / "a", *options, "--kl-weight=0.5")
+    assert status == 0
+    assert [gap["step"] for gap in read["gaps"]] == [0, 2] and {gap["name"] for gap in read["gaps"]} == {"first"}
+    assert all(gap["kl_weight"] == pytest.approx(0.25) and gap["gap"] >= 0 for gap in read["gaps"])
+    assert read["evaluations"] == 3 * STEPS + 6 * (4 + 2)
+    _, tight = diagnose(studio, tmp_path / "b", *options, "--kl-weight=0.0001")
+    assert tight["verdict"]["level"] == "doubtful" and tight["gaps"][0]["gap"] > read["gaps"][0]["gap"]
+    assert "KL weight 5e-05 is too small" in " ".join(tight["verdict"]["reasons"])
+
+
+def test_one_reward_alone_is_exact(studio, tmp_path):
+    _, read = diagnose(studio, tmp_path, "--weights=0, 1")
+    assert read["verdict"]["level"] == "exact" and "second alone" in read["verdict"]["reasons"][0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--reward-model=brightness"], "expected REWARD=NAME"),
+        (["--reward-model=brightness=third"], "NAME one of first, second"),
+        (["--reward-model=brightness=first"], "does not state the KL weight"),
+        (["--steps=7"], "divisor"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(studio, tmp_path, capsys, options, message):
+    assert diagnose(studio, tmp_path, *options) == (2, None)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
