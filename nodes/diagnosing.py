@@ -13,7 +13,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..blend_core import BlendError, image_seed
+from ..blend_core import BlendError, exact, image_seed
 from ..blend_core.diagnostics import Diagnosis, Disagreement, Gap, disagreement, gap_at, posterior_samples, probed_steps
 from ..blend_core.picture import draw
 from .managing import RewardModel
@@ -115,7 +115,7 @@ class Diagnostics(io.ComfyNode):
             )
         probe = None if reward_model is None else Probe.of(blend, reward_of, reward_model, vae, prompt, latent_image)
         recorder = Recorder()
-        latent, applied = sample(model, blend, "exact", execution, latent_image, record=recorder, **ksampler)
+        latent, applied = sample(model, blend, exact, execution, latent_image, record=recorder, **ksampler)
         if not recorder.steps:
             raise BlendError("no step was sampled, because denoise is 0. Set it above 0, 1 for an image from noise.")
         count = len(recorder.steps)

@@ -15,12 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ..blend_core import BlendError, LoRABank, Plan, Target, TargetIndex, evaluate_variants
-from .parameterization import read_scheduler
+from .parameterization import Reading, first_of, read_scheduler, unit_of
 
 EXECUTIONS = ("sequential", "batched")
 
@@ -95,6 +94,7 @@ class _BlendedForward:
     def __init__(self, network: nn.Module, bank: LoRABank, plan: Plan, execution: str, scheduler=None):
         self.original = network.forward
         self.scheduler = scheduler
+        self.unit = 1.0
         self.signature = inspect.signature(type(network).forward)
         self.attachment = bank.attach(network)
         self.plan = plan
@@ -106,7 +106,7 @@ class _BlendedForward:
         x = next(iter(inputs.values()))
         rows = self._rows(x)
         step, ordinal = self.clock.step(inputs["timestep"]), self.clock.ordinal
-        reading = read_scheduler(self.scheduler, inputs["timestep"]) if self.plan.needs_denoised else None
+        reading = self._reading(inputs["timestep"], step) if self.plan.needs_denoised else None
         output = None
 
         def call(repeated: dict[str, Any], _variants: Tensor) -> Tensor:
@@ -124,6 +124,12 @@ class _BlendedForward:
         if reading is not None:
             prediction = reading.prediction(x, prediction)
         return (prediction,) if isinstance(output, tuple) else type(output)(sample=prediction)
+
+    def _reading(self, timestep: Tensor, step: int) -> Reading:
+        """What predictions mean at this call."""
+        if step == 0 and hasattr(self.scheduler, "begin_index"):
+            self.unit = unit_of(self.scheduler, timestep)
+        return read_scheduler(self.scheduler, first_of(timestep) * self.unit)
 
     def _by_name(self, args: tuple, kwargs: dict) -> dict[str, Any]:
         """The call's inputs by parameter name, the noisy latents first in every diffusers network."""
@@ -152,7 +158,7 @@ class TimestepClock:
 
     def step(self, timestep: Tensor | float) -> int:
         """The step of one call. Schedulers with more timesteps than steps go through the plan again."""
-        value = float(torch.as_tensor(timestep).flatten()[0])
+        value = first_of(timestep)
         self.ordinal = self.ordinal + 1 if value == self._last else 0
         if self._last is None or value > self._last:
             self._step = 0

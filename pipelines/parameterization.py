@@ -35,13 +35,17 @@ class Reading:
 
 
 def read_scheduler(scheduler, timestep: Tensor | float) -> Reading:
-    """The reading before the step at `timestep`. Raises BlendError for a scheduler that is not among KNOWN."""
+    """The reading before the step at `timestep`, in the scheduler's unit.
+
+    Raises BlendError for a scheduler that is not among KNOWN.
+    """
+    value = first_of(timestep)
     if isinstance(scheduler, DDIMScheduler):
-        abar = scheduler.alphas_cumprod[int(torch.as_tensor(timestep).flatten()[0])].item()
+        abar = scheduler.alphas_cumprod[int(value)].item()
         signal, noise = math.sqrt(abar), math.sqrt(1 - abar)
         return Reading(signal, noise, *x0_map(scheduler.config.prediction_type, signal, noise))
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-        noise = scheduler.sigmas[_flow_index(scheduler, float(torch.as_tensor(timestep).flatten()[0]))].item()
+        noise = scheduler.sigmas[int((scheduler.timesteps - value).abs().argmin())].item()
         return Reading(1 - noise, noise, *x0_map("flow", 1 - noise, noise))
     raise BlendError(
         f"the pipeline samples with {type(scheduler).__name__}, but this evaluation knows the noise levels of "
@@ -49,8 +53,13 @@ def read_scheduler(scheduler, timestep: Tensor | float) -> Reading:
     )
 
 
-def _flow_index(scheduler: FlowMatchEulerDiscreteScheduler, timestep: float) -> int:
-    """The place of a timestep in the schedule; Flux tells its network the timestep divided by the training's number."""
-    units = torch.tensor([timestep, timestep * scheduler.config.num_train_timesteps])
-    distances = (scheduler.timesteps.cpu()[:, None] - units).abs().amin(1)
-    return int(distances.argmin())
+def unit_of(scheduler, timestep: Tensor | float) -> float:
+    """What a network's timestep, the first of a run, is to be multiplied by: Flux and its kin divide by 1000."""
+    total = scheduler.config.num_train_timesteps
+    first = scheduler.timesteps[scheduler.begin_index or 0].item()
+    return total if first / first_of(timestep) > total**0.5 else 1.0
+
+
+def first_of(timestep: Tensor | float) -> float:
+    """The number in a timestep, which all rows share."""
+    return float(torch.as_tensor(timestep).flatten()[0])

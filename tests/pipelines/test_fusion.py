@@ -5,7 +5,6 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -16,7 +15,7 @@ from diffusion_blend.blend_core import Blend, BlendError, LoRABank, exact
 from diffusion_blend.pipelines import Method, Sampling, fused, generate, load_factors
 
 from ..lora_files import merged, random_lora, write_lora
-from .worlds import tiny_flux, tiny_pipeline, tiny_sd3
+from .worlds import tiny_autoencoder, tiny_flux, tiny_pipeline, tiny_sd3
 
 BLEND = Blend(("first", "second"), (0.6, 0.4), 0.8)
 ETAS = (0.9, 1.0, 0.4)  # base first
@@ -133,18 +132,6 @@ def ddim_by_hand(studio, etas, cfg):
         if after < 1:
             x = x + noise(own, (4, 8, 8)) / precision**0.5
     return x.float()
-
-
-def tiny_autoencoder(channels):
-    torch.manual_seed(6)
-    return AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=channels,
-        norm_num_groups=4,
-        shift_factor=0.0,
-    ).eval()
 
 
 def sd3(shift):

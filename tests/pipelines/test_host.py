@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import torch
-from diffusion_blend.blend_core import Blend, BlendError, LoRABank, exact, read_adapter, resolve, sampled
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, StableDiffusion3Pipeline
+from diffusion_blend.blend_core import Blend, BlendError, LoRABank, Plan, exact, read_adapter, resolve, sampled
 from diffusion_blend.pipelines import blended, network_of, target_index
 
 from ..lora_files import merged, random_lora, write_lora
-from .worlds import NETWORKS, tiny_pipeline, tiny_unet, unet_inputs
+from .worlds import NETWORKS, tiny_autoencoder, tiny_flux, tiny_pipeline, tiny_sd3, tiny_unet, unet_inputs
 
 BLEND = Blend(("first", "second"), (0.6, 0.4), alignment=0.7)
 TOLERANCE = 1e-5  # relative, float32: the delta is added after the layer instead of into its weight
@@ -201,3 +202,40 @@ def test_the_callers_tensors_are_left_alone(tmp_path):
     before = {name: value.clone() for name, value in unet_inputs(4).items()}
     world.blended(exact(BLEND.coefficients, 1, [0, 1]), "batched")
     assert all(torch.equal(before[name], value) for name, value in world.inputs.items())
+
+
+class Recording(Plan):
+    """The exact plan, keeping the denoised predictions that reach it."""
+
+    needs_denoised = True
+
+    def __call__(self, evaluate, step, images=None, call=None):
+        variants, _ = self.active(step, images)
+        self.__dict__.setdefault("seen", []).append(evaluate(variants)[0])
+        return self.seen[-1]
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@torch.no_grad()
+def test_flow_models_are_read_at_the_right_noise_level(monkeypatch, family, shift):
+    """A constant velocity leads to one x0 from everywhere; Flux divides its timesteps by 1000, SD3 does not."""
+    scheduler, texts, pooled = FlowMatchEulerDiscreteScheduler(shift=shift), torch.randn(1, 5, 16), torch.randn(1, 12)
+    if family == "sd3":
+        pipe = StableDiffusion3Pipeline(tiny_sd3(), scheduler, tiny_autoencoder(4), *[None] * 6)
+    else:
+        pipe = FluxPipeline(scheduler, tiny_autoencoder(2), *[None] * 4, tiny_flux())
+    pipe.set_progress_bar_config(disable=True)
+    monkeypatch.setattr(
+        type(pipe.transformer),
+        "forward",
+        lambda self, hidden_states, timestep=None, **_: (torch.ones_like(hidden_states),),
+    )
+    plan = Recording(torch.ones(4, 1, 1, dtype=torch.long), torch.ones(4, 1))
+    with blended(pipe, LoRABank([{}]), plan):
+        pipe(prompt_embeds=texts, pooled_prompt_embeds=pooled, height=16, width=16, num_inference_steps=4,
+             guidance_scale=1.0, output_type="latent")  # fmt: skip
+    first, *others = plan.seen
+    assert len(others) == 3
+    for later in others:
+        torch.testing.assert_close(later, first, rtol=0, atol=1e-5)

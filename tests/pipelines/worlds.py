@@ -61,6 +61,18 @@ def tiny_flux():
     ).eval()
 
 
+def tiny_autoencoder(channels):
+    torch.manual_seed(6)
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=channels,
+        norm_num_groups=4,
+        shift_factor=0.0,
+    ).eval()
+
+
 def unet_inputs(rows, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return {
