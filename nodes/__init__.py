@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .bases import LoadRewardLoRA
 from .blending import BlendRegion, BlendSchedule, BlendWeights, KLInterpolate
+from .maximin import MaximinKSampler
 from .sampling import ApplyBlend, BlendedKSampler, MSDDAKSampler, MSDDASampler, StochasticLSSampler
 from .scoring import LoadRewardModel, PickBest, RewardScorer
 
@@ -24,6 +25,7 @@ class DiffusionBlendExtension(ComfyExtension):
             StochasticLSSampler,
             MSDDASampler,
             MSDDAKSampler,
+            MaximinKSampler,
             LoadRewardModel,
             RewardScorer,
             PickBest,

@@ -15,14 +15,14 @@ from .sockets import CATEGORY, BlendSocket, LoRABlend
 EVALUATIONS = ("exact", "stratified", "sampled")
 SELECTIONS = {"stratified": "stratified", "random": "sampled"}
 
-_BLEND_TOOLTIP = "What to blend, from Blend Weights or KL Interpolate."
-_EXECUTION_TOOLTIP = (
+BLEND_TOOLTIP = "What to blend, from Blend Weights or KL Interpolate."
+EXECUTION_TOOLTIP = (
     "How the rewards of a step are computed: batched is one larger pass, sequential one after another with no extra "
     "memory. auto takes the largest batch that fits. The image is the same up to rounding."
 )
 
 
-def _ksampler_inputs(choose_sampler: bool = True) -> list[io.Input]:
+def ksampler_inputs(choose_sampler: bool = True) -> list[io.Input]:
     """KSampler's own inputs, in its order and with its ranges."""
     inputs = [
         io.Int.Input(
@@ -103,14 +103,14 @@ class ApplyBlend(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The base model the reward LoRAs were trained on."),
-                BlendSocket.Input("blend", tooltip=_BLEND_TOOLTIP),
+                BlendSocket.Input("blend", tooltip=BLEND_TOOLTIP),
                 io.Combo.Input(
                     "evaluation",
                     options=list(EVALUATIONS),
                     tooltip="exact: every reward at every step (cost: their number). stratified: one reward per step, "
                     "in its share, at the plain sampler's cost. sampled: one reward per step, drawn at random.",
                 ),
-                io.Combo.Input("execution", options=list(EXECUTIONS), tooltip=_EXECUTION_TOOLTIP),
+                io.Combo.Input("execution", options=list(EXECUTIONS), tooltip=EXECUTION_TOOLTIP),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -146,9 +146,9 @@ class BlendedKSampler(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The base model the reward LoRAs were trained on."),
-                BlendSocket.Input("blend", tooltip=_BLEND_TOOLTIP),
-                *_ksampler_inputs(),
-                io.Combo.Input("execution", options=list(EXECUTIONS), tooltip=_EXECUTION_TOOLTIP),
+                BlendSocket.Input("blend", tooltip=BLEND_TOOLTIP),
+                *ksampler_inputs(),
+                io.Combo.Input("execution", options=list(EXECUTIONS), tooltip=EXECUTION_TOOLTIP),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The denoised latent.")],
         )
@@ -177,9 +177,9 @@ class StochasticLSSampler(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The base model the reward LoRAs were trained on."),
                 BlendSocket.Input(
-                    "blend", tooltip=f"{_BLEND_TOOLTIP} No coefficient may be below 0, so alignment is 1 at most."
+                    "blend", tooltip=f"{BLEND_TOOLTIP} No coefficient may be below 0, so alignment is 1 at most."
                 ),
-                *_ksampler_inputs(),
+                *ksampler_inputs(),
                 io.Combo.Input(
                     "selection",
                     options=list(SELECTIONS),
@@ -241,10 +241,10 @@ class MSDDAKSampler(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The base model the reward LoRAs were trained on."),
-                BlendSocket.Input("blend", tooltip=_BLEND_TOOLTIP),
-                *_ksampler_inputs(choose_sampler=False),
+                BlendSocket.Input("blend", tooltip=BLEND_TOOLTIP),
+                *ksampler_inputs(choose_sampler=False),
                 *_eta_inputs(),
-                io.Combo.Input("execution", options=list(EXECUTIONS), tooltip=_EXECUTION_TOOLTIP),
+                io.Combo.Input("execution", options=list(EXECUTIONS), tooltip=EXECUTION_TOOLTIP),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The denoised latent.")],
         )
