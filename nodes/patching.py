@@ -54,6 +54,10 @@ Record = Callable[[int, float, torch.Tensor, list[torch.Tensor], list[float]], N
 
 MEMORY_MARGIN = 1.5  # the factor ComfyUI itself applies to its estimate before it batches conditionings
 
+Steering = Callable[["BlendedRun", torch.Tensor], None]
+"""steering(run, denoised): called between two steps with the guided prediction of the one before, (batch, ...) latents
+as a VAE takes them. It may replace run.plan."""
+
 
 @dataclass(frozen=True)
 class AppliedBlend:
@@ -80,6 +84,11 @@ class AppliedBlend:
         """Calls of the guided model in the last run."""
         return self.hooks.calls
 
+    @property
+    def steering(self) -> Steering | None:
+        """What steered the last run; None before one."""
+        return self.hooks.steering
+
 
 def sample(
     model,
@@ -89,25 +98,35 @@ def sample(
     latent_image: dict,
     seed: int,
     record: Record | None = None,
+    steered: Callable[[], Steering] | None = None,
     **ksampler,
 ):
     """KSampler with a blend. Returns the latent and the AppliedBlend it was made with.
 
-    record: called at the first evaluation of every step; the latent is the same with it and without.
+    record: called at the first evaluation of every step; the latent is the same with it and without.  steered: see
+    apply_blend.
     """
-    applied = apply_blend(model, blend, estimator, execution, seed, latent_image.get("batch_index"))
+    indices = latent_image.get("batch_index")
+    applied = apply_blend(model, blend, estimator, execution, seed, indices, steered)
     applied.hooks.record = record
     (latent,) = common_ksampler(applied.model, seed, latent=latent_image, **ksampler)
     return latent, applied
 
 
 def apply_blend(
-    model, blend: LoRABlend, estimator: Estimator, execution: str, seed: int, image_indices: list[int] | None = None
+    model,
+    blend: LoRABlend,
+    estimator: Estimator,
+    execution: str,
+    seed: int,
+    image_indices: list[int] | None = None,
+    steered: Callable[[], Steering] | None = None,
 ) -> AppliedBlend:
     """A clone of `model` that predicts `blend`.
 
     image_indices: the number of each image within the whole job, where the latents are a part of it; it decides the
-    choices of one-variant evaluations. Raises BlendError for LoRAs that do not fit, or a model that is blended already.
+    choices of one-variant evaluations.  steered: makes what changes the plan of a run while it runs; called once per
+    run. Raises BlendError for LoRAs that do not fit, or a model that is blended already.
     """
     if model.get_wrappers(WrappersMP.APPLY_MODEL, KEY):
         raise BlendError(
@@ -122,7 +141,7 @@ def apply_blend(
         log.info("%s", report)
     _check_evaluation(blend, estimator)
     bank = LoRABank(resolved)
-    hooks = _Hooks(bank, blend, estimator, execution, seed, image_indices)
+    hooks = _Hooks(bank, blend, estimator, execution, seed, image_indices, steered)
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, hooks.prepare_sampling)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, hooks.outer_sample)
@@ -173,7 +192,7 @@ def _read_place(place) -> tuple[str, tuple[int, int] | None, bool]:
 class _Hooks:
     """The wrappers of one blended model. The state of a run is in the run's own options; `plan` is kept to be read."""
 
-    def __init__(self, bank, blend: LoRABlend, estimator: Estimator, execution, seed, image_indices):
+    def __init__(self, bank, blend: LoRABlend, estimator: Estimator, execution, seed, image_indices, steered):
         self.bank = bank
         self.blend = blend
         self.estimator = estimator
@@ -183,6 +202,8 @@ class _Hooks:
         self.execution = execution
         self.seed = seed
         self.image_indices = image_indices
+        self.steered = steered
+        self.steering: Steering | None = None
 
     def outer_sample(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         options = executor.class_obj.model_options["transformer_options"]
@@ -194,6 +215,8 @@ class _Hooks:
             plan, StepClock(sigmas, sampler_function), self.bank, self.execution, self.blend, self.estimator
         )
         self.plan, self.calls = plan, 0
+        self.steering = self.steered() if self.steered else None
+        options[KEY].steering = self.steering
         try:
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         finally:
@@ -220,7 +243,9 @@ class _Hooks:
         return executor(model, noise_shape, conds, *args, **kwargs)
 
     def predict_noise(self, executor, x, timestep, model_options=None, seed=None):
-        run = executor.class_obj.model_options["transformer_options"][KEY]
+        guider = executor.class_obj
+        run = guider.model_options["transformer_options"][KEY]
+        before = run.step
         run.advance(timestep)
         self.calls += 1
         if self.record is not None and run.step not in run.recorded:
@@ -228,11 +253,25 @@ class _Hooks:
             denoised = run.every_variant(lambda: executor(x, timestep, model_options or {}, seed))
             coefficients = self.blend.layers(len(run.plan.variants))[0][run.step].tolist()
             self.record(run.step, float(timestep.max()), x, denoised, coefficients)
-        return executor(x, timestep, model_options or {}, seed)
+        if run.steering is None:
+            return executor(x, timestep, model_options or {}, seed)
+        if run.step > before:
+            run.steering(run, guider.inner_model.process_latent_out(run.denoised.float()))
+            _load_again(guider, x)
+        run.denoised = executor(x, timestep, model_options or {}, seed)
+        return run.denoised
 
     def apply_model(self, executor, *args, **kwargs):
         *inputs, options = args  # x, sigma, c_concat, c_crossattn, control, transformer_options
         return options[KEY].predict(executor, {"args": inputs, "kwargs": kwargs}, options)
+
+
+def _load_again(guider, x: torch.Tensor) -> None:
+    """Load what the run needs: decoding and scoring between two steps may have moved it off the card."""
+    rows = [2 * x.shape[0], *x.shape[1:]]  # conditional and unconditional, as ComfyUI counts before a run
+    comfy.model_management.load_models_gpu(
+        [guider.model_patcher, *guider.loaded_models], memory_required=guider.model_patcher.memory_required(rows)
+    )
 
 
 @dataclass
@@ -256,6 +295,8 @@ class BlendedRun:
         self.execution = execution
         self.step = 0
         self.recorded: set[int] = set()  # steps
+        self.steering: Steering | None = None
+        self.denoised: torch.Tensor | None = None  # the guided prediction before, where a run is steered
         self._calls: Counter = Counter()  # of this step, by what they ask for
         self._attachments = {}  # per network: there are several on several devices
         self._shared: list[_SharedCall] | None = None  # None: predictions are blended
