@@ -1,4 +1,4 @@
-"""The toy studio for the trainers: base toy, prompts toy, rewards toy:calm, toy:vivid and toy:faithful."""
+"""The toy studio for the trainers: base toy, prompts toy and toy:open, rewards toy:calm, toy:vivid and toy:faithful."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ...trainers.rewarding import Rewards
 
 MARK = "toy:"
+PROMPTS = {"toy": "prompts.txt", "toy:open": "prompts_open.txt"}  # the second leave backgrounds open
 
 
 def resolved(config: Config) -> tuple[Config, Rewards | None]:
@@ -24,8 +25,8 @@ def resolved(config: Config) -> tuple[Config, Rewards | None]:
     if config.base.path == "toy":
         base = replace(config.base, path=str(STUDIO / "base"), name=config.base.name or "diffusion-blend toy studio")
         config = replace(config, base=base)
-    if config.prompts.file == "toy":
-        config = replace(config, prompts=replace(config.prompts, file=str(STUDIO / "prompts.txt")))
+    if config.prompts.file in PROMPTS:
+        config = replace(config, prompts=replace(config.prompts, file=str(STUDIO / PROMPTS[config.prompts.file])))
     names = [name for name in (config.reward.name, *config.reward.watch) if name.startswith(MARK)]
     return config, _rewards(config) if names else None
 

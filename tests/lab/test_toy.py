@@ -103,6 +103,8 @@ def test_toy_names_stand_for_the_studios_places_and_rewards():
     config, rewards = resolved(read_config(["toy"], reward__name="toy:vivid", reward__watch=("toy:calm",)))
     assert config.base.path == str(STUDIO / "base") and config.prompts.file == str(STUDIO / "prompts.txt")
     assert rewards.name == "vivid" and list(rewards.all) == ["vivid", "calm"]
+    opened, _ = resolved(read_config(["toy", "toy_open"]))
+    assert opened.prompts.file == str(STUDIO / "prompts_open.txt")
     with pytest.raises(BlendError, match="toy:calm, toy:vivid, toy:faithful"):
         resolved(read_config(["toy"], reward__name="toy:calmer"))
 

@@ -99,6 +99,15 @@ def test_draft_through_the_last_steps_leaves_the_earlier_ones_alone():
     assert distance(shifts[-3:], policy.optimum(1.0)[-3:]) < 0.05
 
 
+@pytest.mark.parametrize("name", ["dpok", "grpo"])
+def test_steps_that_are_not_rewarded_stay_at_the_base_and_the_others_reach_their_optimum(name):
+    """Each step's optimum is its own here, so that leaving some out shows in them alone."""
+    shifts, policy, _ = trained(ddim_chain(), 1.0, **TRAINERS[name], rewarded_steps=7)
+    optimum = policy.optimum(1.0)
+    assert distance(shifts[:7], optimum[:7]) < 0.05
+    assert shifts[7:].abs().max() < 0.02 * optimum[:7].norm()
+
+
 def test_draft_gradients_are_the_derivative_through_all_steps():
     policy = ChainPolicy(ddim_chain())
     config = read_config(

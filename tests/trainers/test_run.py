@@ -381,6 +381,8 @@ BAD = [
     ({"kl_weight": 0.0}, "kl_weight is 0"),
     ({"images_per_prompt": 1, "prompts_per_epoch": 4}, "grpo compares"),
     ({"algorithm": "ppo"}, "expected one of dpok"),
+    ({"rewarded_steps": 99}, "rewarded_steps is 99, expected 0"),
+    ({"algorithm": "draft", "rewarded_steps": 2}, "draft has settings of its own"),
     ({"draft__steps": 9, "algorithm": "draft"}, "draft.steps is 9"),
     ({"algorithm": "dpo", "prompts__pairs": "pairs", "reuse": 2}, "stores no trajectories"),
     ({"output__trackers": ("no_tracker",)}, "trackers"),
