@@ -16,9 +16,10 @@ test: $(VENV)/.installed $(VENV)/.originals
 toy: $(VENV)/.installed
 	$(BIN)/python -m diffusion_blend.lab.toy.make
 
-# Costs of the engine side by side with ComfyUI's own ways, in a real ComfyUI.
+# Costs of the engine side by side with ComfyUI's own ways, in a real ComfyUI; distances of the cheap evaluations.
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/estimators.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info[:2] <= (3, 13), "Python 3.10 to 3.13 needed, this is " + sys.version + "; name another with make PYTHON=..."'

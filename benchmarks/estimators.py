@@ -1,4 +1,4 @@
-"""How near the cheap evaluations of a blend come to the exact one, on the toy studio: `make estimators`.
+"""How near the cheap evaluations of a blend come to the exact one, on the toy studio: `make bench`.
 
 Every estimator samples the same prompts from the same noise; distances are of pixels, to DB-MPA's images. Writes
 benchmarks/out/estimators.json, one row per estimator, number of steps and eta.
@@ -30,6 +30,7 @@ BATCH = 32
 
 def rows_of(steps: int, eta: float, images: int, weight: float) -> list[dict]:
     """The rows of every estimator at one setting. weight: of the first reward."""
+    torch.set_num_threads(1)
     pipe, factors, rewards = open_studio()
     blend = Blend(REWARDS, (weight, 1 - weight))
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(images)]

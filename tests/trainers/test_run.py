@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -171,7 +172,7 @@ def program(config, folder: Path, before: str = "") -> list[str]:
     script = folder / "program.py"
     script.write_text(
         "import faulthandler, sys, torch\ntorch.set_num_threads(1)\n"
-        "faulthandler.dump_traceback_later(150, exit=True)\n"  # a stall fails with the place where it happened
+        "faulthandler.dump_traceback_later(240, exit=True)\n"  # a stall fails with the place where it happened
         f"{before}"
         "from diffusion_blend.blend_core.errors import BlendError\n"
         "from diffusion_blend.trainers.config import read_config\n"
@@ -220,9 +221,13 @@ def test_processes_may_look_at_the_folder_at_once(tmp_path):
 def two_processes(config, folder: Path, before: str = "") -> str:
     """Run `config` on two processes; what they print."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*launch, program(config, folder, before)[1]], env=environment(), capture_output=True, text=True, timeout=200
-    )
+    command = [*launch, program(config, folder, before)[1]]
+    for _ in range(2):
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+        if "Timeout (0:04:00)!" not in done.stderr:
+            break
+        # gloo stalled once in some 35 launches on a loaded machine; a run goes on where it was, so it is started again
+        warnings.warn(f"two processes stalled and are started again:\n{done.stderr}", stacklevel=2)
     assert done.returncode == 0, done.stderr  # whole: the first traceback is the cause
     return done.stdout
 
