@@ -127,9 +127,11 @@ class TrackedPlan(RememberingPlan):
         choices = self.for_images(step, images)
         self._begin(step)
         track = self.memory.tracks.get(call)
-        if track is None or self.memory.full:
-            return self._all(evaluate(self.everything(images)), call)
-        return self._one(track, choices, evaluate(choices)[0])
+        if track is None:
+            self.memory.tracks[call] = Track.of(predictions := evaluate(self.everything(images)))
+            return weighed(self.coefficients[step], predictions)
+        asked = self.everything(images) if self.memory.full else choices
+        return self._estimate(track, torch.searchsorted(self.bases, asked.contiguous()), evaluate(asked))
 
     def _begin(self, step: int) -> None:
         """Note that `step` is evaluated, and settle once for all of its calls whether it is full."""
@@ -156,49 +158,35 @@ class TrackedPlan(RememberingPlan):
     def _enough_for_all_from(self, step: int) -> bool:
         return self.left >= self.cost_of_full * (len(self.variants) - step)
 
-    def _all(self, predictions: Tensor, call: Hashable) -> Tensor:
-        former = self.memory.tracks.get(call)
-        track = self.memory.tracks[call] = Track.of(predictions)
-        if former is not None:
-            places = torch.arange(len(predictions))[:, None].expand(-1, self.memory.last.shape[1])
-            ages = self._ages(places, predictions)
-            change = predictions - former.known
-            track.slope, track.misses = change / _wide(ages, change), former.misses
-            self.memory.drifts.append(_rms(track.slope, axes=2).mean().item())
-        return weighed(self.coefficients[self.memory.step], predictions)
-
-    def _one(self, track: Track, choices: Tensor, prediction: Tensor) -> Tensor:
-        coefficients = self.coefficients[self.memory.step].to(prediction.device, prediction.dtype)
-        rows = torch.arange(len(prediction), device=prediction.device)
-        places = torch.searchsorted(self.bases, choices.contiguous())
-        ages = self._ages(places, prediction[None])[0]
-        chosen = (places.repeat(1, len(rows) // places.shape[1])[0].to(prediction.device), rows)
+    def _estimate(self, track: Track, places: Tensor, predictions: Tensor) -> Tensor:
+        """The estimate, and `track` brought up to date; places (n, images) in `bases`, predictions (n, rows, ...)."""
+        rows = torch.arange(predictions.shape[1], device=predictions.device)
         every = torch.arange(len(self.bases))[:, None].expand(-1, places.shape[1])
-        since = self._ages(every, track.known)
+        ages = self._ages(places, predictions)
+        asked = (places.repeat(1, len(rows) // places.shape[1]).to(rows.device), rows.expand(len(places), -1))
+        extended = track.known + track.slope * _wide(self._ages(every, predictions), track.slope)
+        missed = torch.stack([predictions - track.known[asked], predictions - extended[asked]])  # (2, n, rows, ...)
+        slope = missed[0] / _wide(ages, missed[0])
+        track.misses = track.misses + _rms(missed / _wide(ages, missed[0]), axes=3).square().sum(1)
+        self.memory.drifts.append(_rms(slope, axes=2).mean().item())
 
-        held, extended = track.known, track.known + track.slope * _wide(since, track.slope)
-        misses = torch.stack([prediction - held[chosen], prediction - extended[chosen]])
-        track.misses = track.misses + _rms(misses / _wide(ages, misses[0]), axes=2).square()
         extending = track.misses[1] < track.misses[0]
-        foreseen = torch.where(_wide(extending, held[0]), extended, held)
-        missed = torch.where(_wide(extending, held[0]), misses[1], misses[0])
-        change = misses[0] / _wide(ages, misses[0])
-        self.memory.drifts.append(_rms(change, axes=1).mean().item())
-        track.known = track.known.index_put(chosen, prediction)
-        track.slope = track.slope.index_put(chosen, change)
-
-        foreseen = foreseen.index_put(chosen, prediction)
-        estimate = weighed(coefficients, foreseen)
+        foreseen = torch.where(_wide(extending, extended[0]), extended, track.known).index_put(asked, predictions)
+        missed = torch.where(_wide(extending, missed[0, 0]), missed[1], missed[0])
         back = torch.where(extending, (ages - 1) * (2 * ages - 1) / (6 * ages), (ages - 1) / 2)
-        paid = estimate + _wide(coefficients[chosen[0]] * back, missed) * missed
-        if bool((coefficients < 0).any()):
-            return paid
+        track.known = track.known.index_put(asked, predictions)
+        track.slope = track.slope.index_put(asked, slope)
+        coefficients = self.coefficients[self.memory.step].to(predictions.device, predictions.dtype)
+        paid = (_wide(coefficients[asked[0]] * back, missed) * missed).sum(0)
         paid = paid + (_wide(track.owed.to(foreseen.dtype), foreseen) * foreseen).sum(0)
+        estimate = weighed(coefficients, foreseen) + paid
         smooth = track.misses[1] <= SMOOTH * track.misses[0]
+        if self.memory.full or bool((coefficients < 0).any()):
+            smooth = torch.ones_like(smooth)
         owed = track.owed + coefficients[:, None].float()
-        owed[chosen] -= 1
+        owed[asked] -= 1
         track.owed = torch.where(smooth, torch.zeros_like(owed), owed)
-        return torch.where(_wide(smooth, paid), paid, prediction)
+        return torch.where(_wide(smooth, estimate), estimate, predictions[0])
 
     def _ages(self, places: Tensor, like: Tensor) -> Tensor:
         """Steps since the variants at `places` (n, images) were asked, (n, rows); rows: groups of the same images."""
