@@ -73,8 +73,8 @@ def claim(out: Path, record: dict) -> None:
     """Make `out` the folder of this evaluation. Raises BlendError where it holds another one."""
     file = out / RECORD
     now = json.loads(json.dumps(record))
+    strangers = sorted(out.glob(LINES.format("*")))  # before the record: another process may be ahead of this one
     if not file.exists():
-        strangers = sorted(out.glob(LINES.format("*")))
         if strangers:
             raise BlendError(f"{out} holds {strangers[0].name} but no {RECORD}. Choose another --out, or empty it.")
         out.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,8 @@ from .queue import PICTURES, RECORD, finished, passes_of
 from .summary import Row, Summary, scores_table, summarise
 
 TEMPLATE = Path(__file__).parent / "report.html"
-COLOURS = dict(zip(METHODS, plt.get_cmap("tab20").colors, strict=False)) | {"base": "#777777", "basis": "#222222"}
+COLOURS = dict(zip(METHODS, plt.get_cmap("tab10").colors * 2, strict=False)) | {"base": "#777777", "basis": "#222222"}
+MARKERS = dict(zip(METHODS, "osDvPX^<>pd*hH8", strict=True))  # ten colours, and methods may coincide
 DIALS = ("kla", "rlg")  # swept over alignment
 
 
@@ -70,7 +71,7 @@ def draw_pareto(summary: Summary) -> Figure:
     for axis, pair in zip(axes, pairs, strict=True):
         for method, rows in _by_method(summary, skip=DIALS).items():
             values, errors = ([[row.rewards[name][i] for row in rows] for name in pair] for i in (0, 1))
-            style = "o" if method in ("base", "basis") else "o-"
+            style = "" if method in ("base", "basis") else "-"
             _line(axis, method, *values, style, xerr=errors[0], yerr=errors[1])
         axis.set_xlabel(f"mean {pair[0]}")
         axis.set_ylabel(f"mean {pair[1]}")
@@ -112,7 +113,7 @@ def draw_kl(summary: Summary) -> Figure:
             rows = sorted((r for r in rows if r.kl is not None and r.preference == preference), key=lambda row: row.kl)
             if rows:
                 xs, (ys, errors) = [row.kl for row in rows], zip(*(row.weighted for row in rows), strict=True)
-                _line(axis, method, xs, ys, "o-" if method in DIALS else "o", yerr=errors)
+                _line(axis, method, xs, ys, "-" if method in DIALS else "", yerr=errors)
         axis.set_title(shown(preference), fontsize=9)
         axis.set_xlabel("path KL to the base (nats)")
         axis.set_ylabel("weighted reward")
@@ -126,9 +127,11 @@ def shown(preference: Sequence[float]) -> str:
 
 
 def _texts(row: Row, oracle: bool) -> list[str]:
-    means = [f"{mean:+.3f} ± {error:.3f}" for mean, error in (*row.rewards.values(), row.weighted)]
+    several = row.n > 1  # one image says nothing of errors
+    means = [f"{mean:+.3f}" + f" ± {error:.3f}" * several for mean, error in (*row.rewards.values(), row.weighted)]
     against = row.against_mpa
-    difference = "" if against is None else f"{against.mean:+.3f} [{against.low:+.3f}, {against.high:+.3f}]"
+    ends = "" if against is None else f" [{against.low:+.3f}, {against.high:+.3f}]" * several
+    difference = "" if against is None else f"{against.mean:+.3f}{ends}"
     share = ["" if row.oracle_share is None else f"{row.oracle_share:.0%}"] * oracle
     kl = "" if row.kl is None else f"{row.kl:.2f}"
     head = [row.title, shown(row.preference), f"{row.alignment:g}"]
@@ -146,7 +149,8 @@ def notes(summary: Summary) -> str:
         f"n = {summary.rows[0].n} images per row, the same prompts and noise in every row. ± one standard error over "
         "images. Minus DB-MPA: weighted reward less DB-MPA's at that preference, image by image, with a 95% bootstrap "
         "interval over prompts and seeds. Path KL: nats per image, where a method blends means. Evaluations: of the "
-        f"network per image, guidance counted as one. Hypervolume: above {reference}, the lowest mean of each reward."
+        f"network per image, guidance counted as one. Hypervolume: of all rows of a method, above {reference}, the "
+        "lowest mean of each reward."
     )
 
 
@@ -217,13 +221,16 @@ def _panels(count: int, width: float = 6.0):
 
 
 def _line(axis, method: str, xs, ys, style: str, **bars) -> None:
-    axis.errorbar(xs, ys, fmt=style, ms=4, lw=1.2, color=COLOURS[method], label=METHODS[method].title, **bars)
+    look = {"fmt": MARKERS[method] + style, "color": COLOURS[method], "mfc": "none", "ms": 6, "lw": 1.2}
+    axis.errorbar(xs, ys, label=METHODS[method].title, **look, **bars)
 
 
 def _legend(figure: Figure, axes) -> None:
     entries = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.tight_layout(rect=(0, 0.12, 1, 1))
-    figure.legend(entries.values(), entries, loc="lower center", ncol=7, fontsize=8, frameon=False)
+    columns = int(figure.get_figwidth() / 1.4)
+    rows = -(-len(entries) // columns)
+    figure.tight_layout(rect=(0, 0.05 * rows, 1, 1))
+    figure.legend(entries.values(), entries, loc="lower center", ncol=columns, fontsize=8, frameon=False)
 
 
 def _png(figure: Figure) -> bytes:
