@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import typer
 
-from . import convert, demo, diagnose, generate, inspect, pairs, score, train
+from . import convert, demo, diagnose, evaluate, generate, inspect, pairs, score, train
 
 app = typer.Typer(
     help="Dials over rewards for diffusion models: blend reward LoRAs at every denoising step.",
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command(name="demo")(demo.command)
 app.command(name="generate")(generate.command)
 app.command(name="diagnose")(diagnose.command)
+app.command(name="evaluate", add_help_option=False)(evaluate.command)
 app.command(name="score")(score.command)
 app.command(name="train", add_help_option=False)(train.command)
 app.command(name="pairs")(pairs.command)

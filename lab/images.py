@@ -82,7 +82,7 @@ def _make(pipe, method: Method, sampling: Sampling, request: Request, out: Path)
                 images = generate(pipe, method, [item["prompt"] for item in batch], seeds, sampling)
                 for item, image in zip(batch, images, strict=True):
                     if item["file"] in missing:
-                        write(out / item["file"], _png(image))
+                        write(out / item["file"], png(image))
             progress.update(len(batch))
 
 
@@ -131,7 +131,8 @@ def _with_choices(request: Request, method: Method) -> list[dict]:
     return [item | {"choices": [names[i] for i in steps]} for item, steps in zip(items, choices, strict=True)]
 
 
-def _png(image: Tensor) -> bytes:
+def png(image: Tensor) -> bytes:
+    """A PNG file of an image (3, h, w) in [0, 1]."""
     buffer = io.BytesIO()
     pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     Image.fromarray(pixels).save(buffer, "PNG")

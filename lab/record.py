@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 
@@ -139,8 +140,11 @@ def claim(out: Path, record: Mapping[str, Any]) -> None:
 
 
 def write(path: Path, content: bytes) -> None:
-    """All or nothing: an interrupted run leaves no half file that a later one would take for finished."""
-    partial = path.with_name(path.name + ".partial")
+    """All or nothing: an interrupted run leaves no half file that a later one would take for finished.
+
+    Of processes that write at once, each has a partial file of its own.
+    """
+    partial = path.with_name(f"{path.name}.{uuid4().hex[:8]}.partial")
     try:
         partial.write_bytes(content)
         os.replace(partial, path)

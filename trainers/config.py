@@ -229,16 +229,23 @@ def read_config(files: Sequence[Path | str] = (), assignments: Sequence[str] = (
 
     A file may also be the name of a preset. Raises BlendError for an unknown key or a value of another type.
     """
+    return read_settings(Config, PRESETS, files, assignments, **changes)
+
+
+def read_settings(
+    table: type, presets: Path, files: Sequence[Path | str], assignments: Sequence[str], **changes: Any
+) -> Any:
+    """The same for any dataclass of settings. presets: a folder of TOML files that go by their names."""
     flat: dict[str, tuple[Any, str]] = {}
     for file in files:
-        flat |= {key: (value, str(file)) for key, value in _flattened(_read_toml(file))}
+        flat |= {key: (value, str(file)) for key, value in _flattened(_read_toml(file, presets))}
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals:
             raise _error(f"--set came with {text!r}, expected key=value, such as sampling.steps=20.")
         flat[key.strip()] = (_literal(value.strip()), "--set")
     flat |= {key.replace("__", "."): (value, "the call") for key, value in changes.items()}
-    return _build(Config, flat)
+    return _build(table, flat)
 
 
 def to_flat(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -258,7 +265,7 @@ def _build(table: type, flat: Mapping[str, tuple[Any, str]]) -> Any:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
             meant = f" Did you mean {', '.join(near)}?" if near else ""
-            raise _error(f"{source} has the setting {key!r}, which is unknown.{meant} `train --help` lists them all.")
+            raise _error(f"{source} has the setting {key!r}, which is unknown.{meant} `--help` lists them all.")
     return _filled(table, flat, "")
 
 
@@ -281,15 +288,15 @@ def _typed(value: Any, source: str, key: str, kind: Any) -> Any:
     if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     expected = kind.__name__ if isinstance(kind, type) and not isinstance(kind, types.GenericAlias) else "a list"
-    raise _error(f"{source}: {key} is {value!r}, expected {expected}. Correct it; `train --help` explains each.")
+    raise _error(f"{source}: {key} is {value!r}, expected {expected}. Correct it; `--help` explains each.")
 
 
-def _read_toml(file: Path | str) -> dict[str, Any]:
+def _read_toml(file: Path | str, presets: Path) -> dict[str, Any]:
     path = Path(file).expanduser()
-    if not path.suffix and (PRESETS / f"{file}.toml").is_file():
-        path = PRESETS / f"{file}.toml"
+    if not path.suffix and (presets / f"{file}.toml").is_file():
+        path = presets / f"{file}.toml"
     if not path.is_file():
-        known = ", ".join(sorted(each.stem for each in PRESETS.glob("*.toml")))
+        known = ", ".join(sorted(each.stem for each in presets.glob("*.toml")))
         raise _error(f"{file} is neither a preset ({known}) nor a TOML file. Give one of these.")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))

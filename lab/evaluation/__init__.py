@@ -1,0 +1,9 @@
+"""`diffusion-blend evaluate`: methods side by side, from the same prompts, seeds and schedule.
+
+protocol.py   what is compared, read from a TOML file
+host.py       the models, and the chain that every method samples
+methods.py    the methods, one function each
+queue.py      the passes of an evaluation, shared out over processes and recorded as they come
+summary.py    tables: means, bootstrap intervals, hypervolume
+report.py     plots and the HTML report
+"""

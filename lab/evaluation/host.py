@@ -1,0 +1,213 @@
+"""What every method samples with: one network, one chain, one noise per image, and counters of what was spent.
+
+    x_next = mean(x, prediction) + sigma * noise        (trainers/transition.py)
+
+A method differs from the others in the prediction alone, or in which of several x_next it goes on with. The path KL to
+the base, sum over steps of |mean - mean_base|^2 / (2 sigma^2), is taken on the path that was sampled.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...blend_core import Factors, LoRABank, Plan, Target, evaluate_variants, exact, image_seed, soup
+from ...blend_core.rewards import Reward, weighted
+from ...trainers.bases import Base
+from ...trainers.config import SamplingSettings
+from ...trainers.rollout import Predict
+from ...trainers.seeding import ImageNoise, stream
+from ...trainers.transition import Step
+
+
+@dataclass(frozen=True)
+class LoRAs:
+    """m reward LoRAs. factors: of each.  kl_weights, etas: what their files state.  oracles: preference -> factors."""
+
+    names: tuple[str, ...]
+    factors: Sequence[Mapping[Target, Factors]]
+    kl_weights: tuple[float | None, ...]
+    etas: tuple[float | None, ...]
+    oracles: Mapping[tuple[float, ...], Mapping[Target, Factors]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one pass gave. images: (n, 3, h, w) in [0, 1], on the CPU.  scores: (n,) per reward.
+
+    evaluations: of the network per image, guidance counted as one.  seconds: of the pass, scoring the results and the
+    path KL left out.  kl: (n,) nats, None for methods without one.
+    """
+
+    images: Tensor
+    scores: dict[str, Tensor]
+    evaluations: float
+    seconds: float
+    kl: Tensor | None
+
+
+class Host:
+    """The models of an evaluation. rewards: by name, in the order of the preferences."""
+
+    def __init__(self, base: Base, loras: LoRAs, rewards: Mapping[str, Reward], sampling: SamplingSettings):
+        self.base, self.loras, self.rewards, self.sampling = base, loras, dict(rewards), sampling
+        patches = base.latent_shape[-1] // base.family.patch(base.network)
+        self.chain: list[Step] = base.family.steps(base.pipe.scheduler, sampling, patches**2)
+        self.bank = self._bank(loras.factors)
+        self._soups: dict[tuple[float, ...], LoRABank] = {}
+        self._oracles: dict[tuple[float, ...], LoRABank] = {}
+
+    @property
+    def has_kl(self) -> bool:
+        """Whether every step adds noise, so that it has a likelihood."""
+        return all(step.sigma > 0 for step in self.chain)
+
+    @property
+    def levels(self) -> list[tuple[float, float]]:
+        """(signal, noise) before every step and after the last: x = signal x0 + noise n."""
+        if self.base.family.transition == "flow":
+            last = (1.0, 0.0)
+        else:
+            final = float(self.base.pipe.scheduler.final_alpha_cumprod)
+            last = (final**0.5, (1 - final) ** 0.5)
+        return [*((step.signal, step.noise) for step in self.chain), last]
+
+    def soup(self, coefficients: Sequence[float]) -> LoRABank:
+        """A bank whose variant 1 is the average of weights. coefficients: (m,)."""
+        key = tuple(coefficients)
+        if key not in self._soups:
+            self._soups[key] = self._bank([soup(self.loras.factors, key)])
+        return self._soups[key]
+
+    def oracle(self, preference: tuple[float, ...]) -> LoRABank:
+        """A bank whose variant 1 was trained for this preference."""
+        if preference not in self._oracles:
+            self._oracles[preference] = self._bank([self.loras.oracles[preference]])
+        return self._oracles[preference]
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """(n,) of each reward."""
+        return {name: reward(images, prompts) for name, reward in self.rewards.items()}
+
+    def total(self, preference: Sequence[float], images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The weighted reward, (n,). Rewards of weight 0 are not asked."""
+        pairs = [(w, reward) for w, reward in zip(preference, self.rewards.values(), strict=True) if w != 0]
+        return weighted([reward(images, prompts) for _, reward in pairs], [w for w, _ in pairs])
+
+    def run(self, method: Any, point: Any, prompts: Sequence[str], seeds: Sequence[int]) -> Outcome:
+        """prompts[i] from seeds[i] by a method of methods.py."""
+        started = self.now()
+        batch = Batch(self, prompts, seeds, charged=method.blends and self.has_kl)
+        with torch.no_grad():
+            images = self.base.decode(method.sample(batch, point))
+            seconds = self.now() - started - batch.reference_seconds
+            scores = {name: each.cpu() for name, each in self.score(images, prompts).items()}
+        kl = None if batch.kl is None else batch.kl.cpu()
+        return Outcome(images.float().cpu(), scores, batch.evaluations, seconds, kl)
+
+    def _bank(self, factors: Sequence[Mapping[Target, Factors]]) -> LoRABank:
+        return LoRABank(factors).to(self.base.device)
+
+    def now(self) -> float:
+        """Seconds, when the device has done what it was told."""
+        if self.base.device.type == "cuda":
+            torch.cuda.synchronize(self.base.device)
+        return time.perf_counter()
+
+
+class Batch:
+    """The images of one pass on their way. kl: (n,), summed up while they are sampled; None where it is not asked for.
+
+    base: the base model's prediction.  evaluations: of the network so far, per image, those for the KL left out.
+    """
+
+    def __init__(self, host: Host, prompts: Sequence[str], seeds: Sequence[int], charged: bool = False):
+        self.host, self.prompts, self.seeds = host, list(prompts), list(seeds)
+        prompted, empty = host.base.conditions(self.prompts, host.sampling.cfg)
+        self.chunks = 1 if empty is None else 2
+        self.told = prompted if empty is None else {k: torch.cat([empty[k], prompted[k]]) for k in prompted}
+        self.kl = torch.zeros(len(self.seeds), dtype=torch.float64, device=host.base.device) if charged else None
+        self.evaluations, self.reference_seconds = 0.0, 0.0
+        self.base = self.predictor(host.bank, exact((1.0,) + (0.0,) * host.bank.size, len(host.chain), self.seeds))
+
+    @property
+    def choice_seeds(self) -> list[int]:
+        """Of each image, for estimators that draw: those that diffusion-blend generate takes."""
+        return [image_seed(seed, 0) for seed in self.seeds]
+
+    def noise(self, candidate: int = 0) -> ImageNoise:
+        """Noise of every image from its own seed; candidates above 0 have streams of their own."""
+        made = (torch.Generator().manual_seed(seed) for seed in self.seeds)
+        others = (stream(seed, "candidate", candidate) for seed in self.seeds)
+        like = torch.empty(0, device=self.host.base.device)
+        return ImageNoise(list(others if candidate else made), self.host.base.latent_shape, like)
+
+    def variants_at(self, bank: LoRABank):
+        """evaluate(x, k, variants (v, n)) -> unguided predictions (v, chunks * n, ...), unconditional rows first."""
+        base, chain = self.host.base, self.host.chain
+        attachment = bank.attach(base.network)
+
+        def evaluate(x: Tensor, k: int, variants: Tensor) -> Tensor:
+            self.evaluations += len(variants)
+            inputs = {"x": self.rows(x), "told": self.told}
+
+            def call(given: dict[str, Any], _variants: Tensor) -> Tensor:
+                return base.call(base.network, given["x"], chain[k].timestep, given["told"])
+
+            return evaluate_variants(call, inputs, self.chunks * len(x), variants, attachment, 1)
+
+        return evaluate
+
+    def predictor(self, bank: LoRABank, plan: Plan) -> Predict:
+        """The guided prediction that a plan makes of a bank's variants."""
+        evaluate = self.variants_at(bank)
+
+        def predict(x: Tensor, k: int) -> Tensor:
+            step, rows = self.host.chain[k], self.rows(x)
+            if not plan.needs_denoised:
+                return self.guided(plan(lambda variants: evaluate(x, k, variants), k))
+            denoised = plan(lambda variants: step.x0(rows, evaluate(x, k, variants)), k)
+            return self.guided((denoised - step.x0_keep * rows) / step.x0_gain)
+
+        return predict
+
+    def rows(self, x: Tensor) -> Tensor:
+        """x once for each side of guidance."""
+        return torch.cat([x] * self.chunks)
+
+    def guided(self, predictions: Tensor) -> Tensor:
+        """uncond + cfg (cond - uncond) of rows (..., chunks * n, c, h, w)."""
+        if self.chunks == 1:
+            return predictions
+        empty, prompted = predictions.chunk(2, dim=-4)
+        return empty + self.host.sampling.cfg * (prompted - empty)
+
+    def sample(self, predict: Predict, noise: ImageNoise | None = None) -> Tensor:
+        """The clean latents of the whole chain, (n, ...)."""
+        noise = noise or self.noise()
+        return self.walk(noise(), range(len(self.host.chain)), predict, noise)
+
+    def walk(self, x: Tensor, steps: Iterable[int], predict: Predict, noise: ImageNoise) -> Tensor:
+        """The state after some steps from x."""
+        for k in steps:
+            step, prediction = self.host.chain[k], predict(x, k)
+            if self.kl is not None and predict is not self.base:
+                self._charge(x, k, prediction)
+            x = step.mean(x, prediction) + step.sigma * noise()
+        return x
+
+    def value(self, x: Tensor, k: int, preference: Sequence[float]) -> Tensor:
+        """The weighted reward of the image that the base predicts before step k, or of x itself at the end, (n,)."""
+        clean = x if k == len(self.host.chain) else self.host.chain[k].x0(x, self.base(x, k))
+        return self.host.total(preference, self.host.base.decode(clean), self.prompts)
+
+    def _charge(self, x: Tensor, k: int, prediction: Tensor) -> None:
+        spent, started = self.evaluations, self.host.now()
+        self.kl += self.host.chain[k].kl(prediction, self.base(x, k)).double()
+        self.evaluations = spent
+        self.reference_seconds += self.host.now() - started

@@ -1,0 +1,246 @@
+"""What an evaluation leaves behind: scores.parquet, summary.md, .csv and .json, plots; report.html has all of it."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+import jinja2
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from matplotlib.figure import Figure
+
+from ..record import write
+from .methods import METHODS
+from .opening import prompts_of
+from .protocol import Protocol
+from .queue import PICTURES, RECORD, finished, passes_of
+from .summary import Row, Summary, scores_table, summarise
+
+TEMPLATE = Path(__file__).parent / "report.html"
+COLOURS = dict(zip(METHODS, plt.get_cmap("tab10").colors * 2, strict=False)) | {"base": "#777777", "basis": "#222222"}
+MARKERS = dict(zip(METHODS, "osDvPX^<>pd*hH8", strict=True))  # ten colours, and methods may coincide
+DIALS = ("kla", "rlg")  # swept over alignment
+
+
+def publish(protocol: Protocol, out: Path) -> Summary | None:
+    """Write everything from the recorded passes; None while some are missing."""
+    prompts, lines = prompts_of(protocol), finished(out)
+    if any(each.number not in lines for each in passes_of(protocol, prompts)):
+        return None
+    table = scores_table(protocol, prompts, lines)
+    summary = summarise(protocol, table)
+    write(out / "scores.parquet", _parquet(table))
+    write(out / "summary.json", json.dumps(summary.to_json(), indent=1).encode())
+    write(out / "summary.csv", _csv(summary).encode())
+    write(out / "summary.md", _markdown(summary).encode())
+    plots = {"pareto.png": draw_pareto, "kl.png": draw_kl}
+    plots |= {"alignment.png": draw_alignment} if any(row.method in DIALS for row in summary.rows) else {}
+    for name, draw in plots.items():
+        write(out / name, _png(draw(summary)))
+    write(out / "report.html", _html(protocol, prompts, summary, out, list(plots)).encode())
+    return summary
+
+
+def table_of(summary: Summary) -> list[list[str]]:
+    """The summary as text, headings first."""
+    oracle = any(row.oracle_share is not None for row in summary.rows)
+    heads = ["method", "preference", "alignment", *summary.rewards, "weighted", "minus DB-MPA [95%]"]
+    heads += ["of the oracle's gain"] * oracle + ["path KL", "evaluations", "s/image"]
+    return [heads, *(_texts(row, oracle) for row in summary.rows)]
+
+
+def volumes_of(summary: Summary) -> list[list[str]]:
+    """Hypervolumes as text, headings first."""
+    return [["method", "hypervolume"], *([METHODS[k].title, f"{v:.3f}"] for k, v in summary.hypervolumes.items())]
+
+
+def draw_pareto(summary: Summary) -> Figure:
+    """Means of two rewards, one line per method along its preferences, bars of one standard error; a panel per pair."""
+    pairs = list(combinations(summary.rewards, 2)) or [summary.rewards * 2]
+    figure, axes = _panels(len(pairs))
+    for axis, pair in zip(axes, pairs, strict=True):
+        for method, rows in _by_method(summary, skip=DIALS).items():
+            values, errors = ([[row.rewards[name][i] for row in rows] for name in pair] for i in (0, 1))
+            style = "" if method in ("base", "basis") else "-"
+            _line(axis, method, *values, style, xerr=errors[0], yerr=errors[1])
+        axis.set_xlabel(f"mean {pair[0]}")
+        axis.set_ylabel(f"mean {pair[1]}")
+    _legend(figure, axes)
+    return figure
+
+
+def draw_alignment(summary: Summary) -> Figure:
+    """Each reward over alignment, a line per preference of kla; rlg as rings."""
+    figure, axes = _panels(len(summary.rewards))
+    dials = [row for row in summary.rows if row.method in DIALS]
+    preferences = list(dict.fromkeys(row.preference for row in dials))
+    for axis, name in zip(axes, summary.rewards, strict=True):
+        for i, preference in enumerate(preferences):
+            for method, style in (("kla", "o-"), ("rlg", "o")):
+                rows = [row for row in dials if (row.method, row.preference) == (method, preference)]
+                if rows:
+                    xs, ys = [row.alignment for row in rows], [row.rewards[name][0] for row in rows]
+                    label = f"{METHODS[method].title} {shown(preference)}"
+                    ring = {"ms": 9, "mfc": "none"} if method == "rlg" else {"ms": 4}
+                    error = None if method == "rlg" else [row.rewards[name][1] for row in rows]
+                    axis.errorbar(xs, ys, yerr=error, fmt=style, color=f"C{i}", lw=1.2, label=label, **ring)
+        axis.set_xlabel("alignment (0: base, 1: as trained)")
+        axis.set_ylabel(f"mean {name}")
+    _legend(figure, axes)
+    return figure
+
+
+def draw_kl(summary: Summary) -> Figure:
+    """Weighted reward over path KL, a panel per preference that several methods share."""
+    known = [row for row in summary.rows if row.kl is not None]
+    methods = {
+        w: {row.method for row in known if row.preference == w} for w in dict.fromkeys(r.preference for r in known)
+    }
+    shared = [preference for preference, found in methods.items() if len(found) > 2]
+    figure, axes = _panels(max(len(shared), 1), 4.2)
+    for axis, preference in zip(axes, shared, strict=False):
+        for method, rows in _by_method(summary).items():
+            rows = sorted((r for r in rows if r.kl is not None and r.preference == preference), key=lambda row: row.kl)
+            if rows:
+                xs, (ys, errors) = [row.kl for row in rows], zip(*(row.weighted for row in rows), strict=True)
+                _line(axis, method, xs, ys, "-" if method in DIALS else "", yerr=errors)
+        axis.set_title(shown(preference), fontsize=9)
+        axis.set_xlabel("path KL to the base (nats)")
+        axis.set_ylabel("weighted reward")
+    _legend(figure, axes)
+    return figure
+
+
+def shown(preference: Sequence[float]) -> str:
+    """A preference as the tables print it."""
+    return ", ".join(f"{weight:g}" for weight in preference)
+
+
+def _texts(row: Row, oracle: bool) -> list[str]:
+    several = row.n > 1  # one image says nothing of errors
+    means = [f"{mean:+.3f}" + f" ± {error:.3f}" * several for mean, error in (*row.rewards.values(), row.weighted)]
+    against = row.against_mpa
+    ends = "" if against is None else f" [{against.low:+.3f}, {against.high:+.3f}]" * several
+    difference = "" if against is None else f"{against.mean:+.3f}{ends}"
+    share = ["" if row.oracle_share is None else f"{row.oracle_share:.0%}"] * oracle
+    kl = "" if row.kl is None else f"{row.kl:.2f}"
+    head = [row.title, shown(row.preference), f"{row.alignment:g}"]
+    return [*head, *means, difference, *share, kl, f"{row.evaluations:.1f}", f"{row.seconds:.3f}"]
+
+
+def _markdown(summary: Summary) -> str:
+    return f"{notes(summary)}\n\n{_as_markdown(table_of(summary))}\n\n{_as_markdown(volumes_of(summary))}\n"
+
+
+def notes(summary: Summary) -> str:
+    """How the tables are to be read."""
+    reference = ", ".join(f"{name} {value:.3f}" for name, value in zip(summary.rewards, summary.reference, strict=True))
+    return (
+        f"n = {summary.rows[0].n} images per row, the same prompts and noise in every row. ± one standard error over "
+        "images. Minus DB-MPA: weighted reward less DB-MPA's at that preference, image by image, with a 95% bootstrap "
+        "interval over prompts and seeds. Path KL: nats per image, where a method blends means. Evaluations: of the "
+        f"network per image, guidance counted as one. Hypervolume: of all rows of a method, above {reference}, the "
+        "lowest mean of each reward."
+    )
+
+
+def _as_markdown(table: Sequence[Sequence[str]]) -> str:
+    rule = ["---"] * len(table[0])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (table[0], rule, *table[1:]))
+
+
+def _csv(summary: Summary) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    ends = [f"{name} {part}" for name in (*summary.rewards, "weighted") for part in ("mean", "standard error")]
+    heads = ["method", "preference", "alignment", "n", *ends, "minus DB-MPA", "low", "high", "oracle share", "path KL"]
+    writer.writerow([*heads, "evaluations", "seconds"])
+    for row in summary.rows:
+        numbers = [number for pair in (*row.rewards.values(), row.weighted) for number in pair]
+        against = row.against_mpa
+        compared = ["", "", ""] if against is None else [against.mean, against.low, against.high]
+        rest = ["" if each is None else each for each in (row.oracle_share, row.kl, row.evaluations, row.seconds)]
+        writer.writerow([row.method, shown(row.preference), row.alignment, row.n, *numbers, *compared, *rest])
+    return text.getvalue()
+
+
+def _html(protocol: Protocol, prompts: Sequence[str], summary: Summary, out: Path, plots: Sequence[str]) -> str:
+    """The report, its pictures inside it."""
+    pictures = {
+        METHODS[method].title: [(_caption(row), _inline(out / PICTURES / f"{row.picture:06d}.png")) for row in rows]
+        for method, rows in _by_method(summary, distinct=True).items()
+    }
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf8")).render(
+        notes=notes(summary),
+        table=table_of(summary),
+        volumes=volumes_of(summary),
+        plots=[_inline(out / name) for name in plots],
+        pictures=pictures,
+        prompt=prompts[0],
+        seed=protocol.prompts.first_seed,
+        record=(out / RECORD).read_text(encoding="utf8"),
+    )
+
+
+def _caption(row: Row) -> str:
+    if row.method == "base":
+        return ""
+    return f"λ = {row.alignment:g}: {shown(row.preference)}" if row.method in DIALS else shown(row.preference)
+
+
+def _inline(file: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+
+
+def _by_method(summary: Summary, skip: Sequence[str] = (), distinct: bool = False) -> dict[str, list[Row]]:
+    """distinct: one row per picture; the base has a single one for all its preferences."""
+    rows = list({row.picture: row for row in summary.rows}.values()) if distinct else summary.rows
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.method not in skip:
+            found.setdefault(row.method, []).append(row)
+    return found
+
+
+def _panels(count: int, width: float = 6.0):
+    figure, axes = plt.subplots(1, count, figsize=(width * count, 4.8), squeeze=False)
+    for axis in axes[0]:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, list(axes[0])
+
+
+def _line(axis, method: str, xs, ys, style: str, **bars) -> None:
+    look = {"fmt": MARKERS[method] + style, "color": COLOURS[method], "mfc": "none", "ms": 6, "lw": 1.2}
+    axis.errorbar(xs, ys, label=METHODS[method].title, **look, **bars)
+
+
+def _legend(figure: Figure, axes) -> None:
+    entries = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    columns = int(figure.get_figwidth() / 1.4)
+    rows = -(-len(entries) // columns)
+    figure.tight_layout(rect=(0, 0.05 * rows, 1, 1))
+    figure.legend(entries.values(), entries, loc="lower center", ncol=columns, fontsize=8, frameon=False)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()

@@ -1,0 +1,307 @@
+"""`diffusion-blend evaluate` on a tiny model in a folder: methods that must coincide, and runs that must."""
+
+import itertools
+import json
+import signal
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy
+import pyarrow.parquet
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from diffusion_blend.blend_core import Blend, BlendError, exact
+from diffusion_blend.lab.cli import main
+from diffusion_blend.lab.evaluation.host import Batch
+from diffusion_blend.lab.evaluation.methods import METHODS, Point, coefficients, points_of, rlg_coefficients
+from diffusion_blend.lab.evaluation.opening import open_host
+from diffusion_blend.lab.evaluation.protocol import PROTOCOLS, Search, read_protocol
+from diffusion_blend.lab.evaluation.queue import finished
+from diffusion_blend.lab.evaluation.summary import bootstrap, hypervolume
+from diffusion_blend.pipelines import Method, Sampling, generate, load_base, load_factors
+from diffusion_blend.trainers.rollout import rollout
+
+from ..lora_files import random_lora, write_lora
+from ..pipelines.worlds import tiny_pipeline
+
+PROMPTS, SEEDS = ["a red circle", "a blue square"], [3, 4]
+PAIRS = list(zip(*itertools.product(PROMPTS, SEEDS), strict=True))
+STEPS = 4
+FIRST = (1.0, 0.0)
+HALF = (0.5, 0.5)
+PROTOCOL = """
+methods = ["base", "mpa", "soup", "stratified", "best_of_n", "kla"]
+preferences = [[1.0, 0.0], [0.5, 0.5]]
+dial_preferences = [[0.5, 0.5]]
+alignments = [0.0, 1.5]
+images_per_pass = 3
+models.base = "{folder}/base"
+models.loras = ["first={folder}/first.safetensors", "second={folder}/second.safetensors"]
+models.oracles = ["1, 0={folder}/first.safetensors"]
+rewards.names = ["brightness", "contrast"]
+prompts = {{ texts = ["a red circle", "a blue square"], seeds = 2, first_seed = 3 }}
+sampling = {{ steps = 4, eta = 1.0, cfg = 2.0 }}
+search = {{ candidates = 2, block = 2 }}
+"""
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory):
+    """A folder with base/, first.safetensors, second.safetensors and protocol.toml. Every step adds noise."""
+    folder = tmp_path_factory.mktemp("studio")
+    pipe = tiny_pipeline()
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, set_alpha_to_one=False)
+    pipe.save_pretrained(folder / "base")
+    for seed, name in enumerate(("first", "second"), start=31):
+        write_lora(folder / f"{name}.safetensors", random_lora(pipe.unet, seed, size=0.02))
+    (folder / "protocol.toml").write_text(PROTOCOL.format(folder=folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def host(studio):
+    return open_host(read_protocol([studio / "protocol.toml"]), "cpu")
+
+
+@pytest.fixture(scope="module")
+def whole(studio, tmp_path_factory):
+    """The folder of an evaluation that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole")
+    assert main(command(studio, out)) == 0
+    return out
+
+
+def command(studio, out, *more):
+    return ["evaluate", str(studio / "protocol.toml"), "--device=cpu", f"--out={out}", *more]
+
+
+def outcome(host, method, preference=(), alignment=1.0, **search):
+    point = Point(method, preference, alignment, Search(**search))
+    return host.run(METHODS[method], point, *PAIRS)
+
+
+def content(out):
+    """The Parquet file, but for the seconds."""
+    return pyarrow.parquet.read_table(out / "scores.parquet").drop_columns("seconds")
+
+
+def refusal(capsys, *arguments):
+    assert main(list(arguments)) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("diffusion-blend: ")
+    return message
+
+
+@pytest.mark.parametrize(
+    ("method", "search"),
+    [("best_of_n", {"candidates": 1}), ("code", {"candidates": 1, "block": 3}), ("rgg", {"gradient_scale": 0.0})],
+)
+def test_a_search_that_does_not_search_is_the_base_bit_for_bit(host, method, search):
+    base = outcome(host, "base")
+    assert torch.equal(outcome(host, method, HALF, **search).images, base.images)
+    assert torch.equal(outcome(host, "kla", HALF, 0.0).images, base.images)
+
+
+@pytest.mark.parametrize("method", ["soup", "mpa", "sampled", "stratified", "oracle"])
+def test_a_one_hot_preference_is_that_basis_bit_for_bit(host, method):
+    assert torch.equal(outcome(host, method, FIRST).images, outcome(host, "basis", FIRST).images)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.3, 1.0, 1.7])
+def test_rlg_is_kla_coefficient_for_coefficient(host, scale):
+    for basis in (FIRST, (0.0, 1.0)):
+        blend = coefficients(host.loras, Point("kla", basis, scale))
+        assert rlg_coefficients(basis, scale) == pytest.approx(blend, abs=1e-12)
+    assert torch.equal(outcome(host, "rlg", FIRST, scale).images, outcome(host, "kla", FIRST, scale).images)
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [("mpa", "exact"), ("soup", "soup"), ("sampled", "sampled"), ("budget", "budget"), ("msdda", "msdda")],
+)
+def test_the_images_are_those_of_generate_to_rounding(studio, host, method, name):
+    pipe = load_base(str(studio / "base"))
+    factors, _ = load_factors(pipe, [studio / "first.safetensors", studio / "second.safetensors"])
+    sampling = Sampling(STEPS, 0.0 if name == "msdda" else 1.0, 2.0)
+    expected = generate(pipe, Method.of(name, Blend(("first", "second"), HALF), factors), *PAIRS, sampling)
+    torch.testing.assert_close(outcome(host, method, HALF).images, expected, atol=2e-4, rtol=0)
+
+
+def test_the_path_kl_is_that_of_the_trainers_and_0_for_the_base(host):
+    batch = Batch(host, *PAIRS)
+    predict = batch.predictor(host.bank, exact((0.0, *HALF), STEPS, SEEDS * 2))
+    expected = rollout(host.chain, batch.noise(), predict, batch.base).kl.sum(0)
+    found = outcome(host, "mpa", HALF)
+    torch.testing.assert_close(found.kl, expected.double(), rtol=1e-5, atol=0)
+    assert (found.kl > 0).all()
+    assert outcome(host, "base").kl.tolist() == [0.0] * 4
+    assert outcome(host, "best_of_n", HALF).kl is None
+
+
+def test_a_gradient_step_of_scale_s_costs_half_s_squared_nats_per_dimension(host):
+    dimensions = torch.Size(host.base.latent_shape).numel()
+    found = outcome(host, "rgg", HALF, gradient_scale=0.2)
+    torch.testing.assert_close(found.kl, torch.full((4,), STEPS * 0.2**2 * dimensions / 2).double(), rtol=1e-3, atol=0)
+
+
+def test_the_best_of_n_is_no_worse_than_the_base_image_by_image(host):
+    base, best = outcome(host, "base"), outcome(host, "best_of_n", HALF, candidates=3)
+    total = [sum(0.5 * each for each in found.scores.values()) for found in (base, best)]
+    assert (total[1] >= total[0]).all() and (total[1] > total[0]).any()
+
+
+def test_evaluations_are_counted_without_those_of_the_kl(host):
+    spent = {"base": 4, "mpa": 8, "soup": 4, "sampled": 4, "best_of_n": 8, "msdda": 8, "rgg": 4}
+    for method, count in spent.items():
+        assert outcome(host, method, HALF, candidates=2).evaluations == count
+    # two blocks of two steps, two candidates each; after the first block both are looked at
+    assert outcome(host, "code", HALF, candidates=2, block=2).evaluations == 4 * 2 + 2
+
+
+def test_a_killed_run_goes_on_and_gives_the_same_parquet(studio, tmp_path, whole):
+    code = f"""
+import os, signal
+from diffusion_blend.lab import cli
+from diffusion_blend.lab.evaluation import queue
+append, done = queue._append, []
+def killed(file, line):
+    if len(done) == 4:
+        with file.open("ab") as stream:
+            stream.write(b'{{"pass": 4, "sco')
+        os.kill(os.getpid(), signal.SIGKILL)
+    done.append(append(file, line))
+queue._append = killed
+cli.main({command(studio, tmp_path)!r})
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == -signal.SIGKILL
+    assert sorted(finished(tmp_path)) == [0, 1, 2, 3]
+    before = (tmp_path / "passes-0.jsonl").read_bytes()
+    assert main(command(studio, tmp_path)) == 0
+    kept = before[: before.rfind(b"\n") + 1]
+    lines = (tmp_path / "passes-0.jsonl").read_bytes()
+    assert lines.startswith(kept)  # nothing is repeated
+    assert [json.loads(line)["pass"] for line in lines.splitlines()] == sorted(finished(whole))
+    assert content(tmp_path).equals(content(whole))
+
+
+def test_two_processes_give_the_parquet_of_one(studio, tmp_path, whole, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        assert main(command(studio, tmp_path)) == 0
+        assert ("has made its share" in capsys.readouterr().out) == (rank == "1")
+    assert sorted(file.name for file in tmp_path.glob("passes-*")) == ["passes-0.jsonl", "passes-1.jsonl"]
+    assert content(tmp_path).equals(content(whole))
+
+
+def test_every_point_has_every_prompt_and_seed_once(studio, whole):
+    table = content(whole).to_pylist()
+    points = [(p.method, p.preference, p.alignment) for p in points_of(read_protocol([studio / "protocol.toml"]))]
+    found = [(row["method"], tuple(row["preference"]), row["alignment"], row["prompt"], row["seed"]) for row in table]
+    assert found == [(*point, prompt, seed) for point in points for prompt in PROMPTS for seed in SEEDS]
+    assert [row["image"] for row in table] == list(range(len(table)))
+    assert table[0].keys() >= {"reward.brightness", "reward.contrast", "kl", "evaluations"}
+
+
+def test_the_summary_compares_with_mpa_and_the_oracle_pair_by_pair(whole):
+    rows = json.loads((whole / "summary.json").read_text())["rows"]
+    seen = {(row["method"], tuple(row["preference"]), row["alignment"]): row for row in rows}
+    assert len(seen) == len(rows) == 2 + 2 * 4 + 2  # the base with each preference
+    assert seen["mpa", HALF, 1.0]["against_mpa"] is None
+    assert seen["soup", FIRST, 1.0]["against_mpa"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    base = seen["kla", HALF, 0.0]["against_mpa"]
+    assert base == seen["base", HALF, 0.0]["against_mpa"]
+    assert base["low"] <= base["mean"] <= base["high"]
+    assert seen["base", HALF, 0.0]["weighted"][0] - seen["mpa", HALF, 1.0]["weighted"][0] == pytest.approx(base["mean"])
+
+
+def test_the_report_has_everything_in_it(whole):
+    sources, text = [], (whole / "report.html").read_text()
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            sources.extend(value for name, value in attributes if name in ("src", "href"))
+
+    Reader().feed(text)
+    assert len(sources) == 3 + 1 + 2 * 4 + 2  # plots, then a picture per point
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert all(METHODS[name].title in text for name in ("base", "mpa", "soup", "stratified", "best_of_n", "kla"))
+    assert {"summary.md", "summary.csv", "pareto.png", "alignment.png", "kl.png"} <= {f.name for f in whole.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("points", "reference", "volume"),
+    [
+        ([(1, 3), (2, 2), (3, 1), (1, 1)], (0, 0), 6),
+        ([(2, 2), (-1, 5)], (0, 0), 4),
+        ([(1, 1, 2), (2, 1, 1), (1, 2, 1)], (0, 0, 0), 4),
+        ([], (0, 0), 0),
+    ],
+)
+def test_hypervolume_of_staircases(points, reference, volume):
+    assert hypervolume(points, reference) == pytest.approx(volume)
+
+
+def test_the_bootstrap_covers_prompts_and_seeds():
+    """Where prompts alone differ, the interval is theirs, however many seeds there are."""
+    generator = numpy.random.default_rng(1)
+    prompts = generator.normal(size=(100, 1))
+    found = bootstrap(prompts + numpy.zeros((1, 50)))
+    error = prompts.std() / 10
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
+    assert found.low < found.mean < found.high
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("sampling.step=4", "Did you mean sampling.steps"),
+        ("methods=['mpa', 'magic']", "expected some of base"),
+        ("preferences=[[0.5, 0.6]]", "expected 2 numbers from 0 upwards that sum to 1"),
+        ("dial_preferences=[[1.0]]", "expected 2 numbers"),
+        ("alignments=[-1.0]", "expected numbers from 0"),
+        ("prompts.seeds=0", "expected 1 or more"),
+        ("rewards.names=['brightness']", "1 rewards came for 2 reward LoRAs"),
+        ("rewards.names=['brightness', 'brightness']", "each may come once"),
+        ("models.loras=[]", "says nothing of models.loras"),
+        ("models.loras=['first=nowhere', 'second=nowhere']", "is no file"),
+        ("models.oracles=['0.3, 0.7=a.safetensors']", "expected one of the protocol's preferences"),
+        ("prompts.texts=['a', 'a']", "came twice"),
+        ("sampling.steps=3", "expected a divisor"),
+    ],
+)
+def test_unusable_input_is_one_message_and_nothing_is_written(studio, tmp_path, capsys, assignment, message):
+    shown = refusal(capsys, *command(studio, tmp_path / "out", f"--set={assignment}"))
+    assert message in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_reward_without_gradient_is_refused_for_rgg(studio, tmp_path, capsys):
+    more = ["--set=methods=['rgg']", "--set=rewards.names=['brightness', 'jpeg_compressibility']"]
+    assert "has no gradient" in refusal(capsys, *command(studio, tmp_path / "out", *more))
+
+
+def test_a_folder_of_another_evaluation_is_refused(studio, whole, capsys):
+    before = content(whole)
+    shown = refusal(capsys, *command(studio, whole, "--set=sampling.cfg=3.0"))
+    assert "differs in protocol.sampling.cfg" in shown
+    assert content(whole).equals(before)
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in PROTOCOLS.glob("*.toml")))
+def test_the_protocols_that_ship_can_be_read(name):
+    given = ["prompts.file=p.txt", "models.loras=['a=a.safetensors', 'b=b.safetensors']"]
+    protocol = read_protocol([name], given)
+    assert {point.method for point in points_of(protocol)} == set(protocol.methods)
+    with pytest.raises(BlendError, match="says nothing of methods"):
+        read_protocol([])
+
+
+def test_help_lists_the_settings_without_loading_torch():
+    code = "import sys; from diffusion_blend.lab.cli import main; main(['evaluate', '--help'])"
+    code += "; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "search.candidates = 4" in done.stdout and "Protocols: paper, toy." in done.stdout
+    assert done.stdout.rstrip().endswith("False")
