@@ -104,8 +104,8 @@ class KLInterpolate(io.ComfyNode):
                     step=0.05,
                     display_mode=io.NumberDisplay.slider,
                     tooltip="0: the base model. 0.5: half the KL pull. 1: as trained. Above 1 extrapolates: 1.2 to 2 "
-                    "often raises the reward further, beyond that images tend to break. Above 1 only exact evaluation "
-                    "works.",
+                    "often raises the reward further, beyond that images tend to break. Above 1 only exact and budget "
+                    "evaluation work.",
                 ),
             ],
             outputs=[BlendSocket.Output(display_name="blend", tooltip="Connect to a sampler.")],

@@ -23,6 +23,7 @@ NODE_IDS = {
     "DiffusionBlendDiagnostics",
     "DiffusionBlendMSDDASampler",
     "DiffusionBlendMSDDAKSampler",
+    "DiffusionBlendMaximinKSampler",
     "DiffusionBlendLoadRewardModel",
     "DiffusionBlendRewardScorer",
     "DiffusionBlendPickBest",

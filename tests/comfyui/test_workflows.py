@@ -1,14 +1,17 @@
 """What ships beside the nodes still speaks of today's nodes: example workflows, help pages, texts."""
 
+import asyncio
 import json
 
 import pytest
+from comfy_extras import nodes_mask
 
 import nodes as core
 
 from .host import REPOSITORY
 
 WORKFLOWS = sorted((REPOSITORY / "example_workflows").glob("*.json"))
+OPEN_LISTS = {"lora_name", "reward_name", "sampler_name", "scheduler"}  # files, and what ComfyUI offers
 
 
 @pytest.fixture(scope="module")
@@ -17,28 +20,39 @@ def schemas(nodes):
     return {node.GET_SCHEMA().node_id: node.GET_SCHEMA() for node in nodes.values()}
 
 
+@pytest.fixture(scope="module")
+def core_nodes():
+    """The ids of the nodes of ComfyUI's own that workflows may use."""
+    extension = asyncio.run(nodes_mask.comfy_entrypoint())
+    masks = asyncio.run(extension.get_node_list())
+    return {"MarkdownNote", *core.NODE_CLASS_MAPPINGS, *(node.GET_SCHEMA().node_id for node in masks)}
+
+
 def test_there_are_workflows_for_two_rewards_and_for_the_kl_dial():
     assert {"two_rewards", "kl_dial"} <= {path.stem for path in WORKFLOWS}
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_a_shipped_workflow_matches_the_nodes_and_has_a_thumbnail(path, schemas):
+def test_a_shipped_workflow_matches_the_nodes_and_has_a_thumbnail(path, schemas, core_nodes):
     graph = json.loads(path.read_text(encoding="utf8"))
     assert path.with_suffix(".jpg").exists()
     ours = [node for node in graph["nodes"] if node["type"] in schemas]
     assert ours
     for node in graph["nodes"]:
-        assert node["type"] in schemas or node["type"] in core.NODE_CLASS_MAPPINGS or node["type"] == "MarkdownNote"
+        assert node["type"] in schemas or node["type"] in core_nodes
     for node in ours:
         known = {entry.id for entry in schemas[node["type"]].inputs}
         saved = {entry["name"].split(".")[0] for entry in node["inputs"]}
         assert saved == known
 
 
-def test_every_node_has_a_help_page_that_names_all_its_inputs(schemas):
+def test_every_node_has_a_help_page_that_names_all_its_inputs_and_their_options(schemas):
     for node_id, schema in schemas.items():
         page = (REPOSITORY / "web" / "docs" / f"{node_id}.md").read_text(encoding="utf8")
         missing = [entry.id for entry in schema.inputs if entry.id not in page]
+        for entry in schema.inputs:
+            if entry.id not in OPEN_LISTS:
+                missing += [option for option in getattr(entry, "options", None) or [] if option not in page]
         assert not missing, f"{node_id}: {missing}"
 
 
