@@ -23,15 +23,15 @@ ALL_LAYERS = "lora.targets=" + str(
     ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2",
      "conv_shortcut"]
 )  # fmt: skip
-DRAFT = ("algorithm=draft", "rewarded_steps=0", "prompts_per_epoch=16", "images_per_prompt=1", "epochs=30",
+DRAFT = ("algorithm=draft", "rewarded_steps=0", "prompts_per_epoch=16", "images_per_prompt=1", "epochs=40",
          "optimisation.images_per_pass=16", "lora.rank=8", ALL_LAYERS)  # fmt: skip
 RUNS = {
     "dpok": ("algorithm=dpok", "epochs=50", "optimisation.learning_rate=8e-4"),
     "grpo": ("algorithm=grpo", "epochs=90"),
     "draft x0": (*DRAFT, "draft.through=x0"),
-    "draft last": (*DRAFT, "draft.through=last", "draft.steps=5"),
+    "draft last": (*DRAFT, "epochs=30", "draft.through=last", "draft.steps=5"),
     "dpo": ("algorithm=dpo", f"prompts.pairs={PAIRS}", "prompts.file=", "kl_weight=0.005", "prompts_per_epoch=32",
-            "images_per_prompt=1", "epochs=60", "dpo.draws=3", "optimisation.learning_rate=3e-3",
+            "images_per_prompt=1", "epochs=100", "dpo.draws=3", "optimisation.learning_rate=3e-3",
             "optimisation.average=0.9"),
 }  # fmt: skip
 
