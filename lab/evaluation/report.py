@@ -27,8 +27,9 @@ from .queue import PICTURES, RECORD, finished, passes_of
 from .summary import Row, Summary, scores_table, summarise
 
 TEMPLATE = Path(__file__).parent / "report.html"
-COLOURS = dict(zip(METHODS, plt.get_cmap("tab10").colors * 2, strict=False)) | {"base": "#777777", "basis": "#222222"}
-MARKERS = dict(zip(METHODS, "osDvPX^<>pd*hH8", strict=True))  # ten colours, and methods may coincide
+PALETTE = (*plt.get_cmap("tab10").colors, *plt.get_cmap("Dark2").colors)
+COLOURS = dict(zip(METHODS, PALETTE, strict=False)) | {"base": "#777777", "basis": "#222222"}
+MARKERS = dict(zip(METHODS, "osDvPX^<>pd*hH8", strict=True))  # methods may coincide
 DIALS = ("kla", "rlg")  # swept over alignment
 
 
@@ -107,7 +108,7 @@ def draw_kl(summary: Summary) -> Figure:
         w: {row.method for row in known if row.preference == w} for w in dict.fromkeys(r.preference for r in known)
     }
     shared = [preference for preference, found in methods.items() if len(found) > 2]
-    figure, axes = _panels(max(len(shared), 1), 4.2)
+    figure, axes = _panels(max(len(shared), 1))
     for axis, preference in zip(axes, shared, strict=False):
         for method, rows in _by_method(summary).items():
             rows = sorted((r for r in rows if r.kl is not None and r.preference == preference), key=lambda row: row.kl)
@@ -213,11 +214,17 @@ def _by_method(summary: Summary, skip: Sequence[str] = (), distinct: bool = Fals
     return found
 
 
-def _panels(count: int, width: float = 6.0):
-    figure, axes = plt.subplots(1, count, figsize=(width * count, 4.8), squeeze=False)
-    for axis in axes[0]:
+def _panels(count: int):
+    """A figure with so many panels, three in a row at most."""
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=((6, 5, 4.4)[columns - 1] * columns, 4.4 * rows), squeeze=False)
+    axes = list(grid.flat)
+    for axis in axes[count:]:
+        axis.remove()
+    for axis in axes[:count]:
         axis.spines[["top", "right"]].set_visible(False)
-    return figure, list(axes[0])
+    return figure, axes[:count]
 
 
 def _line(axis, method: str, xs, ys, style: str, **bars) -> None:
@@ -229,7 +236,7 @@ def _legend(figure: Figure, axes) -> None:
     entries = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     columns = int(figure.get_figwidth() / 1.4)
     rows = -(-len(entries) // columns)
-    figure.tight_layout(rect=(0, 0.05 * rows, 1, 1))
+    figure.tight_layout(rect=(0, (0.22 * rows + 0.1) / figure.get_figheight(), 1, 1))
     figure.legend(entries.values(), entries, loc="lower center", ncol=columns, fontsize=8, frameon=False)
 
 
