@@ -111,8 +111,8 @@ class _Sampler:
         scheduler = pipe.scheduler
         self.steps = flow_steps(scheduler, request.steps, 0) if self.flow else ddim_steps(scheduler, request.steps, 0)
         self.sigmas = [step.noise if self.flow else step.noise / step.signal for step in self.steps] + [0.0]
-        prompted, empty = self.base.conditions(self.prompts)
-        self.guided = prompted if self.cfg == 1 else {k: torch.cat([empty[k], prompted[k]]) for k in prompted}
+        prompted, empty = self.base.conditions(self.prompts, self.cfg)
+        self.guided = prompted if empty is None else {k: torch.cat([empty[k], prompted[k]]) for k in prompted}
         self.progress: tqdm | None = None
 
     def noise(self, *purpose) -> Callable[[], Tensor]:
