@@ -73,7 +73,7 @@ def steered(graph, base, blend, vae, rewards, every=1, rate=2.0, **inputs):
     result, applied = patching.sample(
         base,
         blend,
-        "exact",
+        submodule("blend_core").exact,
         "batched",
         steered=lambda: module.WorstFirst(blend.schedule.blends[0], panel, rate, every),
         **graph._inputs(INPUTS | inputs),
