@@ -1,0 +1,251 @@
+// Blend Weights: a slider for two rewards, a point in a triangle for three, linked sliders for more. It edits the text of
+// the `weights` widget and saves nothing itself, so that a graph is the same with and without it.
+
+import { app } from "../../scripts/app.js";
+
+const NODE = "DiffusionBlendBlendWeights";
+const CONTROLS = "weights_controls";
+const SLOT = /^loras\.lora_\d+$/;
+const HEIGHTS = { 2: 50, 3: 170 };
+const [WIDTH, HEIGHT] = [300, 160]; // of the picture that holds the triangle
+const CORNERS = [[150, 26], [60, 132], [240, 132]];
+const KEYS = { ArrowUp: [0, -3], ArrowDown: [0, 3], ArrowLeft: [-3, 0], ArrowRight: [3, 0] };
+
+const STYLE = `
+.diffusion-blend-weights { box-sizing: border-box; width: 100%; padding: 0 10px; font: 12px sans-serif;
+  color: var(--input-text, #ddd); overflow: hidden; }
+.diffusion-blend-weights label { display: flex; align-items: center; gap: 8px; height: 24px; }
+.diffusion-blend-weights div { display: flex; justify-content: space-between; height: 22px; align-items: center; }
+.diffusion-blend-weights span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.diffusion-blend-weights label span { width: 45%; }
+.diffusion-blend-weights input { flex: 1; min-width: 0; width: 100%; margin: 0;
+  accent-color: var(--p-primary-color, #64a0ff); }
+.diffusion-blend-weights svg { display: block; width: 100%; height: 165px; touch-action: none; }
+.diffusion-blend-weights polygon { fill: var(--comfy-input-bg, #222); stroke: var(--descrip-text, #999); }
+.diffusion-blend-weights text { fill: currentColor; font-size: 12px; }
+.diffusion-blend-weights circle { fill: var(--p-primary-color, #64a0ff); stroke: currentColor; stroke-width: 1.5;
+  cursor: grab; }`;
+
+/** The numbers in text such as `0.6, 0.4`, `60% 40%` or `2; 1`, as the node reads them; null for other words. */
+function parse(text) {
+  const words = text.replace(/[,;]/g, " ").split(/\s+/).filter(Boolean);
+  const numbers = words.map((word) => Number(word.replace(/%$/, "")) / (word.endsWith("%") ? 100 : 1));
+  return numbers.every((number) => Number.isFinite(number) && number >= 0) ? numbers : null;
+}
+
+/** `count` shares of sum 1: of the numbers where they fit, else all alike. */
+function sharesOf(numbers, count) {
+  const sum = (numbers ?? []).reduce((a, b) => a + b, 0);
+  if (numbers?.length !== count || sum === 0) return Array(count).fill(1 / count);
+  return numbers.map((number) => number / sum);
+}
+
+/** Text of the shares times `total`, in hundredths that sum to it: what rounding leaves goes to the largest remainders. */
+function format(shares, total) {
+  const exact = shares.map((share) => share * total * 100);
+  const units = exact.map(Math.floor);
+  const order = exact.map((value, i) => [value - units[i], i]).sort((a, b) => b[0] - a[0]);
+  const spare = Math.round(total * 100) - units.reduce((a, b) => a + b, 0);
+  for (const [, i] of order.slice(0, Math.max(spare, 0))) units[i] += 1;
+  return units.map((unit) => String(unit / 100)).join(", ");
+}
+
+/** The shares with share i at `value`, the others keeping their ratios (also where they all come to nearly 0). */
+function linked(shares, i, value) {
+  const own = Math.min(value, 1 - 1e-9);
+  const rest = shares.reduce((sum, share, j) => (j === i ? sum : sum + share), 0);
+  return shares.map((share, j) => {
+    if (j === i) return own;
+    return (1 - own) * (rest > 0 ? share / rest : 1 / (shares.length - 1));
+  });
+}
+
+/** Barycentric coordinates of a point in the triangle; outside of it, of a point on its edge. */
+function barycentric([x, y]) {
+  const [[ax, ay], [bx, by], [cx, cy]] = CORNERS;
+  const area = (by - cy) * (ax - cx) + (cx - bx) * (ay - cy);
+  const a = ((by - cy) * (x - cx) + (cx - bx) * (y - cy)) / area;
+  const b = ((cy - ay) * (x - cx) + (ax - cx) * (y - cy)) / area;
+  return sharesOf([a, b, 1 - a - b].map((share) => Math.max(share, 0)), 3);
+}
+
+const pointOf = (shares) => [0, 1].map((axis) => shares.reduce((sum, share, i) => sum + share * CORNERS[i][axis], 0));
+
+/** What the rewards are called: the label of a Load Reward LoRA, or its file; a number where something else comes in. */
+function rewardNames(node) {
+  const slots = [...(node.inputs ?? []).entries()].filter(([, { name, link }]) => SLOT.test(name) && link != null);
+  return slots.map(([slot], i) => {
+    const values = Object.fromEntries((node.getInputNode(slot)?.widgets ?? []).map(({ name, value }) => [name, value]));
+    const file = String(values.lora_name ?? "").split(/[\\/]/).pop().replace(/\.\w+$/, "");
+    return String(values.label ?? "").trim() || file || `reward ${i + 1}`;
+  });
+}
+
+const short = (name) => (name.length > 16 ? `${name.slice(0, 15)}…` : name);
+
+function element(tag, attributes = {}, ...children) {
+  const drawn = ["svg", "polygon", "text", "circle", "title"].includes(tag);
+  const made = document.createElementNS(drawn ? "http://www.w3.org/2000/svg" : "http://www.w3.org/1999/xhtml", tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+// Each control is { root, show(shares, written) }: the shares, and as the text has them, rounded. It calls edit(shares).
+
+function slider(label, edit) {
+  const input = element("input", { type: "range", min: 0, max: 1, step: 0.01, "aria-label": label });
+  input.addEventListener("input", () => edit(Number(input.value)));
+  return input;
+}
+
+function twoEnds(names, edit) {
+  const ends = names.map((name) => element("span", { title: name }));
+  const input = slider(`from ${names[0]} to ${names[1]}`, (value) => edit([1 - value, value]));
+  const show = (shares, written) => {
+    input.value = shares[1];
+    ends.forEach((end, i) => (end.textContent = `${names[i]} ${written[i].toFixed(2)}`));
+  };
+  return { root: element("section", {}, element("div", {}, ...ends), input), show };
+}
+
+function sliders(names, edit) {
+  let current = [];
+  const inputs = names.map((name, i) => slider(name, (value) => edit(linked(current, i, value))));
+  const labels = names.map((name) => element("span", { title: name }));
+  const show = (shares, written) => {
+    current = shares;
+    inputs.forEach((input, i) => (input.value = shares[i]));
+    labels.forEach((label, i) => (label.textContent = `${written[i].toFixed(2)} ${names[i]}`));
+  };
+  return { root: element("section", {}, ...inputs.map((input, i) => element("label", {}, input, labels[i]))), show };
+}
+
+function triangle(names, edit) {
+  let current = [];
+  const places = [[150, 14, "middle"], [4, 152, "start"], [296, 152, "end"]];
+  const labels = places.map(([x, y, anchor]) => element("text", { x, y, "text-anchor": anchor }));
+  const point = element("circle", { r: 7, tabindex: 0, role: "slider", "aria-label": names.join(", ") });
+  const area = element("polygon", { points: CORNERS.join(" ") });
+  const root = element("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}` }, area, ...labels, point);
+  const place = (event) => {
+    const box = root.getBoundingClientRect();
+    const scale = Math.min(box.width / WIDTH, box.height / HEIGHT);
+    const left = box.left + (box.width - scale * WIDTH) / 2;
+    const top = box.top + (box.height - scale * HEIGHT) / 2;
+    edit(barycentric([(event.clientX - left) / scale, (event.clientY - top) / scale]));
+  };
+  root.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0) return;
+    root.setPointerCapture(event.pointerId);
+    point.focus();
+    place(event);
+  });
+  root.addEventListener("pointermove", (event) => root.hasPointerCapture(event.pointerId) && place(event));
+  point.addEventListener("keydown", (event) => {
+    if (!(event.key in KEYS)) return;
+    event.preventDefault();
+    edit(barycentric(pointOf(current).map((value, axis) => value + KEYS[event.key][axis])));
+  });
+  const show = (shares, written) => {
+    current = shares;
+    const [x, y] = pointOf(shares);
+    point.setAttribute("cx", x);
+    point.setAttribute("cy", y);
+    point.setAttribute("aria-valuetext", names.map((name, i) => `${name} ${written[i].toFixed(2)}`).join(", "));
+    labels.forEach((label, i) => {
+      label.replaceChildren(`${short(names[i])} ${written[i].toFixed(2)}`, element("title", {}, names[i]));
+    });
+  };
+  return { root, show };
+}
+
+/** The controls of one node. Returns refresh(), which brings them up to date; false once they have gone with the node. */
+function attach(node) {
+  const weights = node.widgets.find(({ name }) => name === "weights");
+  const normalise = node.widgets.find(({ name }) => name === "normalise");
+  const root = element("div", { class: "diffusion-blend-weights" });
+  root.addEventListener("pointerdown", (event) => event.stopPropagation()); // else the node is dragged
+  let [added, seen, names, control] = [false, "", [], null];
+
+  const height = () => (names.length < 2 ? 0 : HEIGHTS[names.length] ?? 24 * names.length + 4);
+  const options = { serialize: false, getMinHeight: height, getMaxHeight: height, getValue: () => "" };
+  const widget = node.addDOMWidget(CONTROLS, "diffusion_blend_weights", root, options);
+  widget.serialize = false; // this one keeps it out of the workflow, the option keeps it out of the prompt
+
+  const fromLink = () => node.inputs.some(({ widget: own, link }) => own?.name === "weights" && link != null);
+  const rewards = () => (fromLink() ? [] : rewardNames(node));
+  const state = () => JSON.stringify([weights.value, rewards()]);
+  const written = () => sharesOf(parse(weights.value), names.length);
+  const show = (shares) => {
+    control.show(shares, written());
+    const fits = [0, names.length].includes(parse(weights.value)?.length); // no number at all: all alike
+    root.style.opacity = fits ? "" : 0.5;
+  };
+  const edit = (shares) => {
+    const sum = (parse(weights.value) ?? []).reduce((a, b) => a + b, 0);
+    weights.value = format(shares, normalise.value || sum === 0 ? 1 : sum);
+    weights.callback?.(weights.value);
+    seen = state();
+    show(shares);
+    node.setDirtyCanvas(true, true);
+  };
+  const rebuild = () => {
+    names = rewards();
+    control = names.length < 2 ? null : ([twoEnds, triangle][names.length - 2] ?? sliders)(names, edit);
+    root.replaceChildren(...(control ? [control.root] : []));
+    root.style.height = `${height()}px`;
+    const [wide, high] = node.computeSize();
+    node.setSize([Math.max(node.size[0], wide), Math.max(node.size[1], high)]);
+  };
+
+  return () => {
+    if (node.graph?.getNodeById(node.id) !== node) {
+      if (root.isConnected) {
+        // Nodes 2.0 goes on showing the element of a node that undo or another workflow has put a new one for.
+        const successor = app.canvas?.graph?.getNodeById(node.id)?.widgets?.find(({ name }) => name === CONTROLS);
+        if (successor?.element && successor.element !== root) root.replaceWith(successor.element);
+      }
+      return !added || root.isConnected;
+    }
+    added = true;
+    const now = state();
+    if (now !== seen) {
+      seen = now;
+      if (JSON.stringify(rewards()) !== JSON.stringify(names)) rebuild();
+      if (control) show(written());
+    }
+    return true;
+  };
+}
+
+let complained = false;
+
+function complain(error) {
+  if (!complained) console.warn("Diffusion Blend: no controls on Blend Weights; its text works as ever.", error);
+  complained = true;
+}
+
+app.registerExtension({
+  name: "DiffusionBlend.BlendWeights",
+  setup() {
+    document.head.append(element("style", {}, STYLE));
+  },
+  nodeCreated(node) {
+    if (node.comfyClass !== NODE) return;
+    try {
+      const refresh = attach(node);
+      // The text changes by typing, loading, undo and links, in two editors: looking at it is what sees all of these.
+      const timer = setInterval(() => {
+        try {
+          if (!refresh()) clearInterval(timer);
+        } catch (error) {
+          clearInterval(timer);
+          complain(error);
+        }
+      }, 150);
+    } catch (error) {
+      complain(error);
+    }
+  },
+});
