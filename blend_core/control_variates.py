@@ -66,6 +66,16 @@ class RememberingPlan(Plan):
         """Spare evaluations that were not spent yet."""
         return self.spare - sum(count - 1 for count in self.memory.evaluated.values())
 
+    @property
+    def most_per_step(self) -> int:
+        """All of them, in a full step."""
+        return 1 + self.cost_of_full
+
+    def release(self) -> None:
+        """Let go of the predictions, which lie where the network is."""
+        self.memory.tracks.clear()
+        self.memory.tables.clear()
+
     def is_full(self, step: int) -> bool:
         """Whether a step of the run asked all variants."""
         return self.memory.evaluated.get(step, 0) > len(self.variants[step])
@@ -79,8 +89,8 @@ class RememberingPlan(Plan):
 class Track:
     """What one call of the network remembers of the k variants, for each of its rows.
 
-    known: (k, rows, ...), the last predictions.  slope: their change per step then.  misses: (2, rows), how far the
-    newest prediction lay from what was foreseen of it by holding and by extending, squared, averaged over the run.
+    known: (k, rows, ...), the last predictions.  slope: their change per step then.  misses: (2, rows), how far new
+    predictions lay from what was foreseen of them by holding and by extending, squared, summed over the run.
     owed: (k, rows), shares of steps that went to another variant and were not paid back.
     """
 

@@ -12,7 +12,8 @@ A *variant* is a number: 0 the base, i the i-th basis. One family, one signature
     budget           the same, with full steps as an average cost allows
     anchored         the soup at every step, its error corrected          control_variates.py; ours
 
-Every image of a batch has its own seed and its own choices, so a batch equals its images made one by one.
+Every image of a batch has its own seed and its own choices, so a batch equals its images made one by one. Only the full
+steps of `budget` that come after the first are shared: the whole batch decides when.
 """
 
 from __future__ import annotations

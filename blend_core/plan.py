@@ -63,6 +63,14 @@ class Plan:
         variants, weights = self.active(step, images)
         return weighed(weights, evaluate(variants))
 
+    @property
+    def most_per_step(self) -> int:
+        """The most variants that one step asks."""
+        return int((self.weights != 0).sum(1).max())
+
+    def release(self) -> None:
+        """Let go of predictions that a run left behind; what it spent can still be asked."""
+
     def is_full(self, step: int) -> bool:
         """Whether a step that would ask one variant asked all of them."""
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -78,24 +77,11 @@ def command(
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:
     """The tables, then the verdict."""
+    from .tables import print_rows
+
     print(diagnosis.formula)
-    _print_table("change of the base's direction; cosines", diagnosis.rows())
+    print_rows(diagnosis.rows(), "change of the base's direction; cosines")
     if diagnosis.gaps:
-        _print_table("Jensen gap", diagnosis.gap_rows())
+        print_rows(diagnosis.gap_rows(), "Jensen gap")
     print(f"{diagnosis.evaluations} evaluations per image ({diagnosis.blend_evaluations} without diagnosis)")
     print(diagnosis.verdict)
-
-
-def _print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE, title=title, title_justify="left")
-    for name in rows[0]:
-        table.add_column(Text(name), justify="right", no_wrap=True)
-    for row in rows[1:]:
-        table.add_row(*map(Text, row))
-    width = sum(max(map(len, column)) + 4 for column in zip(*rows, strict=True))
-    Console(width=max(Console().width, width)).print(table)

@@ -21,8 +21,8 @@ from ..blend_core.picture import draw
 from ..blend_core.rewards import Library, Rescaled, Reward, Scale, load_reward
 from ..pipelines import Sampling, load_base, match
 from ..trainers.bases import Base
+from ..trainers.config import SamplingSettings
 from ..trainers.seeding import ImageNoise, stream
-from ..trainers.transition import ddim_steps, flow_steps
 from .images import blend_of, check, dtype_of
 from .record import Request, place, write
 
@@ -108,11 +108,10 @@ class _Sampler:
         self.cfg, self.eta = request.cfg, request.eta
         self.flow = self.base.family.transition == "flow"
         self.family = "flow" if self.flow else "ve"
-        scheduler = pipe.scheduler
-        self.steps = flow_steps(scheduler, request.steps, 0) if self.flow else ddim_steps(scheduler, request.steps, 0)
+        self.steps = self.base.chain(SamplingSettings(steps=request.steps, eta=0, noise_level=0))
         self.sigmas = [step.noise if self.flow else step.noise / step.signal for step in self.steps] + [0.0]
-        prompted, empty = self.base.conditions(self.prompts, self.cfg)
-        self.guided = prompted if empty is None else {k: torch.cat([empty[k], prompted[k]]) for k in prompted}
+        self.told = self.base.told(self.prompts, self.cfg)
+        self.branches = len(self.told["text"]) // len(self.prompts)  # 1 too where guidance is an input of the network
         self.progress: tqdm | None = None
 
     def noise(self, *purpose) -> Callable[[], Tensor]:
@@ -128,10 +127,10 @@ class _Sampler:
         """The guided prediction of x0 by one variant (0: the base) before step k."""
         step = self.steps[k]
         own = x if self.flow else x * step.signal
-        rows = own if self.cfg == 1 else torch.cat([own, own])
+        rows = torch.cat([own] * self.branches)
         with self.attachment.using([variant] * len(rows)):
-            prediction = self.base.call(self.base.network, rows, step.timestep, self.guided)
-        if self.cfg != 1:
+            prediction = self.base.call(self.base.network, rows, step.timestep, self.told)
+        if self.branches == 2:
             empty, prompted = prediction.chunk(2)
             prediction = empty + self.cfg * (prompted - empty)
         self.progress.update()

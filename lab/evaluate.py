@@ -8,24 +8,14 @@ from typing import Annotated
 
 import typer
 
-from ..trainers.config import fields
+from ..trainers.config import settings_help
 from .evaluation.protocol import PROTOCOLS, Protocol, read_protocol
-
-
-def settings_help() -> str:
-    """Every setting with its default and what it does, and the protocols that ship."""
-    lines = ["", "Settings (in a TOML file as tables, or as --set key=value), with their defaults:", ""]
-    for key, each in fields(Protocol):
-        default = '""' if each.default == "" else each.default
-        lines += [f"  {key} = {default}", f"      {each.metadata['help']}"]
-    names = ", ".join(sorted(file.stem for file in PROTOCOLS.glob("*.toml")))
-    return "\n".join([*lines, "", f"Protocols: {names}.", ""])
 
 
 def _show_help(context: typer.Context, wanted: bool) -> None:
     if wanted:
         print(context.get_help())
-        print(settings_help())
+        print(settings_help(Protocol, PROTOCOLS, "Protocols"))
         raise typer.Exit()
 
 
@@ -48,14 +38,15 @@ def command(
     chosen = read_protocol(protocol or ["toy"], set or [])
     from .evaluation.report import publish, table_of, volumes_of
     from .options import chosen_device
+    from .tables import print_rows
 
     _work(chosen, out, processes, chosen_device(device))
     summary = publish(chosen, out)
     if summary is None:
         print(f"This process has made its share; the last one of all writes {out / 'report.html'}.")
         return
-    _print_table(table_of(summary))
-    _print_table(volumes_of(summary))
+    print_rows(table_of(summary))
+    print_rows(volumes_of(summary))
     print(f"Written: {out / 'report.html'}, and scores.parquet, summary.md, .csv and .json beside it")
 
 
@@ -85,18 +76,3 @@ def _placed(device: str, number: int) -> str:
     import torch
 
     return f"cuda:{number % torch.cuda.device_count()}"
-
-
-def _print_table(table: list[list[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = Table(box=box.SIMPLE)
-    for i, name in enumerate(table[0]):
-        shown.add_column(Text(name), justify="right" if i else "left", no_wrap=True)
-    for row in table[1:]:
-        shown.add_row(*map(Text, row))
-    width = sum(max(map(len, column)) + 4 for column in zip(*table, strict=True))
-    Console(width=max(Console().width, width)).print(shown)

@@ -6,23 +6,13 @@ from typing import Annotated
 
 import typer
 
-from ..trainers.config import PRESETS, fields
-
-
-def settings_help() -> str:
-    """Every setting with its default and what it does, and the presets."""
-    lines = ["", "Settings (in a TOML file as tables, or as --set key=value), with their defaults:", ""]
-    for key, each in fields():
-        default = '""' if each.default == "" else each.default
-        lines += [f"  {key} = {default}", f"      {each.metadata['help']}"]
-    names = ", ".join(sorted(file.stem for file in PRESETS.glob("*.toml")))
-    return "\n".join([*lines, "", f"Presets: {names}.", ""])
+from ..trainers.config import PRESETS, Config, settings_help
 
 
 def _show_help(context: typer.Context, wanted: bool) -> None:
     if wanted:
         print(context.get_help())
-        print(settings_help())
+        print(settings_help(Config, PRESETS, "Presets"))
         raise typer.Exit()
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..blend_core import BlendError, exact, image_seed
 from ..blend_core.diagnostics import Diagnosis, Disagreement, Gap, disagreement, gap_at, posterior_samples, probed_steps
 from ..blend_core.picture import draw
-from .managing import RewardModel
+from .managing import RewardModel, decoded
 from .msdda import is_flow
 from .patching import EXECUTIONS, sample
 from .sampling import BLEND_TOOLTIP, EXECUTION_TOOLTIP, ksampler_inputs
@@ -198,14 +198,7 @@ class Probe:
         return found
 
     def _scores(self, latents: Tensor) -> Tensor:
-        images = self.vae.decode(latents)
-        if images.dim() != 4:
-            raise BlendError(
-                "the VAE gives videos, and reward models score images. Disconnect the reward model, or diagnose an "
-                "image model."
-            )
-        pixels = images[..., :3].movedim(-1, 1).clamp(0, 1)
-        return self.factor * torch.cat(list(self.reward.scores(pixels, [self.prompt])))
+        return self.factor * torch.cat(list(self.reward.scores(decoded(self.vae, latents), [self.prompt])))
 
 
 def drawn(model, sigmas: Tensor, options: dict, ksampler: dict) -> Tensor:

@@ -17,6 +17,7 @@ import folder_paths
 import torch
 from torch import Tensor
 
+from ..blend_core import BlendError
 from ..blend_core.rewards import DTYPES, IMAGES_PER_PASS, Library, Reward, load_reward
 
 FOLDER = "reward_models"
@@ -24,6 +25,17 @@ DEVICES = ("default", "cpu")
 PRECISIONS = ("auto", *DTYPES)
 
 folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
+
+
+def decoded(vae, latents: Tensor) -> Tensor:
+    """Pixels (batch, 3, height, width) in [0, 1] of latents, as rewards take them. Raises BlendError for videos."""
+    images = vae.decode(latents)
+    if images.dim() != 4 or len(images) != len(latents):
+        raise BlendError(
+            f"{len(latents)} latents were decoded to the shape {tuple(images.shape)}, expected one image each: reward "
+            "models score images. Use the VAE of an image model, or leave the reward models out."
+        )
+    return images[..., :3].movedim(-1, 1).float().clamp(0, 1)
 
 
 @dataclass(frozen=True)

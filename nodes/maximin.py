@@ -12,7 +12,7 @@ from torch import Tensor
 from ..blend_core import Blend, BlendError, exact, parse_numbers
 from ..blend_core.maximin import attained, personal, worse_first
 from ..blend_core.rewards import check_images
-from .managing import RewardModel
+from .managing import RewardModel, decoded
 from .patching import EXECUTIONS, BlendedRun, sample
 from .sampling import BLEND_TOOLTIP, EXECUTION_TOOLTIP, ksampler_inputs
 from .scoring import MOST_REWARDS
@@ -32,13 +32,7 @@ class Panel:
 
     def attained(self, latents: Tensor) -> Tensor:
         """(batch, m) of z_i = (r_i - target_i) / scale_i of the decoded latents."""
-        images = self.vae.decode(latents)
-        if images.dim() != 4 or len(images) != len(latents):
-            raise BlendError(
-                f"{len(latents)} latents were decoded to the shape {tuple(images.shape)}, expected one image each. "
-                "Maximin KSampler judges images; for a video use Blended KSampler."
-            )
-        pixels = images[..., :3].movedim(-1, 1).float().clamp(0, 1)
+        pixels = decoded(self.vae, latents)
         check_images(pixels)
         scores = [torch.cat(list(model.scores(pixels, [self.prompt]))) for model in self.models]
         return attained(torch.stack(scores, dim=1), self.targets, self.scales)

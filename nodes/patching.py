@@ -221,6 +221,7 @@ class _Hooks:
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         finally:
             options.pop(KEY, None)
+            plan.release()  # the node's output, and with it the plan, may be cached for long
 
     def _plan(self, steps: int, seeds: list[int], noise: torch.Tensor) -> Plan:
         layers = self.blend.layers(steps)
@@ -233,8 +234,9 @@ class _Hooks:
         return painted(layers, [mask for mask, _ in self.blend.regions], tuple(noise.shape[-2:]), len(seeds))
 
     def prepare_sampling(self, executor, model, noise_shape, conds, *args, **kwargs):
-        full = self.estimator is exact or self.estimator(self.blend.layers(FINE)[0], FINE, [0]).needs_denoised
-        k = self.blend.evaluated(FINE) if full else 1
+        exactly = self.estimator is exact  # regions, which need the variants of all layers, are exact
+        layers = self.blend.layers(FINE)
+        k = self.blend.evaluated(FINE) if exactly else self.estimator(layers[0], FINE, [0]).most_per_step
         if self.execution != "sequential" and k > 1:
             batch = [noise_shape[0] * k, *noise_shape[1:]]
             needed = model.model_size() + model.model.memory_required([batch[0] * 2, *batch[1:]])

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..blend_core.errors import BlendError
 from ..pipelines import load_base, network_of
-from .config import Config
+from .config import Config, SamplingSettings
 from .families import Conditions, Sides, family_of
 from .transition import Step, check_noise
 
@@ -54,6 +54,11 @@ class Base:
         """(of the prompts, of no prompt), by the pipeline's own encoder; the latter None where cfg needs none."""
         return self.family.conditions(self.pipe, prompts, self.size, cfg)
 
+    def told(self, prompts: Sequence[str], cfg: float) -> Conditions:
+        """What a guided pass is told: [no prompt..., prompts...], or the prompts alone where cfg needs no more."""
+        prompted, empty = self.conditions(prompts, cfg)
+        return prompted if empty is None else {name: torch.cat([empty[name], prompted[name]]) for name in prompted}
+
     def call(self, network: nn.Module, x: Tensor, timestep: float, conditions: Conditions) -> Tensor:
         """The network's prediction at x (rows, ...), in x's dtype."""
         given = x.to(next(self.network.parameters()).dtype)
@@ -72,10 +77,14 @@ class Base:
         coded = self.pipe.vae.encode(images.to(self.device, torch.float32) * 2 - 1).latent_dist.mean
         return (coded - (config.get("shift_factor") or 0.0)) * config.scaling_factor
 
+    def chain(self, sampling: SamplingSettings) -> list[Step]:
+        """The sampler's steps, deterministic ones too."""
+        patches = self.latent_shape[-1] // self.family.patch(self.network)
+        return self.family.steps(self.pipe.scheduler, sampling, patches**2)
+
     def steps(self, config: Config) -> list[Step]:
         """The chain that is trained. Raises BlendError where a step of it has no likelihood."""
-        patches = self.latent_shape[-1] // self.family.patch(self.network)
-        chain = self.family.steps(self.pipe.scheduler, config.sampling, patches**2)
+        chain = self.chain(config.sampling)
         check_noise(chain)
         return chain
 

@@ -209,6 +209,11 @@ class Config:
         return self.images_per_epoch // self.updates_per_epoch
 
     @property
+    def rewarded(self) -> int:
+        """Steps of the chain that learn from rewards, the first ones."""
+        return self.rewarded_steps or self.sampling.steps
+
+    @property
     def updates(self) -> int:
         """Of the whole run."""
         return self.epochs * self.updates_per_epoch * self.reuse
@@ -222,6 +227,16 @@ def fields(table: Any = Config, prefix: str = "") -> Iterator[tuple[str, datacla
             yield from fields(hints[each.name], f"{prefix}{each.name}.")
         else:
             yield prefix + each.name, each
+
+
+def settings_help(table: type, presets: Path, what: str) -> str:
+    """Every setting of `table` with its default and what it does, and the files of `presets`; what: their heading."""
+    lines = ["", "Settings (in a TOML file as tables, or as --set key=value), with their defaults:", ""]
+    for key, each in fields(table):
+        default = '""' if each.default == "" else each.default
+        lines += [f"  {key} = {default}", f"      {each.metadata['help']}"]
+    names = ", ".join(sorted(file.stem for file in presets.glob("*.toml")))
+    return "\n".join([*lines, "", f"{what}: {names}.", ""])
 
 
 def read_config(files: Sequence[Path | str] = (), assignments: Sequence[str] = (), **changes: Any) -> Config:

@@ -154,7 +154,7 @@ class PolicyGradient(Online):
         prediction = self.policy.predictor(sample.conditions)(x, k)
         dimensions = x[0].numel()
         kl = step.kl(prediction, path.references[k])
-        if k >= (self.config.rewarded_steps or len(self.policy.steps)):
+        if k >= self.config.rewarded:
             return (self.config.kl_weight / self.divisor * kl / dimensions).mean() * share, {}
         new = step.log_prob(following, step.mean(x, prediction))
         ratio_log = losses.log_ratio(new, path.log_probs[k], dimensions)
@@ -302,7 +302,7 @@ class Preference:
     def passes(self, samples: list[Sample], draw: torch.Generator) -> list[Pass]:
         """One pass per chunk and draw of a noise level, and of one that is charged its KL where there are such."""
         factors = [step.kl_factor for step in self.policy.steps]
-        rewarded = self.config.rewarded_steps or len(factors)
+        rewarded = self.config.rewarded
         share = 1 / (len(samples) * self.config.dpo.draws)
         passes = []
         for sample in samples:

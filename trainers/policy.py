@@ -57,11 +57,8 @@ class Policy:
 
     def encode(self, prompts: Sequence[str]) -> Encoded:
         """What the network is told for these prompts."""
-        prompted, empty = self.base.conditions(prompts, self.cfg)
-        text = prompted["text"].float().mean(1)
-        if empty is None:
-            return Encoded(prompted, text)
-        return Encoded({name: torch.cat([empty[name], prompted[name]]) for name in prompted}, text)
+        told = self.base.told(prompts, self.cfg)
+        return Encoded(told, told["text"][-len(prompts) :].float().mean(1))
 
     def predictor(self, encoded: Encoded) -> Predict:
         """The guided prediction uncond + cfg (cond - uncond), both branches in one pass."""

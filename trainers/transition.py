@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from ..blend_core.errors import BlendError
+from ..blend_core.parameterization import x0_map
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,12 @@ def ddim_steps(scheduler: Any, steps: int, eta: float) -> list[Step]:
 
 
 def _ddim_step(timestep: int, a: float, p: float, sigma: float, kind: str) -> Step:
-    if kind == "epsilon":  # x0 = (x - sqrt(1 - a) eps) / sqrt(a)
-        x0, eps = (1 / math.sqrt(a), -math.sqrt((1 - a) / a)), (0.0, 1.0)
-    else:  # x0 = sqrt(a) x - sqrt(1 - a) v,  eps = sqrt(a) v + sqrt(1 - a) x
-        x0, eps = (math.sqrt(a), -math.sqrt(1 - a)), (math.sqrt(1 - a), math.sqrt(a))
+    signal, noise = math.sqrt(a), math.sqrt(1 - a)
+    x0 = x0_map(kind, signal, noise)
+    eps = (0.0, 1.0) if kind == "epsilon" else (noise, signal)  # eps = sqrt(a) v + sqrt(1 - a) x
     first, second = math.sqrt(p), math.sqrt(max(1 - p - sigma**2, 0.0))
     keep, gain = (first * x0[i] + second * eps[i] for i in (0, 1))
-    return Step(timestep, keep, gain, sigma, *x0, math.sqrt(a), math.sqrt(1 - a))
+    return Step(timestep, keep, gain, sigma, *x0, signal, noise)
 
 
 def flow_steps(scheduler: Any, steps: int, noise_level: float, **schedule: Any) -> list[Step]:
@@ -114,7 +114,7 @@ def _flow_step(timestep: float, s: float, after: float, noise_level: float) -> S
     g = noise_level * math.sqrt(s / (1 - (s if s < 1 else after)))
     keep = 1 + g**2 * d / (2 * s)
     gain = (1 + g**2 * (1 - s) / (2 * s)) * d
-    return Step(timestep, keep, gain, g * math.sqrt(-d), 1.0, -s, 1 - s, s)
+    return Step(timestep, keep, gain, g * math.sqrt(-d), *x0_map("flow", 1 - s, s), 1 - s, s)
 
 
 def check_ddim(scheduler: Any, steps: int) -> None:

@@ -56,8 +56,7 @@ class Host:
 
     def __init__(self, base: Base, loras: LoRAs, rewards: Mapping[str, Reward], sampling: SamplingSettings):
         self.base, self.loras, self.rewards, self.sampling = base, loras, dict(rewards), sampling
-        patches = base.latent_shape[-1] // base.family.patch(base.network)
-        self.chain: list[Step] = base.family.steps(base.pipe.scheduler, sampling, patches**2)
+        self.chain: list[Step] = base.chain(sampling)
         self.bank = self._bank(loras.factors)
         self._soups: dict[tuple[float, ...], LoRABank] = {}
         self._oracles: dict[tuple[float, ...], LoRABank] = {}
@@ -128,9 +127,8 @@ class Batch:
 
     def __init__(self, host: Host, prompts: Sequence[str], seeds: Sequence[int], charged: bool = False):
         self.host, self.prompts, self.seeds = host, list(prompts), list(seeds)
-        prompted, empty = host.base.conditions(self.prompts, host.sampling.cfg)
-        self.chunks = 1 if empty is None else 2
-        self.told = prompted if empty is None else {k: torch.cat([empty[k], prompted[k]]) for k in prompted}
+        self.told = host.base.told(self.prompts, host.sampling.cfg)
+        self.chunks = len(self.told["text"]) // len(self.prompts)
         self.kl = torch.zeros(len(self.seeds), dtype=torch.float64, device=host.base.device) if charged else None
         self.evaluations, self.reference_seconds = 0.0, 0.0
         self.base = self.predictor(host.bank, exact((1.0,) + (0.0,) * host.bank.size, len(host.chain), self.seeds))

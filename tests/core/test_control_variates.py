@@ -118,6 +118,16 @@ def test_a_run_that_begins_again_forgets():
     assert torch.equal(run(plan, predictions), run(plan, predictions))
 
 
+@pytest.mark.parametrize("estimator", [budget, anchored])
+def test_a_run_lets_go_of_its_predictions_and_still_says_what_it_spent(estimator):
+    plan = estimator(COEFFICIENTS, 6, SEEDS, 1.5)
+    run(plan, normal(6, 4, 4, 5, seed=13))
+    spent = plan.evaluations_per_step
+    assert plan.memory.tracks or plan.memory.tables
+    plan.release()
+    assert not plan.memory.tracks and not plan.memory.tables and plan.evaluations_per_step == spent
+
+
 def test_half_precision_keeps_its_dtype():
     predictions = normal(6, 3, 4, 5, seed=13).bfloat16()
     assert run(control_variate(COEFFICIENTS, 6, SEEDS), predictions).dtype == torch.bfloat16

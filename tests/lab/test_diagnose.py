@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..lora_files import random_lora, write_lora
 from ..pipelines.worlds import tiny_pipeline
+from ..trainers import worlds
 
 PROMPTS = ["a red circle", "a blue square"]
 CFG, STEPS, SEED = 2.0, 4, 5
@@ -73,6 +74,23 @@ def test_the_numbers_are_those_of_the_pipeline(studio, tmp_path, capsys):
         assert picture.width == 1000
     printed = capsys.readouterr().out
     assert "0.6 first + 0.4 second" in printed and "Verdict: " in printed and "cos first, second" in printed
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux", "schnell"])
+def test_flow_models_are_diagnosed_too(tmp_path, kind):
+    """Those of Flux that take guidance as an input have no unconditional branch at any cfg."""
+    pipe = getattr(worlds, kind)()
+    pipe.save_pretrained(tmp_path / "base")
+    files = [
+        write_lora(tmp_path / f"{i}.safetensors", random_lora(pipe.transformer, 30 + i, size=0.02)) for i in (1, 2)
+    ]
+    lora = [f"--reward=r{i}={file}" for i, file in enumerate(files)]
+    options = ["--reward-model=brightness=r0", "--kl-weight=0.5", "--samples=3", "--probes=1", "--device=cpu"]
+    sampling = ["--steps=3", "--eta=0", "--cfg=3.5", "--size=16", "--prompt=a red circle", f"--out={tmp_path / 'out'}"]
+    assert main(["diagnose", f"--base={tmp_path / 'base'}", *lora, *options, *sampling]) == 0
+    read = json.loads((tmp_path / "out" / "diagnosis.json").read_text())
+    assert len(read["steps"]) == 3 and len(read["gaps"]) == 1
+    assert all(bend > 0 for step in read["steps"] for bend in step["bends"])
 
 
 def test_a_probe_follows_the_kl_weight(studio, tmp_path):

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import pytest
 from diffusion_blend.blend_core.errors import BlendError
-from diffusion_blend.lab.train import settings_help
 from diffusion_blend.trainers.checks import check
-from diffusion_blend.trainers.config import PRESETS, Config, fields, read_config, to_flat
+from diffusion_blend.trainers.config import PRESETS, Config, fields, read_config, settings_help, to_flat
 from diffusion_blend.trainers.prompts import epoch_chunks, read_prompts, shuffled
 from diffusion_blend.trainers.updating import Updater
 
 
 def test_every_setting_is_explained_with_its_default():
-    text = settings_help()
+    text = settings_help(Config, PRESETS, "Presets")
     for key, each in fields():
         assert len(each.metadata["help"]) > 20 and each.metadata["help"].endswith(".")
         assert f"  {key} = " in text and each.metadata["help"] in text
