@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from ..blend_core.errors import BlendError
@@ -24,8 +25,7 @@ def _complaints(config: Config, processes: int) -> Iterator[str]:
         )
     if not config.base.path:
         yield "base.path is empty. Set it to a diffusers folder, a hub id, a checkpoint, or toy."
-    if config.algorithm != "dpo" and not config.reward.name:
-        yield "reward.name is empty. Set it to a reward; `train --help` says which kinds there are."
+    yield from _reward(config)
     if config.algorithm == "draft" and config.reward.place == "main":
         yield (
             "reward.place is main, but draft climbs the reward's gradient, which does not cross processes. Set "
@@ -37,6 +37,19 @@ def _complaints(config: Config, processes: int) -> Iterator[str]:
         yield "prompts.file is empty. Set it to a text file with one prompt per line."
     yield from _counts(config, processes)
     yield from _ranges(config)
+
+
+def _reward(config: Config) -> Iterator[str]:
+    reward = config.reward
+    if reward.name and reward.sum:
+        yield f"reward.name is {reward.name!r} and reward.sum is {list(reward.sum)}. Leave one of them empty."
+    if not all(math.isfinite(weight) and name for weight, name in reward.terms):
+        yield (
+            f"reward.sum is {list(reward.sum)}, expected a weight, a star and a reward in each, such as "
+            '\'["0.25*pickscore", "0.75*aesthetic"]\'. Correct it.'
+        )
+    if config.algorithm != "dpo" and not reward.terms:
+        yield "reward.name is empty. Set it to a reward; `train --help` says which kinds there are."
 
 
 def check_chain(config: Config, transition: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import sys
 import types
 import typing
@@ -39,12 +40,22 @@ class BaseModel:
     name: str = setting("", "What the file's header calls the base model; empty: the last part of path.")
 
 
+def _term(text: str) -> tuple[float, str]:
+    weight, _, name = text.partition("*")
+    try:
+        return float(weight), name.strip()
+    except ValueError:
+        return math.nan, text
+
+
 @dataclass(frozen=True)
 class RewardChoice:
     """What is to grow."""
 
-    name: str = setting("", "A reward of the library, file.py:function or package.module:function. Required.")
-    label: str = setting("", "What the file's header calls it; empty: name.")
+    name: str = setting("", "A reward of the library, file.py:function or package.module:function. Required, or sum.")
+    sum: tuple[str, ...] = setting((), "Instead of name: 'WEIGHT*NAME' of each reward in a weighted sum: a LoRA "
+                                       "for one preference, which no dial changes afterwards.")  # fmt: skip
+    label: str = setting("", "What the file's header calls it; empty: its name, or those of the sum.")
     scale: str = setting("none", "Preset of scales (none, diffusion-blend, flow-grpo). A scale divides the KL weight.")
     factor: float = setting(1.0, "The reward is multiplied by this. Twice the factor is half the kl_weight.")
     watch: tuple[str, ...] = setting((), "Rewards that are only watched at validation: when they fall while the "
@@ -55,6 +66,13 @@ class RewardChoice:
                                   "which needs gradients.")  # fmt: skip
     weights: tuple[str, ...] = setting((), "Folders with reward weights, as <folder>/<reward>/<file>.")
     download: bool = setting(False, "Download reward weights that are nowhere; off: missing weights stop the run.")
+
+    @property
+    def terms(self) -> tuple[tuple[float, str], ...]:
+        """(weight, name) of each reward in what is to grow; of a term that cannot be read, (nan, the term)."""
+        if not self.sum:
+            return ((1.0, self.name),) if self.name else ()
+        return tuple(map(_term, self.sum))
 
 
 @dataclass(frozen=True)

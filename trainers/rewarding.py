@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..blend_core.errors import BlendError
-from ..blend_core.rewards import Library, Rescaled, Reward, Scale, load_reward
+from ..blend_core.rewards import Library, Rescaled, Reward, Scale, WeightedSum, load_reward
 from .config import Config
 from .gathering import Gathering
 
@@ -29,14 +29,23 @@ class OnMain:
 
 
 @dataclass(frozen=True)
+class Term:
+    """A reward in the sum that is trained. name: what the file calls it.  scale: of its score, from the raw one."""
+
+    name: str
+    reward: Reward
+    scale: Scale = field(default_factory=Scale)
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class Rewards:
-    """trained: None for dpo without a reward to watch.  watched: by name.  factor, shift: what the file states."""
+    """trained: None for dpo without a reward to watch.  watched: by name.  terms: what trained is the sum of."""
 
     name: str
     trained: Reward | None
     watched: dict[str, Reward] = field(default_factory=dict)
-    factor: float = 1.0
-    shift: float = 0.0
+    terms: tuple[Term, ...] = ()
 
     @property
     def all(self) -> dict[str, Reward]:
@@ -53,30 +62,62 @@ class Rewards:
 
     def on_main(self, config: Config, gathering: Gathering) -> Rewards:
         """The same, computed by the main process alone."""
-        trained = OnMain(self.trained, gathering) if config.reward.name else None
+        trained = OnMain(self.trained, gathering) if config.reward.terms else None
         return replace(self, trained=trained, watched={name: OnMain(r, gathering) for name, r in self.watched.items()})
 
     def facts(self) -> list[dict[str, Any]]:
-        """For the file's header: name, weight in the sum, and score = scale * raw + shift."""
-        return [{"name": self.name, "weight": 1.0, "scale": self.factor, "shift": self.shift}]
+        """For the file's header: of each reward its name, its weight in the sum, and score = scale * raw + shift."""
+        return [
+            {"name": each.name, "weight": each.weight, "scale": each.scale.factor, "shift": each.scale.shift}
+            for each in self.terms
+        ]
 
 
-def open_rewards(config: Config, device: torch.device | str, *, held: bool = True) -> Rewards:
+def open_rewards(
+    config: Config, device: torch.device | str, *, held: bool = True, load: Callable[[str], Term] | None = None
+) -> Rewards:
     """The rewards that the settings name. Raises BlendError for an unknown one, and for weights that are missing.
 
     held: off for a process that asks another one for scores; then nothing is loaded, and None stands for each reward.
+    load: how one is opened by its name, instead of from the library.
     """
-    label = config.reward.label or config.reward.name
+    choice = config.reward
     if not held:
-        return Rewards(label, None, dict.fromkeys(config.reward.watch))
+        return Rewards(_label(config, [name for _, name in choice.terms]), None, dict.fromkeys(choice.watch))
+    load = load or _from_library(config, device)
+    terms = tuple(_multiplied(load(name), weight, choice.factor) for weight, name in choice.terms)
+    watched = {term.name: term.reward for term in map(load, choice.watch)}
+    return Rewards(_label(config, [term.name for term in terms]), _sum(terms), watched, terms)
+
+
+def _from_library(config: Config, device: torch.device | str) -> Callable[[str], Term]:
     folders = {"folders": tuple(Path(folder).expanduser() for folder in config.reward.weights)}
     library = Library(**folders if config.reward.weights else {}, download=config.reward.download)
-    name, factor, shift, trained = config.reward.name, config.reward.factor, 0.0, None
-    if name:
-        trained = load_reward(name, library, device, scale=config.reward.scale)
-        if isinstance(trained, Rescaled):  # a preset's scale
-            factor, shift = factor * trained.scale.factor, config.reward.factor * trained.scale.shift
-        if config.reward.factor != 1:
-            trained = Rescaled(trained, Scale(config.reward.factor))
-    watched = {other: load_reward(other, library, device) for other in config.reward.watch}
-    return Rewards(label, trained, watched, factor, shift)
+
+    def load(name: str) -> Term:
+        reward = load_reward(name, library, device, scale=config.reward.scale)
+        return Term(name, reward, reward.scale if isinstance(reward, Rescaled) else Scale())  # a preset's scale
+
+    return load
+
+
+def _multiplied(term: Term, weight: float, factor: float) -> Term:
+    """The term under the settings' factor, as one of weight `weight`."""
+    scale = Scale(factor * term.scale.factor, factor * term.scale.shift)
+    reward = term.reward if factor == 1 else Rescaled(term.reward, Scale(factor))
+    return replace(term, reward=reward, scale=scale, weight=weight)
+
+
+def _sum(terms: Sequence[Term]) -> Reward | None:
+    if not terms:
+        return None
+    if [term.weight for term in terms] == [1.0]:
+        return terms[0].reward
+    return WeightedSum([term.reward for term in terms], [term.weight for term in terms])
+
+
+def _label(config: Config, names: Sequence[str]) -> str:
+    """What logs and files call the reward that is trained."""
+    if config.reward.label or not config.reward.sum:
+        return config.reward.label or "".join(names)
+    return " + ".join(f"{weight:g} {name}" for (weight, _), name in zip(config.reward.terms, names, strict=True))

@@ -27,8 +27,8 @@ def resolved(config: Config) -> tuple[Config, Rewards | None]:
         config = replace(config, base=base)
     if config.prompts.file in PROMPTS:
         config = replace(config, prompts=replace(config.prompts, file=str(STUDIO / PROMPTS[config.prompts.file])))
-    names = [name for name in (config.reward.name, *config.reward.watch) if name.startswith(MARK)]
-    return config, _rewards(config) if names else None
+    named = (config.reward.name, *config.reward.sum, *config.reward.watch)
+    return config, _rewards(config) if any(MARK in name for name in named) else None
 
 
 def toy_policy(lora: Path | None = None) -> Policy:
@@ -46,23 +46,21 @@ def toy_policy(lora: Path | None = None) -> Policy:
 
 def _rewards(config: Config) -> Rewards:
     """The studio's rewards, in units of the base's spread, times the scale that makes the bases move alike."""
-    from ...trainers.rewarding import Rewards
+    from ...blend_core.rewards import Scale
+    from ...trainers.rewarding import Term, open_rewards
     from .rewards import toy_rewards
 
     known = toy_rewards()
 
-    def found(name: str):
-        if not name.startswith(MARK) or name.removeprefix(MARK) not in known:
+    def load(name: str) -> Term:
+        own = name.removeprefix(MARK)
+        if not name.startswith(MARK) or own not in known:
             listed = ", ".join(MARK + each for each in known)
             raise BlendError(
                 f"the reward {name!r} came with the toy studio's, which are {listed}. Use these together, or none."
             )
-        return known[name.removeprefix(MARK)]
+        reward = known[own]
+        factor = reward.scale / reward.std
+        return Term(own, reward, Scale(factor, -reward.mean * factor))
 
-    trained = found(config.reward.name) if config.reward.name else None
-    watched = {name.removeprefix(MARK): found(name) for name in config.reward.watch}
-    label = config.reward.label or config.reward.name.removeprefix(MARK)
-    if trained is None:
-        return Rewards(label, None, watched)
-    factor = trained.scale / trained.std
-    return Rewards(label, trained, watched, factor, -trained.mean * factor)
+    return open_rewards(config, "cpu", load=load)

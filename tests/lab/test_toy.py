@@ -109,6 +109,16 @@ def test_toy_names_stand_for_the_studios_places_and_rewards():
         resolved(read_config(["toy"], reward__name="toy:calmer"))
 
 
+def test_a_sum_of_rewards_is_trained_as_one_and_its_file_names_all():
+    _, rewards = resolved(read_config(["toy"], reward__sum=("0.25*toy:calm", "0.75*toy:vivid")))
+    images, known = pictures(4)[1], toy_rewards()
+    calm, vivid = (known[name](images, ["a red cross"] * 4) for name in ("calm", "vivid"))
+    torch.testing.assert_close(rewards.trained(images, ["a red cross"] * 4), 0.25 * calm + 0.75 * vivid)
+    assert rewards.name == "0.25 calm + 0.75 vivid"
+    assert [(fact["name"], fact["weight"]) for fact in rewards.facts()] == [("calm", 0.25), ("vivid", 0.75)]
+    assert rewards.facts()[0]["scale"] == pytest.approx(known["calm"].scale / known["calm"].std)
+
+
 @pytest.mark.parametrize("name", LORAS)
 def test_a_score_is_exact_and_its_gradient_the_surrogates(name):
     reward = toy_rewards()[name]

@@ -377,6 +377,8 @@ BAD = [
     ({"prompts__file": "nowhere.txt"}, "nowhere.txt does not exist"),
     ({"reward__name": "pickscore"}, "pickscore"),
     ({"reward__name": "no_such_reward"}, "unknown"),
+    ({"reward__name": "", "reward__sum": ("1*aesthetic", "pickscore")}, "expected a weight, a star and a reward"),
+    ({"reward__sum": ("1*aesthetic",)}, "Leave one of them empty"),
     ({"algorithm": "draft", "reward__name": "jpeg_compressibility"}, "has no gradient"),
     ({"algorithm": "draft", "reward__place": "main"}, "does not cross processes"),
     ({"reward__place": "somewhere"}, "expected one of every, main"),
