@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 from ..blend_core import Adapter, BlendError, LoRABank, read_adapter
 from ..blend_core.diagnostics import Diagnosis, Disagreement, Gap, disagreement, gap_at, posterior_samples, probed_steps
 from ..blend_core.gaussian import reverse_step
-from ..blend_core.picture import draw
+from ..blend_core.pictures.diagnosis import draw
 from ..blend_core.rewards import Library, Rescaled, Reward, Scale, load_reward
 from ..pipelines import Sampling, load_base, match
 from ..trainers.bases import Base

@@ -8,6 +8,7 @@ from .diagnosing import Diagnostics
 from .maximin import MaximinKSampler
 from .sampling import ApplyBlend, BlendedKSampler, MSDDAKSampler, MSDDASampler, StochasticLSSampler
 from .scoring import LoadRewardModel, PickBest, RewardScorer
+from .sweeping import ParetoPlot, Sweep
 
 
 class DiffusionBlendExtension(ComfyExtension):
@@ -31,4 +32,6 @@ class DiffusionBlendExtension(ComfyExtension):
             LoadRewardModel,
             RewardScorer,
             PickBest,
+            Sweep,
+            ParetoPlot,
         ]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..blend_core import BlendError, exact, image_seed
 from ..blend_core.diagnostics import Diagnosis, Disagreement, Gap, disagreement, gap_at, posterior_samples, probed_steps
-from ..blend_core.picture import draw
+from ..blend_core.pictures.diagnosis import draw
 from .managing import RewardModel, decoded
 from .msdda import is_flow
 from .patching import EXECUTIONS, sample

@@ -63,6 +63,12 @@ class LoRABlend:
         """The same blend at another distance from the base."""
         return self._mapped(lambda schedule: schedule.aligned(alignment))
 
+    def preferring(self, preference: tuple[float, ...]) -> LoRABlend:
+        """The same at another preference, in every keyframe and region."""
+        return self._mapped(
+            lambda schedule: replace(schedule, blends=tuple(replace(b, preference=preference) for b in schedule.blends))
+        )
+
     def over(self, loras: tuple[RewardLoRA, ...]) -> LoRABlend:
         """The same blend expressed over more LoRAs, the new ones at weight 0. `loras` holds all of its own."""
         place = {id(lora): i for i, lora in enumerate(self.loras)}

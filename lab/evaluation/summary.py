@@ -7,12 +7,13 @@ one prompt (or seed) share what is easy or hard about it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
+from ...blend_core.pareto import hypervolume
 from .methods import METHODS
 from .protocol import Protocol
 from .queue import passes_of
@@ -97,24 +98,6 @@ def summarise(protocol: Protocol, table: pa.Table) -> Summary:
     reference = tuple(np.min([each for points in means.values() for each in points], axis=0).tolist())
     volumes = {method: hypervolume(means[method], reference) for method in dict.fromkeys(row.method for row in rows)}
     return Summary(names, rows, volumes, reference)
-
-
-def hypervolume(points: Iterable[Sequence[float]], reference: Sequence[float]) -> float:
-    """The volume between a reference and what the points dominate, larger being better; points below it count not.
-
-    By slices along the last axis: between two neighbouring heights the volume is that of the higher points below it.
-    """
-    points = [point for point in points if all(a > b for a, b in zip(point, reference, strict=True))]
-    if not points:
-        return 0.0
-    if len(reference) == 1:
-        return max(point[0] for point in points) - reference[0]
-    total, floor = 0.0, reference[-1]
-    for height in sorted({point[-1] for point in points}):
-        above = [point[:-1] for point in points if point[-1] >= height]
-        total += (height - floor) * hypervolume(above, reference[:-1])
-        floor = height
-    return total
 
 
 def bootstrap(differences: np.ndarray) -> Estimate:

@@ -27,6 +27,8 @@ NODE_IDS = {
     "DiffusionBlendLoadRewardModel",
     "DiffusionBlendRewardScorer",
     "DiffusionBlendPickBest",
+    "DiffusionBlendSweep",
+    "DiffusionBlendParetoPlot",
 }
 DOCS = host.REPOSITORY / "web" / "docs"
 
@@ -174,6 +176,34 @@ def test_four_images_are_scored_with_two_rewards_and_the_best_is_saved(server, f
     total, colour, size = (list(map(float, column)) for column in zip(*rows, strict=True))
     assert total == sorted(total, reverse=True) and total[0] > total[-1]
     assert total == pytest.approx([c + s / 2 for c, s in zip(colour, size, strict=True)], rel=1e-2)
+
+
+def test_a_sweep_runs_the_graph_once_per_blend_and_is_plotted(server, files):
+    graph = workflow(files)
+    graph["sampler"]["inputs"]["blend"] = ["sweep", 0]
+    scores = {f"scores.scores_{i}": [f"scorer {i}", 0] for i in range(2)}
+    more = {
+        "sweep": ("DiffusionBlendSweep", {"blend": ["weights", 0], "over": "preference", "over.parts": 2}),
+        "plot": (
+            "DiffusionBlendParetoPlot",
+            {"labels": ["sweep", 1], **scores, "names": "colour, size", "image": ["decoded", 0], "reference": ""},
+        ),
+        "plotted": ("SaveImage", {"images": ["plot", 0], "filename_prefix": "plot"}),
+    }
+    for i, name in enumerate(("colourfulness", "jpeg_compressibility")):
+        loader = {"reward_name": name, "device": "default", "precision": "auto"}
+        more[f"reward {i}"] = ("DiffusionBlendLoadRewardModel", loader)
+        inputs = {"image": ["decoded", 0], "prompt": "", "rewards.reward_0": [f"reward {i}", 0], "weights": ""}
+        more[f"scorer {i}"] = ("DiffusionBlendRewardScorer", inputs)
+    graph |= {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in more.items()}
+    history = server.finish(server.queue(graph))
+    assert history["status"]["status_str"] == "success", history["status"]
+    outputs = history["outputs"]
+    assert len(outputs["saved"]["images"]) == 3
+    assert "everything 0.5, attentive 0.5" in "".join(outputs["sweep"]["text"])
+    assert "".join(outputs["plot"]["text"]).startswith("hypervolume ")
+    (plotted,) = outputs["plotted"]["images"]
+    assert pixels(server.folder / "output" / plotted["filename"]).shape[1] > 400
 
 
 def test_other_weights_make_another_picture(server, files, picture):

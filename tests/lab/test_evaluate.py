@@ -19,7 +19,7 @@ from diffusion_blend.lab.evaluation.methods import METHODS, Point, coefficients,
 from diffusion_blend.lab.evaluation.opening import open_host
 from diffusion_blend.lab.evaluation.protocol import PROTOCOLS, Search, read_protocol
 from diffusion_blend.lab.evaluation.queue import finished
-from diffusion_blend.lab.evaluation.summary import bootstrap, hypervolume
+from diffusion_blend.lab.evaluation.summary import bootstrap
 from diffusion_blend.pipelines import Method, Sampling, generate, load_base, load_factors
 from diffusion_blend.trainers.rollout import rollout
 
@@ -229,19 +229,6 @@ def test_the_report_has_everything_in_it(whole):
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert all(METHODS[name].title in text for name in ("base", "mpa", "soup", "stratified", "best_of_n", "kla"))
     assert {"summary.md", "summary.csv", "pareto.png", "alignment.png", "kl.png"} <= {f.name for f in whole.iterdir()}
-
-
-@pytest.mark.parametrize(
-    ("points", "reference", "volume"),
-    [
-        ([(1, 3), (2, 2), (3, 1), (1, 1)], (0, 0), 6),
-        ([(2, 2), (-1, 5)], (0, 0), 4),
-        ([(1, 1, 2), (2, 1, 1), (1, 2, 1)], (0, 0, 0), 4),
-        ([], (0, 0), 0),
-    ],
-)
-def test_hypervolume_of_staircases(points, reference, volume):
-    assert hypervolume(points, reference) == pytest.approx(volume)
 
 
 def test_the_bootstrap_covers_prompts_and_seeds():

@@ -1,4 +1,4 @@
-"""A diagnosis as a picture, drawn with Pillow, which ComfyUI ships: one panel per question, the verdict below."""
+"""A diagnosis as a picture: one panel per question, the verdict below."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from .diagnostics import MOST_BEND, MOST_VARIATION, OPPOSED, Diagnosis
+from ..diagnostics import MOST_BEND, MOST_VARIATION, OPPOSED, Diagnosis
+from .paper import COLOURS, FAINT, GREY, INK, Paper, even_ticks
 
-COLOURS = ("#2c6fbb", "#d0672e", "#3a9a5b", "#8456b5", "#b5942a", "#c5425c", "#4aa3a8", "#7a5c43")
 LEVELS = {"exact": "#3a9a5b", "fair": "#2c6fbb", "doubtful": "#c5425c"}
-INK, GREY, FAINT = "#222222", "#777777", "#dddddd"
 WIDTH, PANEL, BETWEEN, LEFT, RIGHT = 1000, 190, 84, 70, 200  # pixels; a panel's legend stands in its right margin
-FINER = 2  # drawn so many times larger, then scaled down: Pillow's lines have jagged edges
 MOST_LINES = 8  # of one panel
 
 
@@ -63,7 +61,7 @@ def draw(diagnosis: Diagnosis) -> Image.Image:
     reasons = [line for reason in diagnosis.verdict.reasons for line in textwrap.wrap(f"- {reason}", 128)]
     top = 84
     bottom = top + len(panels) * (PANEL + BETWEEN)
-    paper = _Paper(WIDTH, bottom + 22 * (len(reasons) + 1) + 16)
+    paper = Paper(WIDTH, bottom + 22 * (len(reasons) + 1) + 16)
     _headline(paper, diagnosis)
     for i, panel in enumerate(panels):
         _draw_panel(paper, panel, diagnosis, top + i * (PANEL + BETWEEN))
@@ -81,7 +79,7 @@ def _bends(diagnosis: Diagnosis) -> Panel:
     high = 1.15 * max(value for line in lines for _, value in line.points) or 1.0
     marks = [(MOST_BEND, "strong")] if high > MOST_BEND else []
     title = "How much each changes the direction of the base model"
-    return Panel(title, lines, 0.0, high, marks, percent=True, ticks=_even_ticks(high))
+    return Panel(title, lines, 0.0, high, marks, percent=True, ticks=even_ticks(0.0, high))
 
 
 def _cosines(diagnosis: Diagnosis) -> list[Panel]:
@@ -117,41 +115,7 @@ def _short(number: float) -> str:
     return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
 
 
-def _even_ticks(high: float) -> list[float]:
-    size = 10 ** math.floor(math.log10(high))
-    gap = next(step * size for step in (0.1, 0.2, 0.5, 1, 2) if high / (step * size) <= 5)
-    return [i * gap for i in range(int(high / gap) + 1)]
-
-
-class _Paper:
-    """A drawing surface in pixels of the finished picture."""
-
-    def __init__(self, width: int, height: int):
-        self.image = Image.new("RGB", (width * FINER, height * FINER), "white")
-        self.pen = ImageDraw.Draw(self.image)
-
-    def line(self, points: Sequence[tuple[float, float]], colour: str, width: float = 1) -> None:
-        scaled = [(x * FINER, y * FINER) for x, y in points]
-        self.pen.line(scaled, colour, round(width * FINER), joint="curve")
-
-    def dot(self, x: float, y: float, radius: float, colour: str, hollow: bool = False) -> None:
-        box = [(x - radius) * FINER, (y - radius) * FINER, (x + radius) * FINER, (y + radius) * FINER]
-        self.pen.ellipse(box, "white" if hollow else colour, colour, round(2 * FINER))
-
-    def box(self, left: float, top: float, right: float, bottom: float, colour: str) -> None:
-        self.pen.rounded_rectangle([left * FINER, top * FINER, right * FINER, bottom * FINER], 5 * FINER, colour)
-
-    def text(self, x: float, y: float, words: str, size: int, colour: str = INK, anchor: str = "lt") -> float:
-        """Returns how wide the words are."""
-        font = ImageFont.load_default(size * FINER)
-        self.pen.text((x * FINER, y * FINER), words, colour, font, anchor=anchor)
-        return self.pen.textlength(words, font) / FINER
-
-    def finished(self) -> Image.Image:
-        return self.image.resize((self.image.width // FINER, self.image.height // FINER), Image.Resampling.LANCZOS)
-
-
-def _headline(paper: _Paper, diagnosis: Diagnosis) -> None:
+def _headline(paper: Paper, diagnosis: Diagnosis) -> None:
     paper.text(24, 18, textwrap.shorten(diagnosis.formula, 80), 22)
     level = diagnosis.verdict.level
     paper.box(WIDTH - 150, 14, WIDTH - 24, 46, LEVELS[level])
@@ -160,7 +124,7 @@ def _headline(paper: _Paper, diagnosis: Diagnosis) -> None:
     paper.text(24, 50, f"{spent} ({diagnosis.blend_evaluations} without diagnosis)", 14, GREY)
 
 
-def _draw_panel(paper: _Paper, panel: Panel, diagnosis: Diagnosis, top: float) -> None:
+def _draw_panel(paper: Paper, panel: Panel, diagnosis: Diagnosis, top: float) -> None:
     last = diagnosis.steps[-1].step + 1
     right, upper = WIDTH - RIGHT, top + 26
 
@@ -183,7 +147,7 @@ def _draw_panel(paper: _Paper, panel: Panel, diagnosis: Diagnosis, top: float) -
     _draw_legend(paper, panel.lines[:MOST_LINES], right + 84 if panel.marks else right + 16, upper)
 
 
-def _draw_steps(paper: _Paper, diagnosis: Diagnosis, place, y: float) -> None:
+def _draw_steps(paper: Paper, diagnosis: Diagnosis, place, y: float) -> None:
     """Numbers of the steps, and the noise level below some of them."""
     every = max(1, math.ceil(len(diagnosis.steps) / 10))
     for step in diagnosis.steps[::every]:
@@ -194,7 +158,7 @@ def _draw_steps(paper: _Paper, diagnosis: Diagnosis, place, y: float) -> None:
     paper.text(WIDTH - RIGHT + 6, y + 21, "noise level", 11, GREY, "lt")
 
 
-def _draw_line(paper: _Paper, line: Line, places: Sequence[tuple[float, float]]) -> None:
+def _draw_line(paper: Paper, line: Line, places: Sequence[tuple[float, float]]) -> None:
     paper.line(places, line.colour, line.width)
     trusted = line.trusted or [True] * len(places)
     for (x, y), filled in zip(places, trusted, strict=True):
@@ -203,7 +167,7 @@ def _draw_line(paper: _Paper, line: Line, places: Sequence[tuple[float, float]])
         paper.text(x + 9, y - 6 if above else y + 6, note, 12, line.colour, "lb" if above else "lt")
 
 
-def _draw_legend(paper: _Paper, lines: Sequence[Line], x: float, y: float) -> None:
+def _draw_legend(paper: Paper, lines: Sequence[Line], x: float, y: float) -> None:
     for i, line in enumerate(lines):
         paper.line([(x, y + 8 + 20 * i), (x + 16, y + 8 + 20 * i)], line.colour, 3)
         paper.text(x + 22, y + 8 + 20 * i, textwrap.shorten(line.label, 22), 14, INK, "lm")

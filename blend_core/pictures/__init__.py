@@ -1,0 +1,1 @@
+"""Plots that nodes and commands show: paper.py to draw on, diagnosis.py, pareto.py."""

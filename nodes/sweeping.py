@@ -1,0 +1,245 @@
+"""Many blends from one, and what became of them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+
+import numpy
+import torch
+from comfy_api.latest import io
+from PIL import Image
+from torch import Tensor
+
+from ..blend_core import BlendError, parse_numbers
+from ..blend_core.pareto import simplex_grid
+from ..blend_core.pictures.pareto import Scored, Trade, draw
+from .scoring import one_batch
+from .showing import shown
+from .sockets import CATEGORY, BlendSocket, LoRABlend
+
+MOST_BLENDS = 256  # a slip of the finger on a grid of many rewards is thousands of images
+MOST_REWARDS = 6
+
+
+class Sweep(io.ComfyNode):
+    """The blends of a grid, one after another."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        return io.Schema(
+            node_id="DiffusionBlendSweep",
+            display_name="Blend Sweep",
+            category=CATEGORY,
+            description="A list of blends over a grid: what follows it in the graph runs once for each.",
+            search_aliases=["sweep", "grid", "xy plot", "weights grid", "compare blends"],
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                BlendSocket.Input("blend", tooltip="The reward LoRAs to sweep over, as blended by Blend Weights."),
+                io.DynamicCombo.Input(
+                    "over",
+                    options=[
+                        io.DynamicCombo.Option(
+                            "preference",
+                            [
+                                io.Int.Input(
+                                    "parts",
+                                    default=4,
+                                    min=1,
+                                    max=50,
+                                    tooltip="1: each reward alone. 4: weights 0, 0.25, 0.5, 0.75, 1. Two rewards "
+                                    "give one blend more than there are parts, three at 4 parts give 15.",
+                                )
+                            ],
+                        ),
+                        io.DynamicCombo.Option(
+                            "alignment",
+                            [
+                                io.String.Input(
+                                    "alignments",
+                                    default="0, 0.5, 1, 1.5, 2",
+                                    tooltip="0: the base model. 1: as trained. Each multiplies the distance that the "
+                                    "blend already has.",
+                                )
+                            ],
+                        ),
+                    ],
+                    tooltip="preference: the weights of the rewards, at the blend's distance from the base. alignment: "
+                    "the distance from the base, at the blend's weights.",
+                ),
+            ],
+            outputs=[
+                BlendSocket.Output(
+                    display_name="blends",
+                    is_output_list=True,
+                    tooltip="Connect to a sampler: it runs once for each.",
+                ),
+                io.String.Output(
+                    display_name="labels", is_output_list=True, tooltip="What each is. Connect to Pareto Plot."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, blend: LoRABlend, over: dict) -> io.NodeOutput:
+        """Lay out the grid and show it."""
+        swept = by_preference(blend, over["parts"]) if over["over"] == "preference" else by_alignment(blend, over)
+        return shown(cls, "\n".join(label for label, _ in swept), [each for _, each in swept], [x for x, _ in swept])
+
+
+def by_preference(blend: LoRABlend, parts: int) -> list[tuple[str, LoRABlend]]:
+    """(label, blend) of every preference whose weights are multiples of 1 / parts."""
+    if blend.regions or len(blend.schedule.blends) > 1:
+        raise BlendError(
+            "a schedule or a region came, which has several preferences. Connect Blend Weights, or sweep over "
+            "alignment."
+        )
+    grid = simplex_grid(len(blend.loras), parts)
+    if len(grid) > MOST_BLENDS:
+        raise BlendError(
+            f"{parts} parts and {len(blend.loras)} rewards make {len(grid)} blends, more than {MOST_BLENDS}. Lower "
+            "parts."
+        )
+    labels = [", ".join(f"{name} {w:g}" for name, w in zip(blend.names, each, strict=True)) for each in grid]
+    return [(label, blend.preferring(each)) for label, each in zip(labels, grid, strict=True)]
+
+
+def by_alignment(blend: LoRABlend, over: dict) -> list[tuple[str, LoRABlend]]:
+    """(label, blend) at every distance."""
+    numbers = parse_numbers(over["alignments"], "alignments", "blend", "0, 0.5, 1")
+    if not numbers or min(numbers) < 0:
+        raise BlendError(f"alignments are {over['alignments']!r}, expected numbers from 0 upwards, such as 0, 0.5, 1.")
+    return [(f"alignment {number:g}", blend.aligned(number)) for number in numbers]
+
+
+class ParetoPlot(io.ComfyNode):
+    """Scores of many blends as a picture."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        template = io.Autogrow.TemplatePrefix(
+            io.Float.Input(
+                "scores",
+                force_input=True,
+                tooltip="One reward's scores of all images, from a Reward Scorer with that reward alone.",
+            ),
+            prefix="scores_",
+            min=2,
+            max=MOST_REWARDS,
+        )
+        return io.Schema(
+            node_id="DiffusionBlendParetoPlot",
+            display_name="Pareto Plot",
+            category=CATEGORY,
+            description="Rewards against one another, a point per blend: which blends no other one beats, and the "
+            "hypervolume, one number for all of them.",
+            search_aliases=["pareto", "front", "plot scores", "hypervolume", "trade-off"],
+            hidden=[io.Hidden.unique_id],
+            is_input_list=True,
+            inputs=[
+                io.String.Input("labels", force_input=True, tooltip="One per blend, from Blend Sweep."),
+                io.Autogrow.Input("scores", template=template),
+                io.String.Input(
+                    "names",
+                    default="",
+                    tooltip="What the rewards are called, in the order of the slots, such as calm, vivid.",
+                ),
+                io.Image.Input(
+                    "image", optional=True, tooltip="The images that were scored, in the same order, for thumbnails."
+                ),
+                io.String.Input(
+                    "reference",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="From where the hypervolume counts, one number per reward. Plots are comparable only at "
+                    "one reference. Empty: the lowest mean of each reward.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="The plot. Connect to Preview Image."),
+                io.Float.Output(display_name="hypervolume", tooltip="Larger is better, at one reference."),
+                io.String.Output(display_name="table", tooltip="Label, means and the front as a Markdown table."),
+                io.String.Output(display_name="json", tooltip="The same for programs."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        labels: list[str],
+        scores: dict[str, list[float]],
+        names: list[str],
+        image: list[Tensor] | None = None,
+        reference: list[str] = ("",),
+    ) -> io.NodeOutput:
+        """Average over the images of each blend, and draw."""
+        columns = [column for column in scores.values() if column]
+        trade = traded(labels, columns, names[0], image, reference[0])
+        picture = torch.from_numpy(numpy.array(draw(trade))).float()[None] / 255
+        best = ", ".join(trade.points[i].label for i in trade.front)
+        text = f"hypervolume {trade.volume:.4g}\non the front: {best}"
+        return shown(cls, text, picture, trade.volume, as_table(trade), as_json(trade))
+
+
+def traded(labels: list[str], columns: list[list[float]], names: str, image: list | None, reference: str) -> Trade:
+    """The points of a plot. columns: per reward, the scores of all images, blend after blend, equally many of each."""
+    counts = sorted({len(column) for column in columns})
+    if len(counts) > 1 or counts[0] % len(labels):
+        raise BlendError(
+            f"{', '.join(map(str, counts))} scores came for {len(labels)} labels. Connect Reward Scorers that see all "
+            "images of the sweep, equally many of each blend."
+        )
+    each = counts[0] // len(labels)
+    parts = [[column[i : i + each] for i in range(0, len(column), each)] for column in columns]
+    pictures = _thumbnails(image, counts[0])[::each] if image else [None] * len(labels)
+    points = tuple(
+        Scored(label, tuple(map(statistics.fmean, part)), tuple(map(_standard_error, part)), picture)
+        for label, part, picture in zip(labels, zip(*parts, strict=True), pictures, strict=True)
+    )
+    lowest = tuple(min(point.means[i] for point in points) for i in range(len(columns)))
+    return Trade(_names(names, len(columns)), points, _reference(reference, len(columns)) or lowest)
+
+
+def _standard_error(values: list[float]) -> float:
+    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+
+
+def _names(text: str, count: int) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if names and len(names) != count:
+        raise BlendError(f"names are {text!r} for {count} rewards. Give one per connected slot of scores, or none.")
+    return names or tuple(f"reward {i + 1}" for i in range(count))
+
+
+def _reference(text: str, count: int) -> tuple[float, ...]:
+    numbers = parse_numbers(text, "numbers of reference", "reward", "0, 0")
+    if numbers and len(numbers) != count:
+        raise BlendError(f"reference is {text!r} for {count} rewards. Give one number per reward, or none.")
+    return tuple(numbers)
+
+
+def _thumbnails(images: list[Tensor], count: int) -> list[Image.Image]:
+    batch = one_batch(images)
+    if len(batch) != count:
+        raise BlendError(
+            f"{len(batch)} images came with {count} scores. Connect the images as they went into Reward Scorer."
+        )
+    return [Image.fromarray((each[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()) for each in batch]
+
+
+def as_table(trade: Trade) -> str:
+    """A Markdown table, a row per point."""
+    rows = [["blend", *trade.names, "on the front"], ["---", *("---:" for _ in trade.names), "---"]]
+    for i, point in enumerate(trade.points):
+        rows.append([point.label, *(f"{mean:.4g}" for mean in point.means), "yes" if i in trade.front else ""])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def as_json(trade: Trade) -> str:
+    """Points, front and hypervolume."""
+    points = [{"label": each.label, "means": each.means, "standard_errors": each.errors} for each in trade.points]
+    facts = {"rewards": trade.names, "reference": trade.reference, "hypervolume": trade.volume, "front": trade.front}
+    return json.dumps(facts | {"points": points}, indent=1)

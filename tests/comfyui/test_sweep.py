@@ -1,0 +1,88 @@
+"""Blend Sweep's blends are those that Blend Weights and KL Interpolate make; Pareto Plot draws what was scored."""
+
+import json
+
+import pytest
+import torch
+
+from .host import submodule
+from .reference import assert_equal
+
+BlendError = submodule("blend_core").BlendError
+
+
+@pytest.fixture
+def sweep(nodes):
+    """Blend Sweep: (blends, labels)."""
+    return lambda blend, over, **options: nodes["Sweep"].execute(blend=blend, over={"over": over, **options}).result
+
+
+def plot(nodes, labels, *columns, **options):
+    inputs = {"names": [options.pop("names", "")], "scores": {f"scores_{i}": each for i, each in enumerate(columns)}}
+    return nodes["ParetoPlot"].execute(labels=labels, **inputs, **options).result
+
+
+def test_a_sweep_over_preferences_is_blend_weights_at_each(graph, files, sweep):
+    blends, labels = sweep(graph.blend(files[:2], "0.3, 0.7", alignment=0.5), "preference", parts=2)
+    assert labels == ["r0 1, r1 0", "r0 0.5, r1 0.5", "r0 0, r1 1"]
+    for found, weights in zip(blends, ("1, 0", "0.5, 0.5", "0, 1"), strict=True):
+        expected = graph.blend(files[:2], weights, alignment=0.5)
+        assert found.schedule == expected.schedule
+
+
+def test_a_sweep_over_alignment_is_kl_interpolate_at_each(graph, base, files, sweep):
+    blends, labels = sweep(graph.blend(files[:2], "0.3, 0.7"), "alignment", alignments="0, 1, 1.5")
+    assert labels == ["alignment 0", "alignment 1", "alignment 1.5"]
+    assert_equal(graph.blended(base, blends[0]), graph.plain(base))
+    expected = graph.blended(base, graph.blend(files[:2], "0.3, 0.7", alignment=1.5))
+    assert torch.equal(graph.blended(base, blends[2]), expected)
+
+
+def test_three_rewards_at_four_parts_are_fifteen_blends(graph, files, sweep):
+    blends, _ = sweep(graph.blend(files, "1, 1, 1"), "preference", parts=4)
+    assert len(blends) == 15
+
+
+def test_grids_that_cannot_be_are_refused(graph, nodes, files, sweep):
+    blend = graph.blend(files, "1, 1, 1")
+    with pytest.raises(BlendError, match=r"50 parts and 3 rewards make 1326 blends, more than 256"):
+        sweep(blend, "preference", parts=50)
+    with pytest.raises(BlendError, match=r"alignments are '0, -1', expected numbers from 0"):
+        sweep(blend, "alignment", alignments="0, -1")
+    frames = {"blend_0": blend, "blend_1": graph.blend(files, "1, 0, 0")}
+    (schedule,) = nodes["BlendSchedule"].execute(blends=frames, curve="linear").result
+    with pytest.raises(BlendError, match=r"a schedule or a region came"):
+        sweep(schedule, "preference", parts=2)
+    assert len(sweep(schedule, "alignment", alignments="0.5, 1")[0]) == 2
+
+
+def test_the_plot_averages_over_the_images_of_each_blend(nodes):
+    calm, vivid = [3.0, 1.0, 1.0, 1.0, 0.0, 0.5], [0.0, 1.0, 2.0, 2.0, 0.0, 0.0]
+    images = torch.linspace(0, 1, 6).view(6, 1, 1, 1).expand(6, 32, 24, 3)
+    image, volume, table, text = plot(nodes, ["a", "b", "c"], calm, vivid, names="calm, vivid", image=[images])
+    facts = json.loads(text)
+    assert facts["rewards"] == ["calm", "vivid"] and facts["front"] == [0, 1]
+    assert [each["means"] for each in facts["points"]] == [[2.0, 0.5], [1.0, 2.0], [0.25, 0.0]]
+    assert facts["points"][0]["standard_errors"] == pytest.approx([1.0, 0.5])
+    assert volume == pytest.approx(1.75 * 0.5 + 0.75 * 1.5)
+    assert "| b | 1 | 2 | yes |" in table and "| c | 0.25 | 0 |  |" in table
+    assert image.shape[0] == 1 and image.shape[-1] == 3 and 0 <= image.min() < image.max() <= 1
+    without = plot(nodes, ["a", "b", "c"], calm, vivid)[0]
+    assert without.shape[1] < image.shape[1]
+
+
+def test_a_reference_makes_plots_comparable(nodes):
+    assert plot(nodes, ["a"], [2.0], [3.0], reference=["1, 1"])[1] == pytest.approx(2.0)
+
+
+def test_what_does_not_fit_together_is_refused(nodes):
+    with pytest.raises(BlendError, match=r"2, 4 scores came for 2 labels"):
+        plot(nodes, ["a", "b"], [1.0, 2.0], [1.0, 2.0, 3.0, 4.0])
+    with pytest.raises(BlendError, match=r"3 scores came for 2 labels"):
+        plot(nodes, ["a", "b"], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    with pytest.raises(BlendError, match=r"names are 'calm' for 2 rewards"):
+        plot(nodes, ["a"], [1.0], [1.0], names="calm")
+    with pytest.raises(BlendError, match=r"reference is '0' for 2 rewards"):
+        plot(nodes, ["a"], [1.0], [1.0], reference=["0"])
+    with pytest.raises(BlendError, match=r"2 images came with 1 scores"):
+        plot(nodes, ["a"], [1.0], [1.0], image=[torch.rand(2, 8, 8, 3)])
