@@ -46,13 +46,19 @@ def test_a_shipped_workflow_matches_the_nodes_and_has_a_thumbnail(path, schemas,
         assert saved == known
 
 
+def words_of(entry):
+    """What a help page must name: the input, its options, and the inputs that an option brings."""
+    yield entry.id
+    for option in () if entry.id in OPEN_LISTS else getattr(entry, "options", None) or ():
+        yield getattr(option, "key", option)
+        for inner in getattr(option, "inputs", ()):
+            yield from words_of(inner)
+
+
 def test_every_node_has_a_help_page_that_names_all_its_inputs_and_their_options(schemas):
     for node_id, schema in schemas.items():
         page = (REPOSITORY / "web" / "docs" / f"{node_id}.md").read_text(encoding="utf8")
-        missing = [entry.id for entry in schema.inputs if entry.id not in page]
-        for entry in schema.inputs:
-            if entry.id not in OPEN_LISTS:
-                missing += [option for option in getattr(entry, "options", None) or [] if option not in page]
+        missing = [word for entry in schema.inputs for word in words_of(entry) if word not in page]
         assert not missing, f"{node_id}: {missing}"
 
 
