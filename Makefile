@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-comfyui toy bench clean
+.PHONY: demo test toy results bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/diffusion-blend demo
@@ -15,6 +15,10 @@ test: $(VENV)/.installed $(VENV)/.originals
 
 toy: $(VENV)/.installed
 	$(BIN)/python -m diffusion_blend.lab.toy.make
+
+# All methods side by side on the toy studio, into docs/results.md.
+results: $(VENV)/.installed
+	$(BIN)/python -m diffusion_blend.lab.toy.results
 
 # Costs of the engine side by side with ComfyUI's own ways, in a real ComfyUI; distances of the cheap evaluations.
 bench: $(VENV)/.installed

@@ -36,7 +36,7 @@ def command(
     On several machines, with a folder that all see: accelerate launch -m diffusion_blend.lab evaluate ...
     """
     chosen = read_protocol(protocol or ["toy"], set or [])
-    from .evaluation.report import publish, table_of, volumes_of
+    from .evaluation.report import at_kl_of, publish, table_of, volumes_of
     from .options import chosen_device
     from .tables import print_rows
 
@@ -45,9 +45,10 @@ def command(
     if summary is None:
         print(f"This process has made its share; the last one of all writes {out / 'report.html'}.")
         return
-    print_rows(table_of(summary))
-    print_rows(volumes_of(summary))
-    print(f"Written: {out / 'report.html'}, and scores.parquet, summary.md, .csv and .json beside it")
+    for table in (table_of(summary), at_kl_of(summary), volumes_of(summary)):
+        if table:
+            print_rows(table)
+    print(f"Written: {out / 'report.html'}, and scores.parquet, costs.parquet, summary.md, .csv and .json beside it")
 
 
 def _work(protocol: Protocol, out: Path, processes: int, device: str) -> None:

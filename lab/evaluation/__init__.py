@@ -4,6 +4,8 @@ protocol.py   what is compared, read from a TOML file
 host.py       the models, and the chain that every method samples
 methods.py    the methods, one function each
 queue.py      the passes of an evaluation, shared out over processes and recorded as they come
-summary.py    tables: means, bootstrap intervals, hypervolume
+memory.py     the most memory that a pass takes
+bootstrap.py  95% intervals over prompts and seeds
+summary.py    tables: means, intervals, hypervolume, methods at equal path KL
 report.py     plots and the HTML report
 """

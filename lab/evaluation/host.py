@@ -23,6 +23,7 @@ from ...trainers.config import SamplingSettings
 from ...trainers.rollout import Predict
 from ...trainers.seeding import ImageNoise, stream
 from ...trainers.transition import Step
+from .memory import Peak
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,14 @@ class Outcome:
     """What one pass gave. images: (n, 3, h, w) in [0, 1], on the CPU.  scores: (n,) per reward.
 
     evaluations: of the network per image, guidance counted as one.  seconds: of the pass, scoring the results and the
-    path KL left out.  kl: (n,) nats, None for methods without one.
+    path KL left out.  peak_bytes: None where unknown.  kl: (n,) nats, None for methods without one.
     """
 
     images: Tensor
     scores: dict[str, Tensor]
     evaluations: float
     seconds: float
+    peak_bytes: int | None
     kl: Tensor | None
 
 
@@ -100,14 +102,14 @@ class Host:
 
     def run(self, method: Any, point: Any, prompts: Sequence[str], seeds: Sequence[int]) -> Outcome:
         """prompts[i] from seeds[i] by a method of methods.py."""
-        started = self.now()
+        peak, started = Peak(self.base.device), self.now()
         batch = Batch(self, prompts, seeds, charged=method.blends and self.has_kl)
         with torch.no_grad():
             images = self.base.decode(method.sample(batch, point))
-            seconds = self.now() - started - batch.reference_seconds
+            seconds, peak_bytes = self.now() - started - batch.reference_seconds, peak.bytes()
             scores = {name: each.cpu() for name, each in self.score(images, prompts).items()}
         kl = None if batch.kl is None else batch.kl.cpu()
-        return Outcome(images.float().cpu(), scores, batch.evaluations, seconds, kl)
+        return Outcome(images.float().cpu(), scores, batch.evaluations, seconds, peak_bytes, kl)
 
     def _bank(self, factors: Sequence[Mapping[Target, Factors]]) -> LoRABank:
         return LoRABank(factors).to(self.base.device)

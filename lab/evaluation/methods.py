@@ -14,6 +14,7 @@ best_of_n    n images of the base, the best by weighted reward
 code         CoDe (arXiv 2502.00968): the best of n after every block of steps
 rgg          reward gradient on the predicted x0, normalised
 oracle       a LoRA trained for the very preference (MORL)
+soup_dial, oracle_dial   soup and oracle at every alignment, to be compared with kla at equal path KL
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ def rlg(batch: Batch, point: Point) -> Tensor:
 
 
 def oracle(batch: Batch, point: Point) -> Tensor:
-    """The LoRA trained for this preference."""
-    return _planned(batch, batch.host.oracle(point.preference), (0.0, 1.0))
+    """The LoRA trained for this preference, at the point's alignment."""
+    return _planned(batch, batch.host.oracle(point.preference), rlg_coefficients((1.0,), point.alignment))
 
 
 def msdda(batch: Batch, point: Point) -> Tensor:
@@ -195,6 +196,12 @@ def _with_oracles(protocol: Protocol):
     return [(preference, 1.0) for preference in oracle_files(protocol)]
 
 
+def _oracle_dial(protocol: Protocol):
+    known = oracle_files(protocol)
+    return [(preference, each) for preference, each in _dial(protocol) if preference in known]
+
+
+DIALS = ("kla", "soup_dial", "oracle_dial")  # one preference at several alignments
 METHODS: dict[str, Method] = {
     "base": Method("base", base, _once),
     "basis": Method("one LoRA", blended, _one_hot),
@@ -211,6 +218,8 @@ METHODS: dict[str, Method] = {
     "code": Method("CoDe", code, _preferences, blends=False),
     "rgg": Method("RGG", rgg, _preferences),
     "oracle": Method("MORL oracle", oracle, _with_oracles),
+    "soup_dial": Method("soup, dial", soup, _dial),
+    "oracle_dial": Method("oracle, dial", oracle, _oracle_dial),
 }
 
 

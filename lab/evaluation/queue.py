@@ -119,6 +119,7 @@ def _line(each: Pass, outcome: Outcome) -> dict:
         "kl": None if outcome.kl is None else outcome.kl.tolist(),
         "evaluations": outcome.evaluations,
         "seconds": outcome.seconds / len(each.seeds),
+        "peak_bytes": outcome.peak_bytes,
     }
 
 

@@ -20,17 +20,18 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
 from ..record import write
-from .methods import METHODS
+from .bootstrap import Estimate
+from .methods import DIALS, METHODS
 from .opening import prompts_of
 from .protocol import Protocol
 from .queue import PICTURES, RECORD, finished, passes_of
-from .summary import Row, Summary, scores_table, summarise
+from .summary import Row, Summary, costs_table, scores_table, summarise
 
 TEMPLATE = Path(__file__).parent / "report.html"
 PALETTE = (*plt.get_cmap("tab10").colors, *plt.get_cmap("Dark2").colors)
 COLOURS = dict(zip(METHODS, PALETTE, strict=False)) | {"base": "#777777", "basis": "#222222"}
-MARKERS = dict(zip(METHODS, "osDvPX^<>pd*hH8", strict=True))  # methods may coincide
-DIALS = ("kla", "rlg")  # swept over alignment
+MARKERS = dict(zip(METHODS, "osDvPX^<>pd*hH8+x", strict=True))  # methods may coincide
+SWEPT = (*DIALS, "rlg")  # over alignment
 
 
 def publish(protocol: Protocol, out: Path) -> Summary | None:
@@ -38,14 +39,15 @@ def publish(protocol: Protocol, out: Path) -> Summary | None:
     prompts, lines = prompts_of(protocol), finished(out)
     if any(each.number not in lines for each in passes_of(protocol, prompts)):
         return None
-    table = scores_table(protocol, prompts, lines)
-    summary = summarise(protocol, table)
-    write(out / "scores.parquet", _parquet(table))
+    scores, costs = scores_table(protocol, prompts, lines), costs_table(protocol, prompts, lines)
+    summary = summarise(protocol, scores, costs)
+    write(out / "scores.parquet", _parquet(scores))
+    write(out / "costs.parquet", _parquet(costs))
     write(out / "summary.json", json.dumps(summary.to_json(), indent=1).encode())
     write(out / "summary.csv", _csv(summary).encode())
     write(out / "summary.md", _markdown(summary).encode())
     plots = {"pareto.png": draw_pareto, "kl.png": draw_kl}
-    plots |= {"alignment.png": draw_alignment} if any(row.method in DIALS for row in summary.rows) else {}
+    plots |= {"alignment.png": draw_alignment} if any(row.method in SWEPT for row in summary.rows) else {}
     for name, draw in plots.items():
         write(out / name, _png(draw(summary)))
     write(out / "report.html", _html(protocol, prompts, summary, out, list(plots)).encode())
@@ -56,13 +58,34 @@ def table_of(summary: Summary) -> list[list[str]]:
     """The summary as text, headings first."""
     oracle = any(row.oracle_share is not None for row in summary.rows)
     heads = ["method", "preference", "alignment", *summary.rewards, "weighted", "minus DB-MPA [95%]"]
-    heads += ["of the oracle's gain"] * oracle + ["path KL", "evaluations", "s/image"]
+    heads += ["of the oracle's gain [95%]"] * oracle + ["path KL", "evaluations", "s/image", "peak MB"]
     return [heads, *(_texts(row, oracle) for row in summary.rows)]
 
 
 def volumes_of(summary: Summary) -> list[list[str]]:
     """Hypervolumes as text, headings first."""
-    return [["method", "hypervolume"], *([METHODS[k].title, f"{v:.3f}"] for k, v in summary.hypervolumes.items())]
+    return [["method", "hypervolume"], *([METHODS[k].title, _interval(v)] for k, v in summary.hypervolumes.items())]
+
+
+def at_kl_of(summary: Summary) -> list[list[str]]:
+    """Methods at equal path KL as text, headings first; nothing where no alignments were swept."""
+    heads = ["preference", "path KL", "which is that of", "method", "weighted [95%]", "minus DB-KLA [95%]"]
+    rows = [
+        [
+            shown(each.preference),
+            f"{each.kl:.1f}",
+            METHODS[each.of].title,
+            METHODS[each.method].title,
+            _interval(each.weighted),
+            "" if each.against_kla is None else _interval(each.against_kla),
+        ]
+        for each in summary.at_kl
+    ]
+    return [heads, *rows] if rows else []
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{estimate.mean:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
 
 
 def draw_pareto(summary: Summary) -> Figure:
@@ -70,7 +93,7 @@ def draw_pareto(summary: Summary) -> Figure:
     pairs = list(combinations(summary.rewards, 2)) or [summary.rewards * 2]
     figure, axes = _panels(len(pairs))
     for axis, pair in zip(axes, pairs, strict=True):
-        for method, rows in _by_method(summary, skip=DIALS).items():
+        for method, rows in _by_method(summary, skip=SWEPT).items():
             values, errors = ([[row.rewards[name][i] for row in rows] for name in pair] for i in (0, 1))
             style = "" if method in ("base", "basis") else "-"
             _line(axis, method, *values, style, xerr=errors[0], yerr=errors[1])
@@ -83,7 +106,7 @@ def draw_pareto(summary: Summary) -> Figure:
 def draw_alignment(summary: Summary) -> Figure:
     """Each reward over alignment, a line per preference of kla; rlg as rings."""
     figure, axes = _panels(len(summary.rewards))
-    dials = [row for row in summary.rows if row.method in DIALS]
+    dials = [row for row in summary.rows if row.method in ("kla", "rlg")]
     preferences = list(dict.fromkeys(row.preference for row in dials))
     for axis, name in zip(axes, summary.rewards, strict=True):
         for i, preference in enumerate(preferences):
@@ -114,7 +137,7 @@ def draw_kl(summary: Summary) -> Figure:
             rows = sorted((r for r in rows if r.kl is not None and r.preference == preference), key=lambda row: row.kl)
             if rows:
                 xs, (ys, errors) = [row.kl for row in rows], zip(*(row.weighted for row in rows), strict=True)
-                _line(axis, method, xs, ys, "-" if method in DIALS else "", yerr=errors)
+                _line(axis, method, xs, ys, "-" if method in SWEPT else "", yerr=errors)
         axis.set_title(shown(preference), fontsize=9)
         axis.set_xlabel("path KL to the base (nats)")
         axis.set_ylabel("weighted reward")
@@ -131,16 +154,21 @@ def _texts(row: Row, oracle: bool) -> list[str]:
     several = row.n > 1  # one image says nothing of errors
     means = [f"{mean:+.3f}" + f" ± {error:.3f}" * several for mean, error in (*row.rewards.values(), row.weighted)]
     against = row.against_mpa
-    ends = "" if against is None else f" [{against.low:+.3f}, {against.high:+.3f}]" * several
-    difference = "" if against is None else f"{against.mean:+.3f}{ends}"
-    share = ["" if row.oracle_share is None else f"{row.oracle_share:.0%}"] * oracle
+    difference = "" if against is None else _interval(against) if several else f"{against.mean:+.3f}"
+    share = ["" if row.oracle_share is None else _percent(row.oracle_share)] * oracle
     kl = "" if row.kl is None else f"{row.kl:.2f}"
     head = [row.title, shown(row.preference), f"{row.alignment:g}"]
-    return [*head, *means, difference, *share, kl, f"{row.evaluations:.1f}", f"{row.seconds:.3f}"]
+    peak = "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.0f}"
+    return [*head, *means, difference, *share, kl, f"{row.evaluations:.1f}", f"{row.seconds:.3f}", peak]
+
+
+def _percent(share: Estimate) -> str:
+    return f"{share.mean:.0%} [{share.low:.0%}, {share.high:.0%}]"
 
 
 def _markdown(summary: Summary) -> str:
-    return f"{notes(summary)}\n\n{_as_markdown(table_of(summary))}\n\n{_as_markdown(volumes_of(summary))}\n"
+    tables = [table for table in (table_of(summary), at_kl_of(summary), volumes_of(summary)) if table]
+    return "\n\n".join([notes(summary), *map(_as_markdown, tables)]) + "\n"
 
 
 def notes(summary: Summary) -> str:
@@ -148,9 +176,10 @@ def notes(summary: Summary) -> str:
     reference = ", ".join(f"{name} {value:.3f}" for name, value in zip(summary.rewards, summary.reference, strict=True))
     return (
         f"n = {summary.rows[0].n} images per row, the same prompts and noise in every row. ± one standard error over "
-        "images. Minus DB-MPA: weighted reward less DB-MPA's at that preference, image by image, with a 95% bootstrap "
-        "interval over prompts and seeds. Path KL: nats per image, where a method blends means. Evaluations: of the "
-        f"network per image, guidance counted as one. Hypervolume: of all rows of a method, above {reference}, the "
+        "images; brackets: 95% bootstrap intervals over prompts and seeds. Minus DB-MPA: weighted reward less DB-MPA's "
+        "at that preference, image by image. Path KL: nats per image, where a method blends means. Evaluations: of the "
+        "network per image, guidance counted as one. Peak MB: of the GPU, or of the process. At equal path KL: "
+        f"linearly between two alignments of a dial. Hypervolume: of all rows of a method, above {reference}, the "
         "lowest mean of each reward."
     )
 
@@ -164,15 +193,20 @@ def _csv(summary: Summary) -> str:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     ends = [f"{name} {part}" for name in (*summary.rewards, "weighted") for part in ("mean", "standard error")]
-    heads = ["method", "preference", "alignment", "n", *ends, "minus DB-MPA", "low", "high", "oracle share", "path KL"]
-    writer.writerow([*heads, "evaluations", "seconds"])
+    heads = ["method", "preference", "alignment", "n", *ends]
+    heads += [f"{name}{end}" for name in ("minus DB-MPA", "oracle share") for end in ("", " low", " high")]
+    writer.writerow([*heads, "path KL", "evaluations", "seconds", "peak bytes"])
     for row in summary.rows:
         numbers = [number for pair in (*row.rewards.values(), row.weighted) for number in pair]
-        against = row.against_mpa
-        compared = ["", "", ""] if against is None else [against.mean, against.low, against.high]
-        rest = ["" if each is None else each for each in (row.oracle_share, row.kl, row.evaluations, row.seconds)]
-        writer.writerow([row.method, shown(row.preference), row.alignment, row.n, *numbers, *compared, *rest])
+        numbers += [each for estimate in (row.against_mpa, row.oracle_share) for each in _ends(estimate)]
+        spent = [row.kl, row.evaluations, row.seconds, row.peak_bytes]
+        cells = ["" if each is None else each for each in (*numbers, *spent)]
+        writer.writerow([row.method, shown(row.preference), row.alignment, row.n, *cells])
     return text.getvalue()
+
+
+def _ends(estimate: Estimate | None) -> tuple[float | None, ...]:
+    return (None,) * 3 if estimate is None else (estimate.mean, estimate.low, estimate.high)
 
 
 def _html(protocol: Protocol, prompts: Sequence[str], summary: Summary, out: Path, plots: Sequence[str]) -> str:
@@ -186,6 +220,7 @@ def _html(protocol: Protocol, prompts: Sequence[str], summary: Summary, out: Pat
         notes=notes(summary),
         table=table_of(summary),
         volumes=volumes_of(summary),
+        at_kl=at_kl_of(summary),
         plots=[_inline(out / name) for name in plots],
         pictures=pictures,
         prompt=prompts[0],
@@ -197,7 +232,7 @@ def _html(protocol: Protocol, prompts: Sequence[str], summary: Summary, out: Pat
 def _caption(row: Row) -> str:
     if row.method == "base":
         return ""
-    return f"λ = {row.alignment:g}: {shown(row.preference)}" if row.method in DIALS else shown(row.preference)
+    return f"λ = {row.alignment:g}: {shown(row.preference)}" if row.method in SWEPT else shown(row.preference)
 
 
 def _inline(file: Path) -> str:

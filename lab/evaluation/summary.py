@@ -1,34 +1,22 @@
 """The tables of an evaluation.
 
 An evaluation is a cube: every point has an image for every prompt and seed, from the same noise. So two methods are
-compared image by image, and the bootstrap draws prompts and seeds with replacement, each for itself, because images of
-one prompt (or seed) share what is easy or hard about it.
+compared image by image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from ...blend_core.pareto import hypervolume
-from .methods import METHODS
+from .bootstrap import Draws, Estimate
+from .methods import DIALS, METHODS
 from .protocol import Protocol
-from .queue import passes_of
-
-DRAWS = 4000  # of the bootstrap: the ends of an interval then move by less than a tenth of its length
-FIRST = 0  # the seed of its draws
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with the ends of its 95% bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
+from .queue import Pass, passes_of
 
 
 @dataclass(frozen=True)
@@ -37,6 +25,7 @@ class Row:
 
     against_mpa: weighted reward minus that of DB-MPA at this preference, pair by pair; None where there is none.
     oracle_share: the gain over the base, of the oracle's; None without.  kl: mean, nats.  seconds: per image.
+    peak_bytes: of memory, None where unknown.
     """
 
     method: str
@@ -46,10 +35,11 @@ class Row:
     rewards: dict[str, tuple[float, float]]
     weighted: tuple[float, float]
     against_mpa: Estimate | None
-    oracle_share: float | None
+    oracle_share: Estimate | None
     kl: float | None
     evaluations: float
     seconds: float
+    peak_bytes: int | None
     picture: int  # the number of its first image
 
     @property
@@ -59,14 +49,33 @@ class Row:
 
 
 @dataclass(frozen=True)
+class AtKL:
+    """A method of one preference at the alignment where it is as far from the base as another one is.
+
+    kl: that distance, nats.  of: the method it is taken from, as trained.  weighted: between two alignments, linearly
+    in the path KL.  against_kla: less DB-KLA's at that distance; None for DB-KLA itself.
+    """
+
+    preference: tuple[float, ...]
+    of: str
+    kl: float
+    method: str
+    weighted: Estimate
+    against_kla: Estimate | None
+
+
+@dataclass(frozen=True)
 class Summary:
-    """rows: in the protocol's order; the base has one per preference.  hypervolumes: by method, above `reference`."""
+    """rows: in the protocol's order; the base has one per preference.  hypervolumes: by method, above `reference`.
+
+    at_kl: methods at equal path KL, where their alignments were swept.
+    """
 
     rewards: tuple[str, ...]
     rows: list[Row]
-    hypervolumes: dict[str, float]
+    hypervolumes: dict[str, Estimate]
     reference: tuple[float, ...]
-    facts: dict = field(default_factory=dict)
+    at_kl: list[AtKL]
 
     def to_json(self) -> dict:
         """Everything, for a program."""
@@ -78,73 +87,153 @@ def scores_table(protocol: Protocol, prompts: Sequence[str], lines: dict[int, di
     rows = []
     for each in passes_of(protocol, prompts):
         line = lines[each.number]
-        point = asdict(each.point)
-        point.pop("search")
         for i, (prompt, seed) in enumerate(zip(each.prompts, each.seeds, strict=True)):
             scores = {f"reward.{name}": values[i] for name, values in line["scores"].items()}
             kl = None if line["kl"] is None else line["kl"][i]
-            spent = {"kl": kl, "evaluations": line["evaluations"], "seconds": line["seconds"]}
-            rows.append({"image": each.first + i, **point, "prompt": prompt, "seed": seed, **scores, **spent})
-    return pa.Table.from_pylist(rows, schema=_schema([name for name in rows[0] if name.startswith("reward.")]))
+            spent = {"kl": kl, "evaluations": line["evaluations"]}
+            what = {"image": each.first + i, **_key(each), "prompt": prompt, "seed": seed}
+            rows.append({**what, **scores, **spent})
+    rewards = dict.fromkeys((name for name in rows[0] if name.startswith("reward.")), pa.float64())
+    kinds = {"image": pa.int64(), **_KEY, "prompt": pa.string(), "seed": pa.int64(), **rewards}
+    return pa.Table.from_pylist(rows, schema=pa.schema(kinds | dict.fromkeys(("kl", "evaluations"), pa.float64())))
 
 
-def summarise(protocol: Protocol, table: pa.Table) -> Summary:
-    """The tables of all images, as scores_table has them."""
-    cells = _cells(table)
-    names = tuple(name.removeprefix("reward.") for name in table.column_names if name.startswith("reward."))
+def costs_table(protocol: Protocol, prompts: Sequence[str], lines: dict[int, dict]) -> pa.Table:
+    """One row per pass: what differs from one run to the next. seconds: per image."""
+    rows = []
+    for each in passes_of(protocol, prompts):
+        spent = {name: lines[each.number][name] for name in ("seconds", "peak_bytes")}
+        rows.append({"first_image": each.first, **_key(each), "images": len(each.seeds), **spent})
+    kinds = {"first_image": pa.int64(), **_KEY, "images": pa.int64(), "seconds": pa.float64(), "peak_bytes": pa.int64()}
+    return pa.Table.from_pylist(rows, schema=pa.schema(kinds))
+
+
+_KEY = {"method": pa.string(), "preference": pa.list_(pa.float64()), "alignment": pa.float64()}
+
+
+def _key(each: Pass) -> dict:
+    """What a pass is of."""
+    return {name: getattr(each.point, name) for name in _KEY}
+
+
+def summarise(protocol: Protocol, scores: pa.Table, costs: pa.Table) -> Summary:
+    """The tables of all images, as scores_table and costs_table have them."""
+    cells = _cells(scores, costs)
+    draws = Draws(*cells[0].scores.shape[1:])
+    names = tuple(name.removeprefix("reward.") for name in scores.column_names if name.startswith("reward."))
     seen = [(cell, w) for cell in cells for w in ([cell.preference] if cell.preference else protocol.preferences)]
-    rows = [_row(cells, cell, preference, names) for cell, preference in seen]
-    means = {method: [_means(row) for row in rows if row.method == method] for method in {row.method for row in rows}}
-    reference = tuple(np.min([each for points in means.values() for each in points], axis=0).tolist())
-    volumes = {method: hypervolume(means[method], reference) for method in dict.fromkeys(row.method for row in rows)}
-    return Summary(names, rows, volumes, reference)
+    rows = [_row(cells, cell, preference, names, draws) for cell, preference in seen]
+    reference = tuple(np.min([cell.scores.mean((1, 2)) for cell in cells], axis=0).tolist())
+    methods = dict.fromkeys(cell.method for cell in cells)
+    volumes = {method: _volume([c for c in cells if c.method == method], reference, draws) for method in methods}
+    at_kl = [found for preference in protocol.dial_preferences for found in _at_equal_kl(cells, preference, draws)]
+    return Summary(names, rows, volumes, reference, at_kl)
 
 
-def bootstrap(differences: np.ndarray) -> Estimate:
-    """Mean and 95% percentile interval of differences (prompts, seeds), prompts and seeds drawn with replacement."""
-    generator = np.random.default_rng(FIRST)
-    prompts, seeds = differences.shape
-    shares = (generator.multinomial(count, np.full(count, 1 / count), DRAWS) / count for count in (prompts, seeds))
-    means = np.einsum("bp,ps,bs->b", next(shares), differences, next(shares))
-    low, high = np.quantile(means, (0.025, 0.975))
-    return Estimate(float(differences.mean()), float(low), float(high))
+def _volume(cells: Sequence[_Cell], reference: Sequence[float], draws: Draws) -> Estimate:
+    """The hypervolume of a method's means; in draws it is above the same reference."""
+    drawn = np.stack([draws.means(cell.scores) for cell in cells])  # (points, rewards, count)
+    volumes = [hypervolume(drawn[..., i].tolist(), reference) for i in range(drawn.shape[-1])]
+    return Estimate.of(hypervolume([cell.scores.mean((1, 2)).tolist() for cell in cells], reference), np.array(volumes))
+
+
+def _at_equal_kl(cells: Sequence[_Cell], preference: tuple[float, ...], draws: Draws) -> Iterator[AtKL]:
+    """Every dial of a preference where it is as far from the base as DB-MPA and the oracle are."""
+    swept = {
+        method: sorted((c for c in cells if (c.method, c.preference) == (method, preference)), key=_distance)
+        for method in DIALS
+    }
+    curves = {method: _Curve(dial, preference, draws) for method, dial in swept.items() if len(dial) > 1}
+    for of in ("mpa", "oracle"):
+        level = _found(cells, of, preference)
+        if level is None or level.kl is None or not curves:
+            continue
+        found = {method: curve.at(_distance(level)) for method, curve in curves.items() if curve.reaches(level)}
+        for method, (value, drawn) in found.items():
+            against = None
+            if method != "kla" and "kla" in found:
+                against = Estimate.of(value - found["kla"][0], drawn - found["kla"][1])
+            yield AtKL(preference, of, _distance(level), method, Estimate.of(value, drawn), against)
+
+
+class _Curve:
+    """Weighted reward over path KL of one preference at several alignments, nearest to the base first."""
+
+    def __init__(self, cells: Sequence[_Cell], preference: Sequence[float], draws: Draws):
+        self.kls, self.values = ([each.mean() for each in cubes] for cubes in self._cubes(cells, preference))
+        self.drawn = [np.stack([draws.means(each) for each in cubes]) for cubes in self._cubes(cells, preference)]
+
+    def reaches(self, level: _Cell) -> bool:
+        """Whether the alignments go that far; no curve is drawn on beyond its last point."""
+        return _distance(level) <= max(self.kls) * (1 + 1e-9)
+
+    def at(self, kl: float) -> tuple[float, np.ndarray]:
+        """The reward at a distance, of all images and of every draw (count,)."""
+        kls, values = self.drawn
+        drawn = [np.interp(kl, kls[:, i], values[:, i]) for i in range(kls.shape[1])]
+        return float(np.interp(kl, self.kls, self.values)), np.array(drawn)
+
+    @staticmethod
+    def _cubes(cells: Sequence[_Cell], preference: Sequence[float]):
+        return [cell.kl for cell in cells], [cell.weighted(preference) for cell in cells]
 
 
 @dataclass(frozen=True)
 class _Cell:
-    """A point's images. scores: (rewards, prompts, seeds)."""
+    """A point's images. scores: (rewards, prompts, seeds).  kl: (prompts, seeds), None without one."""
 
     method: str
     preference: tuple[float, ...]
     alignment: float
     first: int
     scores: np.ndarray
-    kl: float | None
+    kl: np.ndarray | None
     evaluations: float
     seconds: float
+    peak_bytes: int | None
 
     def weighted(self, preference: Sequence[float]) -> np.ndarray:
         """(prompts, seeds)"""
         return np.tensordot(np.asarray(preference), self.scores, 1)
 
 
-def _cells(table: pa.Table) -> list[_Cell]:
-    columns = {name: table[name].to_pylist() for name in table.column_names}
-    rewards = [columns[name] for name in table.column_names if name.startswith("reward.")]
-    keys = list(zip(columns["method"], map(tuple, columns["preference"]), columns["alignment"], strict=True))
+def _distance(cell: _Cell) -> float:
+    return float(cell.kl.mean())
+
+
+def _cells(scores: pa.Table, costs: pa.Table) -> list[_Cell]:
+    columns = {name: scores[name].to_pylist() for name in scores.column_names}
+    rewards = [columns[name] for name in scores.column_names if name.startswith("reward.")]
     prompts = len(dict.fromkeys(columns["prompt"]))
+    keys, spent = _keys(scores), {name: costs[name].to_pylist() for name in costs.column_names}
     cells = []
     for key in dict.fromkeys(keys):
-        start, count = keys.index(key), keys.count(key)
-        part = slice(start, start + count)
-        scores = np.array([reward[part] for reward in rewards]).reshape(len(rewards), prompts, -1)
+        part = slice(keys.index(key), keys.index(key) + keys.count(key))
+        cube = np.array([reward[part] for reward in rewards]).reshape(len(rewards), prompts, -1)
         kl = columns["kl"][part]
-        spent = (float(np.mean(columns[name][part])) for name in ("evaluations", "seconds"))
-        cells.append(_Cell(*key, columns["image"][start], scores, None if None in kl else float(np.mean(kl)), *spent))
+        own = [i for i, each in enumerate(_keys(costs)) if each == key]
+        seconds = np.average([spent["seconds"][i] for i in own], weights=[spent["images"][i] for i in own])
+        peaks = [spent["peak_bytes"][i] for i in own]
+        cells.append(
+            _Cell(
+                *key,
+                columns["image"][part.start],
+                cube,
+                None if None in kl else np.array(kl).reshape(prompts, -1),
+                float(np.mean(columns["evaluations"][part])),
+                float(seconds),
+                None if None in peaks else max(peaks),
+            )
+        )
     return cells
 
 
-def _row(cells: Sequence[_Cell], cell: _Cell, preference: tuple[float, ...], names: Sequence[str]) -> Row:
+def _keys(table: pa.Table) -> list[tuple]:
+    method, preference, alignment = (table[name].to_pylist() for name in _KEY)
+    return list(zip(method, map(tuple, preference), alignment, strict=True))
+
+
+def _row(cells: Sequence[_Cell], cell: _Cell, preference: tuple[float, ...], names: Sequence[str], draws: Draws) -> Row:
     weighted = cell.weighted(preference)
     mpa = _found(cells, "mpa", preference)
     return Row(
@@ -154,22 +243,27 @@ def _row(cells: Sequence[_Cell], cell: _Cell, preference: tuple[float, ...], nam
         weighted.size,
         {name: _mean(each) for name, each in zip(names, cell.scores, strict=True)},
         _mean(weighted),
-        None if mpa is None or mpa is cell else bootstrap(weighted - mpa.weighted(preference)),
-        _oracle_share(cells, weighted, preference),
-        cell.kl,
+        None if mpa is None or mpa is cell else draws.mean(weighted - mpa.weighted(preference)),
+        _oracle_share(cells, weighted, preference, draws),
+        None if cell.kl is None else _distance(cell),
         cell.evaluations,
         cell.seconds,
+        cell.peak_bytes,
         cell.first,
     )
 
 
-def _oracle_share(cells: Sequence[_Cell], weighted: np.ndarray, preference: tuple[float, ...]) -> float | None:
+def _oracle_share(
+    cells: Sequence[_Cell], weighted: np.ndarray, preference: tuple[float, ...], draws: Draws
+) -> Estimate | None:
     base, oracle = _found(cells, "base", ()), _found(cells, "oracle", preference)
     if base is None or oracle is None:
         return None
-    start = base.weighted(preference).mean()
-    gain = oracle.weighted(preference).mean() - start
-    return float((weighted.mean() - start) / gain) if gain > 0 else None
+    start, end = base.weighted(preference), oracle.weighted(preference)
+    gain, most = (draws.means(each - start) for each in (weighted, end))
+    if (end - start).mean() <= 0 or most.min() <= 0:
+        return None  # a share of nothing
+    return Estimate.of((weighted - start).mean() / (end - start).mean(), gain / most)
 
 
 def _found(cells: Sequence[_Cell], method: str, preference: tuple[float, ...]) -> _Cell | None:
@@ -180,18 +274,3 @@ def _mean(values: np.ndarray) -> tuple[float, float]:
     """Mean and its standard error over images (0 for one)."""
     error = values.std(ddof=1) / values.size**0.5 if values.size > 1 else 0.0
     return float(values.mean()), float(error)
-
-
-def _means(row: Row) -> tuple[float, ...]:
-    return tuple(mean for mean, _ in row.rewards.values())
-
-
-def _schema(rewards: Sequence[str]) -> pa.Schema:
-    kinds = {
-        "image": pa.int64(),
-        "method": pa.string(),
-        "preference": pa.list_(pa.float64()),
-        "alignment": pa.float64(),
-    }
-    kinds |= {"prompt": pa.string(), "seed": pa.int64()} | dict.fromkeys(rewards, pa.float64())
-    return pa.schema(kinds | dict.fromkeys(("kl", "evaluations", "seconds"), pa.float64()))

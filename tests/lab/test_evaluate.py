@@ -13,13 +13,15 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from diffusion_blend.blend_core import Blend, BlendError, exact
+from diffusion_blend.blend_core.rewards import reward_cards
 from diffusion_blend.lab.cli import main
+from diffusion_blend.lab.evaluation.bootstrap import Draws
 from diffusion_blend.lab.evaluation.host import Batch
 from diffusion_blend.lab.evaluation.methods import METHODS, Point, coefficients, points_of, rlg_coefficients
 from diffusion_blend.lab.evaluation.opening import open_host
 from diffusion_blend.lab.evaluation.protocol import PROTOCOLS, Search, read_protocol
 from diffusion_blend.lab.evaluation.queue import finished
-from diffusion_blend.lab.evaluation.summary import bootstrap
+from diffusion_blend.lab.toy.rewards import toy_rewards
 from diffusion_blend.pipelines import Method, Sampling, generate, load_base, load_factors
 from diffusion_blend.trainers.rollout import rollout
 
@@ -32,14 +34,14 @@ STEPS = 4
 FIRST = (1.0, 0.0)
 HALF = (0.5, 0.5)
 PROTOCOL = """
-methods = ["base", "mpa", "soup", "stratified", "best_of_n", "kla"]
+methods = ["base", "mpa", "soup", "stratified", "best_of_n", "kla", "oracle", "soup_dial", "oracle_dial"]
 preferences = [[1.0, 0.0], [0.5, 0.5]]
 dial_preferences = [[0.5, 0.5]]
-alignments = [0.0, 1.5]
+alignments = [0.0, 1.0, 1.5]
 images_per_pass = 3
 models.base = "{folder}/base"
 models.loras = ["first={folder}/first.safetensors", "second={folder}/second.safetensors"]
-models.oracles = ["1, 0={folder}/first.safetensors"]
+models.oracles = ["1, 0={folder}/first.safetensors", "0.5, 0.5={folder}/second.safetensors"]
 rewards.names = ["brightness", "contrast"]
 prompts = {{ texts = ["a red circle", "a blue square"], seeds = 2, first_seed = 3 }}
 sampling = {{ steps = 4, eta = 1.0, cfg = 2.0 }}
@@ -83,8 +85,12 @@ def outcome(host, method, preference=(), alignment=1.0, **search):
 
 
 def content(out):
-    """The Parquet file, but for the seconds."""
-    return pyarrow.parquet.read_table(out / "scores.parquet").drop_columns("seconds")
+    """The bytes of the Parquet file."""
+    return (out / "scores.parquet").read_bytes()
+
+
+def table_in(out):
+    return pyarrow.parquet.read_table(out / "scores.parquet")
 
 
 def refusal(capsys, *arguments):
@@ -183,7 +189,7 @@ cli.main({command(studio, tmp_path)!r})
     lines = (tmp_path / "passes-0.jsonl").read_bytes()
     assert lines.startswith(kept)  # nothing is repeated
     assert [json.loads(line)["pass"] for line in lines.splitlines()] == sorted(finished(whole))
-    assert content(tmp_path).equals(content(whole))
+    assert content(tmp_path) == content(whole)
 
 
 def test_two_processes_give_the_parquet_of_one(studio, tmp_path, whole, monkeypatch, capsys):
@@ -193,11 +199,11 @@ def test_two_processes_give_the_parquet_of_one(studio, tmp_path, whole, monkeypa
         assert main(command(studio, tmp_path)) == 0
         assert ("has made its share" in capsys.readouterr().out) == (rank == "1")
     assert sorted(file.name for file in tmp_path.glob("passes-*")) == ["passes-0.jsonl", "passes-1.jsonl"]
-    assert content(tmp_path).equals(content(whole))
+    assert content(tmp_path) == content(whole)
 
 
 def test_every_point_has_every_prompt_and_seed_once(studio, whole):
-    table = content(whole).to_pylist()
+    table = table_in(whole).to_pylist()
     points = [(p.method, p.preference, p.alignment) for p in points_of(read_protocol([studio / "protocol.toml"]))]
     found = [(row["method"], tuple(row["preference"]), row["alignment"], row["prompt"], row["seed"]) for row in table]
     assert found == [(*point, prompt, seed) for point in points for prompt in PROMPTS for seed in SEEDS]
@@ -208,13 +214,48 @@ def test_every_point_has_every_prompt_and_seed_once(studio, whole):
 def test_the_summary_compares_with_mpa_and_the_oracle_pair_by_pair(whole):
     rows = json.loads((whole / "summary.json").read_text())["rows"]
     seen = {(row["method"], tuple(row["preference"]), row["alignment"]): row for row in rows}
-    assert len(seen) == len(rows) == 2 + 2 * 4 + 2  # the base with each preference
+    assert len(seen) == len(rows) == 2 + 2 * 5 + 3 * 3  # the base with each preference, three dials
     assert seen["mpa", HALF, 1.0]["against_mpa"] is None
     assert seen["soup", FIRST, 1.0]["against_mpa"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
     base = seen["kla", HALF, 0.0]["against_mpa"]
     assert base == seen["base", HALF, 0.0]["against_mpa"]
     assert base["low"] <= base["mean"] <= base["high"]
     assert seen["base", HALF, 0.0]["weighted"][0] - seen["mpa", HALF, 1.0]["weighted"][0] == pytest.approx(base["mean"])
+
+
+def test_methods_are_compared_at_equal_path_kl(whole):
+    """At a dial's own points nothing is interpolated: at DB-MPA's KL its dial gives DB-MPA's reward."""
+    summary = json.loads((whole / "summary.json").read_text())
+    rows = {(r["method"], tuple(r["preference"]), r["alignment"]): r for r in summary["rows"]}
+    found = {(each["of"], each["method"]): each for each in summary["at_kl"]}
+    assert {("mpa", "kla"), ("oracle", "oracle_dial")} <= found.keys()
+    for method in ("mpa", "oracle"):
+        as_trained, dialled = rows[method, HALF, 1.0], found[method, {"mpa": "kla", "oracle": "oracle_dial"}[method]]
+        assert dialled["kl"] == pytest.approx(as_trained["kl"], rel=1e-12)
+        assert dialled["weighted"]["mean"] == pytest.approx(as_trained["weighted"][0], rel=1e-9)
+        assert dialled["weighted"]["low"] <= dialled["weighted"]["mean"] <= dialled["weighted"]["high"]
+    assert found["mpa", "kla"]["against_kla"] is None
+    for each in summary["at_kl"]:
+        if each["method"] != "kla" and (each["of"], "kla") in found:
+            own, kla = each["weighted"]["mean"], found[each["of"], "kla"]["weighted"]["mean"]
+            assert each["against_kla"]["mean"] == pytest.approx(own - kla, abs=1e-12)
+
+
+def test_the_oracles_share_of_itself_is_all_and_of_the_base_nothing(whole):
+    rows = json.loads((whole / "summary.json").read_text())["rows"]
+    shares = {(r["method"], tuple(r["preference"]), r["alignment"]): r["oracle_share"] for r in rows}
+    known = [preference for preference in (FIRST, HALF) if shares["oracle", preference, 1.0] is not None]
+    assert known
+    for preference in known:
+        assert shares["oracle", preference, 1.0] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+        assert shares["base", preference, 0.0] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_costs_are_kept_apart_because_they_differ_from_run_to_run(whole):
+    costs = pyarrow.parquet.read_table(whole / "costs.parquet").to_pylist()
+    assert sum(each["images"] for each in costs) == table_in(whole).num_rows
+    assert all(each["seconds"] > 0 for each in costs)
+    assert sys.platform != "linux" or all(each["peak_bytes"] > 10e6 for each in costs)
 
 
 def test_the_report_has_everything_in_it(whole):
@@ -225,7 +266,7 @@ def test_the_report_has_everything_in_it(whole):
             sources.extend(value for name, value in attributes if name in ("src", "href"))
 
     Reader().feed(text)
-    assert len(sources) == 3 + 1 + 2 * 4 + 2  # plots, then a picture per point
+    assert len(sources) == 3 + 1 + 2 * 5 + 3 * 3  # plots, then a picture per point
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert all(METHODS[name].title in text for name in ("base", "mpa", "soup", "stratified", "best_of_n", "kla"))
     assert {"summary.md", "summary.csv", "pareto.png", "alignment.png", "kl.png"} <= {f.name for f in whole.iterdir()}
@@ -235,7 +276,7 @@ def test_the_bootstrap_covers_prompts_and_seeds():
     """Where prompts alone differ, the interval is theirs, however many seeds there are."""
     generator = numpy.random.default_rng(1)
     prompts = generator.normal(size=(100, 1))
-    found = bootstrap(prompts + numpy.zeros((1, 50)))
+    found = Draws(100, 50).mean(prompts + numpy.zeros((1, 50)))
     error = prompts.std() / 10
     assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
     assert found.low < found.mean < found.high
@@ -274,21 +315,31 @@ def test_a_folder_of_another_evaluation_is_refused(studio, whole, capsys):
     before = content(whole)
     shown = refusal(capsys, *command(studio, whole, "--set=sampling.cfg=3.0"))
     assert "differs in protocol.sampling.cfg" in shown
-    assert content(whole).equals(before)
+    assert content(whole) == before
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in PROTOCOLS.glob("*.toml")))
 def test_the_protocols_that_ship_can_be_read(name):
-    given = ["prompts.file=p.txt", "models.loras=['a=a.safetensors', 'b=b.safetensors']"]
-    protocol = read_protocol([name], given)
-    assert {point.method for point in points_of(protocol)} == set(protocol.methods)
+    files = [name] if name in ("paper", "toy") else ["paper", name]
+    count = {"paper_three": 3, "paper_four": 4}.get(name, 2)
+    protocol = read_protocol(files, [f"models.loras={[f'{i}={i}.safetensors' for i in range(count)]}"])
+    assert len(protocol.rewards.names) == count and not set(protocol.rewards.names) - known_rewards()
+    asked = set(protocol.methods) - (set() if protocol.models.oracles else {"oracle", "oracle_dial"})
+    assert {point.method for point in points_of(protocol)} == asked
     with pytest.raises(BlendError, match="says nothing of methods"):
         read_protocol([])
+
+
+def known_rewards():
+    return {*reward_cards(), *(f"toy:{name}" for name in toy_rewards())}
 
 
 def test_help_lists_the_settings_without_loading_torch():
     code = "import sys; from diffusion_blend.lab.cli import main; main(['evaluate', '--help'])"
     code += "; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "search.candidates = 4" in done.stdout and "Protocols: paper, toy." in done.stdout
+    assert (
+        "search.candidates = 4" in done.stdout
+        and "Protocols: msdda, paper, paper_four, paper_three, toy." in done.stdout
+    )
     assert done.stdout.rstrip().endswith("False")
