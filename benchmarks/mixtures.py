@@ -16,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from core.worlds import mixture, normal, sample, schedule, start
 from diffusion_blend.blend_core import ESTIMATORS, image_seed
+from diffusion_blend.blend_core.parameterization import State
+from diffusion_blend.blend_core.plan import Call
 
 NAMES = ("stratified", "control_variate", "budget")
 BLENDS = {
@@ -37,7 +39,8 @@ def distances(coefficients: tuple[float, ...], steps: int, eta: float) -> dict[s
 
         def denoiser(x, sigma, step):
             every = torch.stack([basis.denoised(x, sigma) for basis in bases])
-            return plan(lambda variants: every[variants, torch.arange(IMAGES)], step)
+            call = Call(state=State(x, 1.0, sigma))
+            return plan(lambda variants: every[variants, torch.arange(IMAGES)], step, call=call)
 
         return sample(denoiser, x, sigmas, eta=eta, seed=3)
 

@@ -13,9 +13,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .plan import Evaluate, Plan, weighed
+from .parameterization import State
+from .plan import UNNAMED, Call, Evaluate, Plan, weighed
 
-SMOOTH = 0.8  # a run is smooth where extending by the slope misses by less than this of what holding misses, squared
+FRESH = 0.3  # share of new noise above which a step is taken for one of a stochastic sampler; those have 0.4 to 0.7
 
 
 @dataclass
@@ -91,20 +92,29 @@ class Track:
 
     known: (k, rows, ...), the last predictions.  slope: their change per step then.  misses: (2, rows), how far new
     predictions lay from what was foreseen of them by holding and by extending, squared, summed over the run.
-    owed: (k, rows), shares of steps that went to another variant and were not paid back.
+    start: the first state and the prediction made there, until the next one is seen.  fresh: (rows,), whether the step
+    in between added noise.
     """
 
     known: Tensor
     slope: Tensor
     misses: Tensor
-    owed: Tensor
+    fresh: Tensor
+    start: tuple[State, Tensor] | None
 
     @classmethod
-    def of(cls, predictions: Tensor) -> Track:
+    def of(cls, predictions: Tensor, estimate: Tensor, state: State | None) -> Track:
         """The track that begins with predictions of all variants."""
-        shape = predictions.shape[:2]
-        zeros = predictions.new_zeros(shape, dtype=torch.float32)
-        return cls(predictions, torch.zeros_like(predictions), zeros.new_zeros(2, shape[1]), zeros)
+        rows = predictions.shape[1]
+        misses = torch.zeros(2, rows, device=predictions.device)
+        fresh = torch.zeros(rows, dtype=torch.bool, device=predictions.device)
+        return cls(predictions, torch.zeros_like(predictions), misses, fresh, state and (state, estimate))
+
+    def look(self, state: State | None) -> None:
+        """Note at the second state whether the sampler adds noise."""
+        if self.start is not None and state is not None:
+            self.fresh = state.freshness(*self.start) > FRESH
+        self.start = None
 
 
 @dataclass(frozen=True)
@@ -117,12 +127,11 @@ class TrackedPlan(RememberingPlan):
     P_j is the last prediction, held or extended by its slope: per image what was nearer so far. b pays back: while i
     was not asked, P_i fell behind to the whole difference in a line (held) or a parabola (extended), b(g) times that in
     all. As in SAGA (arXiv 1407.0202) the estimate is exact where nothing moves, and no error adds up. Any sign of the
-    coefficients. A full step asks all variants: the first, and while `spare` lasts those that follow a drift above the
-    run's average; with enough for all of them, every step.
+    coefficients. A full step asks all variants: the first; while `spare` lasts the second, which gives every slope at
+    once, and those that follow a drift above the run's average; with enough for all of them, every step.
 
-    Where a run is not SMOOTH, as under a sampler's fresh noise, the past foresees little, and an image takes D_i alone:
-    the stratified choice. Shares owed at that time are paid back if it turns smooth. Blends with coefficients below 0,
-    which have no shares, are always foreseen.
+    Where the sampler adds fresh noise the past foresees little, and an image takes D_i alone: the stratified choice,
+    whose errors cancel over the steps. Blends with coefficients below 0, which have no shares, are always foreseen.
     """
 
     @classmethod
@@ -131,15 +140,18 @@ class TrackedPlan(RememberingPlan):
         ones = torch.ones(len(choices), 1, dtype=torch.float64)
         return cls(choices[:, None, :], ones, bases, coefficients, spare)
 
-    def __call__(self, evaluate: Evaluate, step: int, images: int | None = None, call: Hashable = None) -> Tensor:
+    def __call__(self, evaluate: Evaluate, step: int, images: int | None = None, call: Call = UNNAMED) -> Tensor:
         """The estimate of `step`, (rows, ...). A call that has no track yet is evaluated in full."""
         images = images or self.batch
         choices = self.for_images(step, images)
         self._begin(step)
-        track = self.memory.tracks.get(call)
+        track = self.memory.tracks.get(call.name)
         if track is None:
-            self.memory.tracks[call] = Track.of(predictions := evaluate(self.everything(images)))
-            return weighed(self.coefficients[step], predictions)
+            predictions = evaluate(self.everything(images))
+            estimate = weighed(self.coefficients[step], predictions)
+            self.memory.tracks[call.name] = Track.of(predictions, estimate, call.state)
+            return estimate
+        track.look(call.state)
         asked = self.everything(images) if self.memory.full else choices
         return self._estimate(track, torch.searchsorted(self.bases, asked.contiguous()), evaluate(asked))
 
@@ -157,7 +169,8 @@ class TrackedPlan(RememberingPlan):
             asked = self.everything(self.batch) if memory.full else self.variants[memory.step]
             memory.last.scatter_(0, torch.searchsorted(self.bases, asked.contiguous()), memory.step)
             affordable = self.left >= self.cost_of_full
-            memory.full = affordable and (self._drifting() or self._enough_for_all_from(step))
+            is_second = len(memory.evaluated) == 1
+            memory.full = affordable and (is_second or self._drifting() or self._enough_for_all_from(step))
         memory.step = step
         memory.evaluated[step] = len(self.bases) if memory.full else 1
 
@@ -188,15 +201,10 @@ class TrackedPlan(RememberingPlan):
         track.slope = track.slope.index_put(asked, slope)
         coefficients = self.coefficients[self.memory.step].to(predictions.device, predictions.dtype)
         paid = (_wide(coefficients[asked[0]] * back, missed) * missed).sum(0)
-        paid = paid + (_wide(track.owed.to(foreseen.dtype), foreseen) * foreseen).sum(0)
         estimate = weighed(coefficients, foreseen) + paid
-        smooth = track.misses[1] <= SMOOTH * track.misses[0]
         if self.memory.full or bool((coefficients < 0).any()):
-            smooth = torch.ones_like(smooth)
-        owed = track.owed + coefficients[:, None].float()
-        owed[asked] -= 1
-        track.owed = torch.where(smooth, torch.zeros_like(owed), owed)
-        return torch.where(_wide(smooth, estimate), estimate, predictions[0])
+            return estimate
+        return torch.where(_wide(track.fresh, estimate), predictions[0], estimate)
 
     def _ages(self, places: Tensor, like: Tensor) -> Tensor:
         """Steps since the variants at `places` (n, images) were asked, (n, rows); rows: groups of the same images."""
@@ -230,20 +238,20 @@ class AnchoredPlan(RememberingPlan):
         count = max(self.spare // self.cost_of_full, 1)
         return {round(i * len(self.variants) / count) for i in range(count)}
 
-    def __call__(self, evaluate: Evaluate, step: int, images: int | None = None, call: Hashable = None) -> Tensor:
+    def __call__(self, evaluate: Evaluate, step: int, images: int | None = None, call: Call = UNNAMED) -> Tensor:
         """The estimate of `step`, (rows, ...)."""
         images, memory = images or self.batch, self.memory
-        full = step in self.full_steps or call not in memory.tables
+        full = step in self.full_steps or call.name not in memory.tables
         if step < memory.step:
             memory.evaluated.clear()
         memory.step = step
         memory.evaluated[step] = 1 + (self.cost_of_full if full else 0)
         soup = self.for_images(step, images)
         if not full:
-            return evaluate(soup)[0] + memory.tables[call]
+            return evaluate(soup)[0] + memory.tables[call.name]
         predictions = evaluate(torch.cat([soup, self.everything(images)]))
         blended = weighed(self.coefficients[step], predictions[1:])
-        memory.tables[call] = blended - predictions[0]
+        memory.tables[call.name] = blended - predictions[0]
         return blended
 
 

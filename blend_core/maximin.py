@@ -17,7 +17,7 @@ attained alike, and none without one less.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .blend import blend
 from .errors import BlendError
-from .plan import Evaluate, Plan
+from .plan import UNNAMED, Call, Evaluate, Plan
 
 
 def attained(scores: Tensor, targets: Sequence[float], scales: Sequence[float]) -> Tensor:
@@ -58,7 +58,7 @@ class PersonalPlan(Plan):
 
     coefficients: Tensor
 
-    def __call__(self, evaluate: Evaluate, step: int, images: int | None = None, call: Hashable = None) -> Tensor:
+    def __call__(self, evaluate: Evaluate, step: int, images: int | None = None, call: Call = UNNAMED) -> Tensor:
         """The blended prediction of `step`, (rows, ...). Raises BlendError for a part of the batch."""
         images = images or self.batch
         if images != self.batch:

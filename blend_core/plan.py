@@ -14,9 +14,25 @@ from torch import Tensor
 
 from .blend import blend
 from .errors import BlendError
+from .parameterization import State
 
 Evaluate = Callable[[Tensor], Tensor]
 """evaluate(variants): variants (k, batch) long -> their predictions (k, rows, ...), rows a multiple of batch."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the network.
+
+    name: what it is asked for, the same at every step (conditional, unconditional; a sampler's second evaluation of a
+    step).  state: what it sees; without it a run counts as one without fresh noise.
+    """
+
+    name: Hashable = None
+    state: State | None = None
+
+
+UNNAMED = Call()  # where a step calls the network once
 
 
 @dataclass(frozen=True)
@@ -54,11 +70,10 @@ class Plan:
             )
         return variants[:, :1].expand(-1, images)
 
-    def __call__(self, evaluate: Evaluate, step: int, images: int | None = None, call: Hashable = None) -> Tensor:
+    def __call__(self, evaluate: Evaluate, step: int, images: int | None = None, call: Call = UNNAMED) -> Tensor:
         """The blended prediction of `step`, shape (rows, ...), for a call with `images` images (default: all).
 
-        call: what the network is asked for, the same at every step (conditional, unconditional; a sampler's second
-        evaluation of a step), for plans that remember. Variants of weight 0 at this step cost nothing.
+        call: which one it is, for plans that remember. Variants of weight 0 at this step cost nothing.
         """
         variants, weights = self.active(step, images)
         return weighed(weights, evaluate(variants))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .blend import blend
 from .errors import BlendError
-from .plan import Evaluate, Plan
+from .plan import UNNAMED, Call, Evaluate, Plan
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class PaintedPlan(Plan):
     layers: Tensor
     maps: Tensor
 
-    def __call__(self, evaluate: Evaluate, step: int, images: int | None = None, call: Hashable = None) -> Tensor:
+    def __call__(self, evaluate: Evaluate, step: int, images: int | None = None, call: Call = UNNAMED) -> Tensor:
         """The blended prediction of `step`, (rows, ..., height, width). Raises BlendError for a part of the image."""
         images = images or self.batch
         variants, _ = self.active(step, images)

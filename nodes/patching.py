@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import comfy.lora
 import comfy.model_management
 import comfy.model_patcher
+import comfy.model_sampling
 import torch
 from comfy.patcher_extension import WrappersMP
 
@@ -40,6 +41,8 @@ from ..blend_core import (
     resolve,
 )
 from ..blend_core.estimators import Estimator
+from ..blend_core.parameterization import State
+from ..blend_core.plan import Call
 from ..blend_core.regions import painted
 from .clock import StepClock
 from .sockets import LoRABlend
@@ -369,7 +372,8 @@ class BlendedRun:
 
         images = rows // chunks if rows % chunks == 0 else rows
         if self._shared is None:
-            return self.plan(evaluate, self.step, images=images, call=self._named(options, x))
+            asked = Call(self._named(options, x), _state(network, *inputs["args"][:2]))
+            return self.plan(evaluate, self.step, images=images, call=asked)
         return self._one_of(evaluate, self._in_turns(images), *inputs["args"][:2])
 
     def _named(self, options: dict, x: torch.Tensor) -> Hashable:
@@ -414,6 +418,13 @@ class BlendedRun:
             self.execution = "sequential"
         comfy.model_management.soft_empty_cache()
         return run(1)
+
+
+def _state(network, x: torch.Tensor, sigma: torch.Tensor) -> State:
+    """What a call of the model sees, in the noise of its family."""
+    noise = float(sigma.max())
+    flow = isinstance(network.model_sampling, comfy.model_sampling.CONST)
+    return State(x, 1 - noise if flow else 1.0, noise)
 
 
 def _variant_uuid(conditioning: uuid.UUID, variants: torch.Tensor) -> uuid.UUID:

@@ -13,7 +13,7 @@ of them, and the scheduler's `step` takes them apart again. Two schedulers are u
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..blend_core import BlendError, LoRABank, Plan
 from ..blend_core.gaussian import fused_step
-from ..blend_core.plan import Evaluate
+from ..blend_core.plan import UNNAMED, Call, Evaluate
 from .host import TimestepClock, blended
 from .parameterization import KNOWN, read_scheduler
 
@@ -80,7 +80,7 @@ def check_scheduler(pipe: DiffusionPipeline) -> None:
 class _SideBySide(Plan):
     """The predictions of all variants of a step, one after another along the last axis."""
 
-    def __call__(self, evaluate: Evaluate, step: int, images: int | None = None, call: Hashable = None) -> Tensor:
+    def __call__(self, evaluate: Evaluate, step: int, images: int | None = None, call: Call = UNNAMED) -> Tensor:
         """(rows, ..., k * width). The last axis, because pipelines cut and join predictions along all others."""
         variants, _ = self.active(step, images)
         return torch.cat(list(evaluate(variants)), dim=-1)

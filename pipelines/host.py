@@ -19,6 +19,8 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ..blend_core import BlendError, LoRABank, Plan, Target, TargetIndex, evaluate_variants
+from ..blend_core.parameterization import State
+from ..blend_core.plan import Call
 from .parameterization import Reading, first_of, read_scheduler, unit_of
 
 EXECUTIONS = ("sequential", "batched")
@@ -120,7 +122,8 @@ class _BlendedForward:
             return predictions if reading is None else reading.denoised(x, predictions)
 
         shared = {name: inputs.pop(name) for name in _SHARED if name in inputs}
-        prediction = self.plan(evaluate, step, call=(ordinal, x.shape))
+        state = None if reading is None else State(x, reading.signal, reading.noise)
+        prediction = self.plan(evaluate, step, call=Call((ordinal, x.shape), state))
         if reading is not None:
             prediction = reading.prediction(x, prediction)
         return (prediction,) if isinstance(output, tuple) else type(output)(sample=prediction)

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from ...blend_core import Factors, LoRABank, Plan, Target, evaluate_variants, exact, image_seed, soup
+from ...blend_core.parameterization import State
+from ...blend_core.plan import Call
 from ...blend_core.rewards import Reward, weighted
 from ...trainers.bases import Base
 from ...trainers.config import SamplingSettings
@@ -171,7 +173,8 @@ class Batch:
             step, rows = self.host.chain[k], self.rows(x)
             if not plan.needs_denoised:
                 return self.guided(plan(lambda variants: evaluate(x, k, variants), k))
-            denoised = plan(lambda variants: step.x0(rows, evaluate(x, k, variants)), k)
+            call = Call(state=State(rows, step.signal, step.noise))
+            denoised = plan(lambda variants: step.x0(rows, evaluate(x, k, variants)), k, call=call)
             return self.guided((denoised - step.x0_keep * rows) / step.x0_gain)
 
         return predict

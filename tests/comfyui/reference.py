@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .host import submodule
+
 FP32 = 1e-4  # relative: over a few steps of a sampler, low-rank and merged arithmetic differ by some 1e-6
 
 
@@ -32,7 +34,7 @@ def switching_reference(model, networks: Sequence[nn.Module], choices: Tensor, s
 
 
 def planned_reference(model, networks: Sequence[nn.Module], plan):
-    """`model` under a plan of blend_core evaluated on whole networks, for a sampler of one call per step."""
+    """`model`, an eps or v one, under a plan of blend_core on whole networks, for a sampler of one call per step."""
     steps = iter(range(len(plan.variants)))
 
     def predict(call):
@@ -42,7 +44,8 @@ def planned_reference(model, networks: Sequence[nn.Module], plan):
         def evaluate(variants):
             return predictions[variants.repeat(1, len(rows) // variants.shape[1]), rows]
 
-        return plan(evaluate, next(steps))
+        state = submodule("blend_core.parameterization").State(call["input"], 1.0, float(call["timestep"].max()))
+        return plan(evaluate, next(steps), call=submodule("blend_core.plan").Call(state=state))
 
     return _replaced(model, predict)
 

@@ -12,20 +12,22 @@ from diffusion_blend.blend_core import (
     sampled,
     stratified,
 )
-from diffusion_blend.blend_core.parameterization import x0_map
+from diffusion_blend.blend_core.control_variates import FRESH
+from diffusion_blend.blend_core.parameterization import State, x0_map
+from diffusion_blend.blend_core.plan import Call
 
 from .test_estimators import distance_to_exact
-from .worlds import FAMILIES, normal
+from .worlds import FAMILIES, mixture, normal, sample, schedule, start
 
 COEFFICIENTS = (0.2, 0.5, 0.3)
 BEYOND = (-0.6, 1.0, 0.6)
 SEEDS = [image_seed(3, i) for i in range(4)]
 
 
-def run(plan, predictions, call=None):
+def run(plan, predictions):
     """The estimates (steps, batch, d) of a plan on predictions (steps, variants, batch, d) that do not react."""
     images = torch.arange(predictions.shape[2])
-    return torch.stack([plan(lambda v, every=p: every[v, images], k, call=call) for k, p in enumerate(predictions)])
+    return torch.stack([plan(lambda v, every=p: every[v, images], k) for k, p in enumerate(predictions)])
 
 
 def blended(coefficients, predictions):
@@ -52,13 +54,40 @@ def test_a_steady_drift_leaves_no_error_that_adds_up(coefficients):
     assert sums[1] < 3 * 0.01 * 3.5  # three steps of the largest drift
 
 
-def test_a_rough_run_takes_the_stratified_choice_alone():
-    predictions = normal(30, 3, 4, 5, seed=4)  # nothing in common from step to step
-    plan = control_variate(COEFFICIENTS, 30, SEEDS)
-    estimates = run(plan, predictions)
-    chosen = predictions[torch.arange(30)[:, None], plan.variants[:, 0], torch.arange(4)]
-    assert torch.equal(estimates[12:], chosen[12:])  # by then it has seen enough
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fresh_noise_is_measured_on_the_first_step(family, eta):
+    """As large as the step's own, sqrt(2 - 2 sigma' / sigma) in the variance-exploding family, and 0 without any."""
+    world, (now, after, *_) = mixture(), schedule(20, family)
+    seen = []
+
+    def denoiser(x, sigma, step):
+        seen.append(State(x, 1 - sigma if family == "flow" else 1.0, sigma))
+        return world.denoised(x, sigma, family)
+
+    sample(denoiser, start(500, world.size, family, seed=51), [now, after, 0.0], family, eta=eta, seed=3)
+    fresh = seen[1].freshness(seen[0], world.denoised(seen[0].x, now, family))
+    if eta == 0:
+        assert fresh.max() < 1e-6
+    elif family == "ve":
+        assert fresh.square().mean().sqrt().item() == pytest.approx((2 - 2 * after / now) ** 0.5, rel=0.05)
+    else:
+        assert fresh.min() > FRESH
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_under_fresh_noise_an_image_takes_the_stratified_choice_alone(noise):
+    predictions, steps = normal(30, 3, 4, 5, seed=4), 30
+    plan = control_variate(COEFFICIENTS, steps, SEEDS)
+    states = [State(noise * normal(4, 5, seed=60 + k), 0.0, 1.0) for k in range(steps)]
+    images = torch.arange(4)
+    estimates = torch.stack(
+        [plan(lambda v, every=p: every[v, images], k, call=Call(state=states[k])) for k, p in enumerate(predictions)]
+    )
+    chosen = predictions[torch.arange(steps)[:, None], plan.variants[:, 0], images]
     torch.testing.assert_close(estimates[0], blended(COEFFICIENTS, predictions)[0])
+    assert torch.equal(estimates[1:], chosen[1:]) == (noise > 0)
+    assert torch.equal(estimates, run(control_variate(COEFFICIENTS, steps, SEEDS), predictions)) == (noise == 0)
 
 
 @pytest.mark.parametrize("evaluations", [1.0, 1.3, 2.0, 3.0])
@@ -76,7 +105,7 @@ def test_full_steps_go_where_predictions_move_most():
     moves = torch.cat([0.1 * loud[:2], quiet[2:12], loud[12:16], quiet[16:]])
     plan = budget(COEFFICIENTS, 24, SEEDS, 1.5)
     run(plan, normal(1, 3, 4, 5, seed=8) + moves.cumsum(0))
-    assert {step for step in range(1, 24) if plan.is_full(step)} >= {13, 14, 15}
+    assert {step for step in range(1, 24) if plan.is_full(step)} >= {1, 13, 14, 15}
 
 
 def test_shares_follow_the_size_of_coefficients():
@@ -90,7 +119,7 @@ def test_each_call_has_a_table_of_its_own():
     results = {"cond": [], "uncond": []}
     for k in range(8):
         for call, every in (("cond", first[k]), ("uncond", second[k])):
-            results[call].append(together(lambda v, every=every: every[v, images], k, call=call))
+            results[call].append(together(lambda v, every=every: every[v, images], k, call=Call(call)))
     assert torch.equal(torch.stack(results["cond"]), run(control_variate(BEYOND, 8, SEEDS), first))
     assert torch.equal(torch.stack(results["uncond"]), run(control_variate(BEYOND, 8, SEEDS), second))
 

@@ -16,6 +16,8 @@ from diffusion_blend.blend_core import (
     sampled,
     stratified,
 )
+from diffusion_blend.blend_core.parameterization import State
+from diffusion_blend.blend_core.plan import Call
 
 from .worlds import FAMILIES, mixture, normal, sample, schedule, start
 
@@ -245,7 +247,8 @@ def distance_to_exact(estimator, coefficients, family, images=48, steps=50, eta=
     def run(plan):
         def denoiser(x, sigma, step):
             every = torch.stack([basis.denoised(x, sigma, family) for basis in bases])
-            return plan(lambda variants: every[variants, torch.arange(images)], step)
+            call = Call(state=State(x, 1 - sigma if family == "flow" else 1.0, sigma))
+            return plan(lambda variants: every[variants, torch.arange(images)], step, call=call)
 
         return sample(denoiser, x, sigmas, family, eta=eta, seed=3)
 
