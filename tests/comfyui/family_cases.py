@@ -24,7 +24,7 @@ class Case:
             loras.random_lora(f"{family.kind}_all", layers, rank=3, alpha=3.0, seed=1),
             loras.random_lora(f"{family.kind}_some", layers[::2], rank=2, alpha=2.0, seed=2),
         ]
-        self._files = [loras.write_transformer(lora, folder) for lora in self._loras]
+        self.files = [loras.write_transformer(lora, folder) for lora in self._loras]
         self.inputs = {"latent_image": latent(2, family.latent), "cfg": 3.0, "steps": 2}
 
     @cached_property
@@ -39,7 +39,7 @@ class Case:
 
     def blend(self, alignment: float):
         """0.6 and 0.4 of the two LoRAs."""
-        return self.graph.blend(self._files, "0.6, 0.4", alignment=alignment)
+        return self.graph.blend(self.files, "0.6, 0.4", alignment=alignment)
 
 
 def coefficients(alignment: float) -> tuple[float, float, float]:
