@@ -149,24 +149,35 @@ class Selection:
         first = self.variants[0]
         return first if all(variant == first for variant in self.variants) else None
 
-    def index(self, covered: tuple[int, ...], rows: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Per row the place in `covered`, (rows,) long, and (rows, 1, 1) 0/1 where some variant is not covered."""
-        key = (covered, rows, device)
+    def index(self, covered: tuple[int, ...], x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Per row of x the place in `covered`, (rows,) long, and (rows, 1, 1) 0/1 where some variant is not covered.
+
+        Raises BlendError where it is unknown which row is whose: another count, or tokens in one list, which a network
+        may have sorted (to their experts) so that a fitting count would be chance.
+        """
+        rows = x.shape[0]
+        key = (covered, rows, x.device)
+        if rows != len(self.variants) and x.dim() == 2:
+            raise self._mixed(rows)
         if key not in self._indices:
-            self._indices[key] = self._build_index(covered, rows, device)
+            self._indices[key] = self._build_index(covered, rows, x.device)
         return self._indices[key]
 
     def _build_index(self, covered, rows, device):
         times, rest = divmod(rows, len(self.variants))
         if rest or times == 0:
-            raise BlendError(
-                f"a layer received {rows} rows where the blend passed {len(self.variants)}, which is no multiple: this "
-                "network mixes images within a batch. Sample one image at a time, with the sequential execution."
-            )
+            raise self._mixed(rows)
         place = {variant: i for i, variant in enumerate(covered)}
         places = torch.tensor([place.get(variant, -1) for variant in self.variants]).repeat_interleave(times)
         mask = None if bool((places >= 0).all()) else (places >= 0).view(-1, 1, 1).to(device)
         return places.clamp(min=0).to(device), mask
+
+    def _mixed(self, rows: int) -> BlendError:
+        return BlendError(
+            f"a layer received {rows} rows where the blend passed {len(self.variants)}, so it is unknown which row is "
+            "whose: this network mixes images within a batch. Sample one image at a time, with the sequential "
+            "execution."
+        )
 
 
 class _Slot(nn.Module):
@@ -191,7 +202,7 @@ class _Slot(nn.Module):
             rank = self.ranks[place]
             one = _add_conv_one if convolution else _add_linear_one
             return one(out, x, down[place, :rank], up[place, :, :rank], module)
-        places, mask = selection.index(self.variants, x.shape[0], x.device)
+        places, mask = selection.index(self.variants, x)
         per_row = _add_conv_per_row if convolution else _add_linear_per_row
         return per_row(out, x, down, up, places, mask, module)
 

@@ -20,13 +20,17 @@ Call = Callable[[Any, Tensor], Tensor]
 
 
 def evaluate_variants(
-    call: Call, inputs: Any, rows: int, variants: Tensor, attachment: Attachment, group: int
+    call: Call, inputs: Any, rows: int, variants: Tensor, attachment: Attachment, group: int, apart: bool = False
 ) -> Tensor:
     """Predictions (k, rows, ...) of `variants` (k, batch) on `inputs`, `group` variants per pass.
 
     inputs: any nest of dicts, lists and tuples; tensors whose first axis is `rows` are repeated, the rest is passed on.
     Every pass gets containers of its own, because networks empty some of them (ControlNet's lists) while they run.
+    apart: no pass holds two variants, and images of unlike variants are evaluated on their own. A network whose layers
+    do not get the batch as their first axis needs it.
     """
+    if apart:
+        return torch.stack([_apart(call, inputs, rows, of_images, attachment) for of_images in variants])
     parts = variants.split(group)
     return torch.cat([_one_pass(call, inputs, rows, part, attachment) for part in parts])
 
@@ -41,16 +45,45 @@ def _one_pass(call: Call, inputs: Any, rows: int, variants: Tensor, attachment: 
     return prediction.reshape(chunks, k, batch, *shape).transpose(0, 1).reshape(k, rows, *shape)
 
 
+def _apart(call: Call, inputs: Any, rows: int, variants: Tensor, attachment: Attachment) -> Tensor:
+    """Predictions (rows, ...) of one variant per image, `variants` (batch,), in one pass per variant."""
+    batch = len(variants)
+    first_rows = torch.arange(0, rows, batch)[:, None]
+    places, parts = [], []
+    for variant in variants.unique():
+        images = (variants == variant).nonzero().flatten()
+        places.append((first_rows + images).flatten())
+        own = take_rows(inputs, rows, places[-1])
+        parts.append(_one_pass(call, own, len(places[-1]), variants[None, images], attachment)[0])
+    return torch.cat(parts)[torch.cat(places).argsort()]
+
+
 def repeat_rows(inputs: Any, rows: int, chunks: int, k: int) -> Any:
     """`inputs` with every tensor of `rows` rows repeated to (chunks, k, batch) rows, in new containers."""
-    if isinstance(inputs, Tensor):
-        if k == 1 or inputs.dim() == 0 or inputs.shape[0] != rows:
-            return inputs
-        shape = inputs.shape[1:]
-        grouped = inputs.reshape(chunks, 1, rows // chunks, *shape)
+
+    def repeated(tensor: Tensor) -> Tensor:
+        if k == 1:
+            return tensor
+        shape = tensor.shape[1:]
+        grouped = tensor.reshape(chunks, 1, rows // chunks, *shape)
         return grouped.expand(chunks, k, rows // chunks, *shape).reshape(rows * k, *shape)
+
+    return _with_rows(inputs, rows, repeated)
+
+
+def take_rows(inputs: Any, rows: int, places: Tensor) -> Any:
+    """`inputs` with every tensor of `rows` rows reduced to those at `places`, in new containers."""
+    if len(places) == rows:
+        return inputs
+    return _with_rows(inputs, rows, lambda tensor: tensor[places.to(tensor.device)])
+
+
+def _with_rows(inputs: Any, rows: int, change: Callable[[Tensor], Tensor]) -> Any:
+    """`inputs` with change(tensor) for every tensor of `rows` rows, in new containers."""
+    if isinstance(inputs, Tensor):
+        return change(inputs) if inputs.dim() and inputs.shape[0] == rows else inputs
     if type(inputs) is dict:
-        return {key: repeat_rows(value, rows, chunks, k) for key, value in inputs.items()}
+        return {key: _with_rows(value, rows, change) for key, value in inputs.items()}
     if type(inputs) in (list, tuple):
-        return type(inputs)(repeat_rows(value, rows, chunks, k) for value in inputs)
+        return type(inputs)(_with_rows(value, rows, change) for value in inputs)
     return inputs

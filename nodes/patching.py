@@ -16,13 +16,15 @@ from __future__ import annotations
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 
 import comfy.lora
+import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
+import comfy.utils
 import torch
 from comfy.patcher_extension import WrappersMP
 
@@ -56,6 +58,13 @@ Record = Callable[[int, float, torch.Tensor, list[torch.Tensor], list[float]], N
 """record(step, sigma, x, denoised, coefficients): the guided prediction of every variant at x, base first."""
 
 MEMORY_MARGIN = 1.5  # the factor ComfyUI itself applies to its estimate before it batches conditionings
+
+APART = {
+    "GeneralDIT": "its layers get frames first",  # Cosmos 1
+    "HunYuanDiT": "its pooler gets tokens first",
+    "HiDreamImageTransformer2DModel": "its experts get the tokens of all images in one list",
+}
+"""Networks, by class, in which rows cannot be told apart: no pass of theirs holds two variants."""
 
 Steering = Callable[["BlendedRun", torch.Tensor], None]
 """steering(run, denoised): called between two steps with the guided prediction of the one before, (batch, ...) latents
@@ -175,12 +184,19 @@ def target_index(base_model: torch.nn.Module) -> TargetIndex:
     """The weights a LoRA may address in this model, under every name ComfyUI knows them by."""
     weights = {name: m.weight for name, m in base_model.named_modules() if getattr(m, "weight", None) is not None}
     aliases = {}
-    for alias, place in comfy.lora.model_lora_keys_unet(base_model, {}).items():
+    for alias, place in [*comfy.lora.model_lora_keys_unet(base_model, {}).items(), *_further_names(base_model)]:
         key, rows, swap = _read_place(place)
         module = key.removesuffix(".weight")
         if key.endswith(".weight") and module in weights:
             aliases[alias] = Target(module, tuple(weights[module].shape), rows, swap)
     return TargetIndex(aliases)
+
+
+def _further_names(base_model: torch.nn.Module) -> Iterator[tuple[str, object]]:
+    """(alias, place) that ComfyUI's map lacks: diffusers names Hunyuan Video's weights as it does Flux's."""
+    if isinstance(base_model, comfy.model_base.HunyuanVideo):
+        names = comfy.utils.flux_to_diffusers(base_model.model_config.unet_config, output_prefix="diffusion_model.")
+        yield from ((name.removesuffix(".weight"), place) for name, place in names.items() if name.endswith(".weight"))
 
 
 def _read_place(place) -> tuple[str, tuple[int, int] | None, bool]:
@@ -307,6 +323,7 @@ class BlendedRun:
         self._shared: list[_SharedCall] | None = None  # None: predictions are blended
         self._turn = self._call = 0
         self._every = False  # variant in turn, and not those that count at the step alone
+        self.apart = False  # whether no pass may hold two variants
 
     @property
     def exact(self) -> bool:
@@ -366,7 +383,7 @@ class BlendedRun:
                 return executor(*repeated["args"], own, **repeated["kwargs"])
 
             def run(group):
-                return evaluate_variants(call, inputs, rows, variants, attachment, group)
+                return evaluate_variants(call, inputs, rows, variants, attachment, group, self.apart)
 
             return self._fitting(run, self._group(network, x, len(variants)))
 
@@ -399,25 +416,33 @@ class BlendedRun:
 
     def _group(self, network, x: torch.Tensor, k: int) -> int:
         """How many variants to put into one pass."""
+        self.apart = self.apart or not APART.keys().isdisjoint(t.__name__ for t in type(network.diffusion_model).mro())
+        if self.apart or self.execution == "sequential":
+            return 1
         if self.execution == "batched":
             return k
-        if self.execution == "sequential":
-            return 1
         free = network.current_patcher.get_free_memory(x.device) / MEMORY_MARGIN
         fits = (g for g in range(k, 1, -1) if network.memory_required([x.shape[0] * g, *x.shape[1:]]) < free)
         return next(fits, 1)
 
     def _fitting(self, run, group: int) -> torch.Tensor:
-        """run(group), or one variant at a time for the rest of this run where the larger batch fails."""
-        if group == 1:
+        """run(group), or one variant at a time for the rest of this run where a pass of several fails."""
+        if self.apart:
             return run(1)
         try:
             return run(group)
-        except (RuntimeError, BlendError) as error:  # out of memory, or a patch made for one batch size
-            log.warning("a pass of %d variants failed (%s); going on one at a time", group, error)
-            self.execution = "sequential"
+        except BlendError as error:  # images of unlike variants, which the network mixes
+            self._go_apart(group, error)
+        except RuntimeError as error:  # out of memory, or a patch made for one batch size
+            if group == 1:
+                raise
+            self._go_apart(group, error)
         comfy.model_management.soft_empty_cache()
         return run(1)
+
+    def _go_apart(self, group: int, error: Exception) -> None:
+        log.warning("a pass of %d variants failed (%s); going on one at a time", group, error)
+        self.apart = True
 
 
 def _state(network, x: torch.Tensor, sigma: torch.Tensor) -> State:

@@ -98,7 +98,7 @@ class Adapter:
         text = self.metadata.get(METADATA_PREFIX + "rewards", "").strip()
         try:
             return _reward_names(json.loads(text))
-        except ValueError:  # a plain "aesthetic, hpsv2" is as good as JSON
+        except (ValueError, RecursionError):  # a plain "aesthetic, hpsv2" is as good as JSON
             return tuple(name.strip() for name in text.split(",") if name.strip())
 
     @property
@@ -106,8 +106,9 @@ class Adapter:
         """What the reward was multiplied by in training: the KL weight refers to the product. 1 where not stated."""
         try:
             (only,) = json.loads(self.metadata.get(METADATA_PREFIX + "rewards", ""))
-            return float(only["weight"]) * float(only["scale"])
-        except (ValueError, TypeError, KeyError):  # several rewards, or a plain name
+            factor = float(only["weight"]) * float(only["scale"])
+            return factor if math.isfinite(factor) else 1.0
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):  # several rewards, or a plain name
             return 1.0
 
 

@@ -2,9 +2,11 @@
 
 import difflib
 import fnmatch
+import math
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,8 @@ from ..errors import BlendError
 SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _WRAPPERS = ("state_dict", "lora", "module")
+MOST_KEYS, LONGEST_KEY = 200_000, 512  # a LoRA of the largest model has some 20,000; names are below 150
+LARGEST_TENSOR = 2**28  # numbers; a factor of rank 1024 on a width of 25,600 is a tenth of it
 _TRAINING_STATE = (
     "optimizer*", "random_states*", "rng_state*", "scheduler*", "scaler*", "sampler*", "training_args*",
 )  # fmt: skip
@@ -47,6 +51,7 @@ def open_weights(path: str | os.PathLike) -> WeightFile:
     opened = _open_safetensors(path) if path.suffix.lower() in SAFETENSORS else _open_pickle(path)
     if not opened.keys:
         raise BlendError(f"{path} holds no tensors, expected LoRA factors. Save or download it again.")
+    _refuse_endless(path, opened.keys)
     return opened
 
 
@@ -131,18 +136,42 @@ def _refuse_text(path: Path) -> None:
         raise BlendError(f"{path.name} is a web page, expected the weights. Download it again through its direct link.")
 
 
+def _refuse_endless(path: Path, keys: Iterable[str]) -> None:
+    """Names that no trainer writes, and that would take minutes to read."""
+    keys = tuple(keys)
+    longest = max(keys, key=len)
+    if len(keys) > MOST_KEYS or len(longest) > LONGEST_KEY:
+        raise BlendError(
+            f"{path.name} holds {len(keys)} keys of up to {len(longest)} characters (the longest begins with "
+            f"{longest[:60]!r}), expected at most {MOST_KEYS} of {LONGEST_KEY}. It is no LoRA: choose another file."
+        )
+
+
+def _refuse_giant(path: Path, key: str, shape: Iterable[int]) -> None:
+    """Before it is read: a file may be sparse on the disk and terabytes in memory."""
+    shape = tuple(shape)
+    if math.prod(shape) > LARGEST_TENSOR:
+        raise BlendError(
+            f"{path.name}: {key!r} has the shape {shape}, {math.prod(shape):.3g} numbers, expected at most "
+            f"{LARGEST_TENSOR:.3g} of a factor. It is no LoRA: choose another file."
+        )
+
+
 def _open_safetensors(path: Path) -> WeightFile:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             keys, metadata = tuple(file.keys()), dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError) as error:  # the last where no memory can be mapped
         raise _damaged(path, "safetensors", error) from error
     return WeightFile(path, keys, metadata, lambda wanted: _read_safetensors(path, wanted))
 
 
 def _read_safetensors(path: Path, wanted: Iterable[str]) -> dict[str, Tensor]:
+    wanted = tuple(wanted)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
+            for key in wanted:
+                _refuse_giant(path, key, file.get_slice(key).get_shape())
             # Cloned, so that nothing points into the file once it is closed or overwritten by a trainer.
             return {key: file.get_tensor(key).clone() for key in wanted}
     except (SafetensorError, OSError) as error:
@@ -150,12 +179,27 @@ def _read_safetensors(path: Path, wanted: Iterable[str]) -> dict[str, Tensor]:
 
 
 def _open_pickle(path: Path) -> WeightFile:
+    _refuse_compressed(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise _pickle_error(path, error) from error
     tensors = _tensors_only(path, _unwrapped(content))
     return WeightFile(path, tuple(tensors), {}, lambda wanted: {key: tensors[key] for key in wanted})
+
+
+def _refuse_compressed(path: Path) -> None:
+    """torch stores its tensors as they are: what unpacks to more than the file's own size is a zip bomb."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # the format before zip, or nothing that torch will open
+    if unpacked > path.stat().st_size:
+        raise BlendError(
+            f"{path.name} unpacks from {path.stat().st_size} to {unpacked} bytes, expected tensors that are not "
+            "compressed. It will not be opened: convert it to safetensors where you trust it."
+        )
 
 
 def _pickle_error(path: Path, error: Exception) -> BlendError:
@@ -202,4 +246,16 @@ def _tensors_only(path: Path, content: Any) -> dict[str, Tensor]:
                 f"{path.name}: {key!r} is a {type(value).__name__}, expected a tensor. "
                 "Save the LoRA's state dict alone, without the trainer's state."
             )
+        _refuse_virtual(path, key, value)
     return tensors
+
+
+def _refuse_virtual(path: Path, key: str, tensor: Tensor) -> None:
+    """Tensors without memory of their own: sparse or on no device, or one number under a shape of any size."""
+    plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise BlendError(
+            f"{path.name}: {key!r} is a tensor of shape {tuple(tensor.shape)} without all of its numbers in the file "
+            "(sparse, quantised or expanded), expected a plain one. Save it again with .contiguous()."
+        )
+    _refuse_giant(path, key, tensor.shape)

@@ -18,6 +18,7 @@ from .scale import AlphaConfig, Scale
 from .spelling import Key, canonical, is_text_encoder, parse
 
 _UNNAMED = "(no name)"
+_LARGEST_KERNEL = 16  # what a small core and a long `down` fold into is their product
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,10 @@ def read_adapter(path: str | os.PathLike, *, adapter_name: str | None = None, sc
     typed = None if scale is None else scales.typed_scale(scale)
     needs_config = typed is None and any("alpha" not in record for record in by_module.values())
     scaling = _Scaling(scales.alpha_config(file.path.parent, file.metadata) if needs_config else None, typed)
-    modules, module_scales = _modules(file, by_module, scaling)
+    try:
+        modules, module_scales = _modules(file, by_module, scaling)
+    except BlendError as error:
+        raise error if file.path.name in str(error) else BlendError(f"{file.path.name}: {error}") from error
     return Adapter(
         path=str(file.path),
         label=label_of(file.path),
@@ -186,11 +190,14 @@ def _factors(module: str, parts: Mapping[str, Tensor]) -> Factors:
 
 def _fold_core(module: str, mid: Tensor, down: Tensor) -> Tensor:
     """The kernel that does `down` (rank, in, 1, 1) and then `mid` (rank, rank, kh, kw) in one convolution."""
-    down = down.flatten(1) if set(down.shape[2:]) <= {1} else down
-    if down.ndim != 2 or mid.ndim < 3 or mid.shape[1] != down.shape[0]:
+    down = down.flatten(1) if down.ndim > 2 and set(down.shape[2:]) == {1} else down
+    kernel = mid.shape[2:]
+    square = mid.ndim > 2 and down.ndim == 2 and mid.shape[0] == mid.shape[1] == down.shape[0]
+    if not square or max(kernel) > _LARGEST_KERNEL:
         raise BlendError(
             f"{module}: lora_mid has shape {tuple(mid.shape)} and down {tuple(down.shape)}, expected "
-            "(rank, rank, kh, kw) and (rank, in, 1, 1). The file was badly converted: save it again."
+            f"(rank, rank, kh, kw) with kh and kw up to {_LARGEST_KERNEL}, and (rank, in, 1, 1). The file was badly "
+            "converted: save it again."
         )
     return torch.einsum("mr...,ri->mi...", mid.float(), down.float()).to(down.dtype)
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from ..errors import BlendError
 
 HEADER_KEY = "lora_adapter_metadata"
+_MOST_BYTES = 2**24  # of a JSON text; peft's are some kilobytes
+_LONGEST_PATTERN, _MOST_REPEATS = 300, 2  # beyond, a pattern can take longer to match than anybody waits
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -123,6 +125,7 @@ def _number(value: Any, source: str) -> float:
 def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     """peft's rule: the first pattern that, as a regular expression, ends the module path after a dot or its start."""
     for pattern, value in patterns.items():
+        _refuse_slow(pattern)
         try:
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return value
@@ -132,6 +135,24 @@ def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
                 "Correct alpha_pattern or rank_pattern, or read the file with a typed scale."
             ) from error
     return default
+
+
+def _refuse_slow(pattern: str) -> None:
+    repeats = len(re.findall(r"[*+{]", pattern))
+    if len(pattern) > _LONGEST_PATTERN or repeats > _MOST_REPEATS or re.search(r"\)[*+{]", pattern):
+        raise BlendError(
+            f"the adapter's config has the pattern {pattern[:60]!r} ({len(pattern)} characters, {repeats} repeats), "
+            f"expected a module's name with at most {_MOST_REPEATS} repeats and none of a group. Simplify "
+            "alpha_pattern or rank_pattern, or read the file with a typed scale."
+        )
+
+
+def _mapping(config: Mapping[str, Any], name: str, source: str) -> Mapping[str, Any]:
+    """config[name], an object; empty where it is not there."""
+    value = config.get(name) or {}
+    if not isinstance(value, Mapping):
+        raise BlendError(f"{source}: {name} is a {type(value).__name__}, expected an object. Correct it.")
+    return value
 
 
 def _from_peft(config: Mapping[str, Any], source: str) -> AlphaConfig | None:
@@ -144,13 +165,13 @@ def _from_peft(config: Mapping[str, Any], source: str) -> AlphaConfig | None:
         _number(config["lora_alpha"], source),
         rank if isinstance(rank, int) else None,
         config.get("use_rslora") is True,
-        config.get("alpha_pattern") or {},
-        config.get("rank_pattern") or {},
+        _mapping(config, "alpha_pattern", source),
+        _mapping(config, "rank_pattern", source),
     )
 
 
 def _from_lora_params(config: Mapping[str, Any]) -> AlphaConfig | None:
-    params = config.get("lora_params") or {}
+    params = _mapping(config, "lora_params", "lora_config.json")
     alpha, rank = params.get("lora_alpha"), params.get("lora_rank")
     if alpha is None:
         return None
@@ -185,6 +206,8 @@ def _component(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _json_file(path: Path) -> dict[str, Any]:
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise BlendError(f"{path} has {path.stat().st_size} bytes, expected some kilobytes. Move it away.")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BlendError(f"{path} cannot be read ({error}). Correct it, or move it away.") from error
@@ -194,7 +217,7 @@ def _json_file(path: Path) -> dict[str, Any]:
 def _json(text: str, source: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BlendError(f"{source} is not valid JSON ({error}). Correct it, or move it away.") from error
     if not isinstance(value, dict):
         raise BlendError(f"{source} holds a JSON {type(value).__name__}, expected an object. Correct it.")

@@ -1,8 +1,13 @@
 """Fixtures for tests inside a real ComfyUI; without one, this folder is skipped. Start it with run.py."""
 
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
 import pytest
 
-from . import host
+from . import coverage, host
 
 OBSTACLE = host.obstacle()
 
@@ -14,7 +19,8 @@ if OBSTACLE is None:
     import folder_paths
     import torch
 
-    from . import loras, networks
+    from . import loras, networks, spellings
+    from .families import FAMILIES
     from .graphs import Graph
 
     comfy.utils.set_progress_bar_enabled(False)
@@ -30,6 +36,36 @@ class _NotImported(pytest.Module):
 def pytest_pycollect_makemodule(module_path, parent):
     """Skip every module of this folder where there is no ComfyUI."""
     return _NotImported.from_parent(parent, path=module_path) if OBSTACLE else None
+
+
+_passed: Counter = Counter()  # of the tests that have a family, by family and name
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Count the tests of a family that passed, for docs/models.md."""
+    report = yield
+    family = item.callspec.params.get("family") if hasattr(item, "callspec") else None
+    if family is not None and report.when == "call" and report.passed:
+        _passed[family.name, item.originalname] += 1
+    return report
+
+
+def pytest_sessionfinish(session):
+    """Write the outcomes where run.py --write-table asks for them."""
+    if coverage.REPORT in os.environ and OBSTACLE is None:
+        rows = {
+            family.name: {
+                "cell": coverage.cell(
+                    _passed[family.name, "test_a_blend_equals_merged_copies"],
+                    spellings.count(family) * _passed[family.name, "test_every_key_of_every_spelling_finds_its_weight"],
+                ),
+                "note": family.sequential,
+            }
+            for family in FAMILIES
+            if not family.missing
+        }
+        Path(os.environ[coverage.REPORT]).write_text(json.dumps(rows))
 
 
 @pytest.fixture(autouse=True)

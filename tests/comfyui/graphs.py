@@ -59,6 +59,12 @@ class Graph:
         lines = [line.split(": ", 1)[1].split(", ") for line in choices.splitlines()]
         return result["samples"], torch.tensor([[names.index(step.split(": ")[1]) for step in line] for line in lines])
 
+    def msdda(self, model, blend, execution: str = "batched", etas: str = "1, 1, 1", base_eta: float = 1.0, **inputs):
+        """MSDDA KSampler: its latents."""
+        sampling = {name: value for name, value in self._inputs(inputs).items() if name != "sampler_name"}
+        sampling |= {"execution": execution, "etas": etas, "base_eta": base_eta}
+        return self.nodes["MSDDAKSampler"].execute(model=model, blend=blend, **sampling).result[0]["samples"]
+
     def plain(self, model, **inputs) -> Tensor:
         """ComfyUI's KSampler."""
         return KSampler().sample(model, **self._inputs(inputs))[0]["samples"]

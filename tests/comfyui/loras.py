@@ -38,13 +38,21 @@ class RandomLoRA:
     alpha: float
     file: str = ""
 
-    def merge_into(self, base_model: nn.Module) -> nn.Module:
-        """Add this LoRA to the weights of `base_model`, which is returned."""
+    def deltas(self) -> dict[str, dict[tuple[int, int], Tensor]]:
+        """What is added to each weight, by ComfyUI's name of the module and its rows (offset, length)."""
+        found: dict[str, dict[tuple[int, int], Tensor]] = {}
         for layer, (down, up) in self.factors.items():
             delta = (up @ down.flatten(1)).view(len(up), *layer.shape[1:]) * (self.alpha / self.rank)
-            weight = base_model.diffusion_model.get_submodule(layer.module).weight.data
-            offset, length = layer.rows or (0, len(weight))
-            weight[offset : offset + length] += layer.reorder(delta) if layer.reorder else delta
+            rows = layer.rows or (0, layer.shape[0])
+            found.setdefault(layer.module, {})[rows] = layer.reorder(delta) if layer.reorder else delta
+        return found
+
+    def merge_into(self, base_model: nn.Module) -> nn.Module:
+        """Add this LoRA to the weights of `base_model`, which is returned."""
+        for module, deltas in self.deltas().items():
+            weight = base_model.diffusion_model.get_submodule(module).weight.data
+            for (offset, length), delta in deltas.items():
+                weight[offset : offset + length] += delta
         return base_model
 
 
@@ -94,7 +102,7 @@ def write_kohya(lora: RandomLoRA, folder: Path) -> str:
 
 def write_peft(lora: RandomLoRA, folder: Path) -> str:
     """peft: a folder with the factors and, beside them, the alpha."""
-    tensors = _pairs(lora, "base_model.model.{}.lora_A.weight", "base_model.model.{}.lora_B.weight")
+    tensors = pairs(lora, "base_model.model.{}.lora_A.weight", "base_model.model.{}.lora_B.weight")
     name = save(tensors, folder, f"{lora.label}/adapter_model.safetensors")
     config = {"peft_type": "LORA", "r": lora.rank, "lora_alpha": lora.alpha}
     (folder / lora.label / "adapter_config.json").write_text(json.dumps(config))
@@ -104,14 +112,14 @@ def write_peft(lora: RandomLoRA, folder: Path) -> str:
 def write_diffusers(lora: RandomLoRA, folder: Path) -> str:
     """diffusers of 2023: no alpha, which means that it equals the rank."""
     assert lora.alpha == lora.rank
-    tensors = _pairs(lora, "unet.{}.lora.down.weight", "unet.{}.lora.up.weight")
+    tensors = pairs(lora, "unet.{}.lora.down.weight", "unet.{}.lora.up.weight")
     return save(tensors, folder, f"{lora.label}.safetensors")
 
 
 def write_transformer(lora: RandomLoRA, folder: Path) -> str:
     """diffusers for transformers, without an alpha."""
     assert lora.alpha == lora.rank
-    tensors = _pairs(lora, "transformer.{}.lora_A.weight", "transformer.{}.lora_B.weight")
+    tensors = pairs(lora, "transformer.{}.lora_A.weight", "transformer.{}.lora_B.weight")
     return save(tensors, folder, f"{lora.label}.safetensors")
 
 
@@ -125,10 +133,11 @@ def native_keys(lora: RandomLoRA) -> dict[str, Tensor]:
     assert lora.alpha == lora.rank
     native = {replace(layer, name=layer.module): factors for layer, factors in lora.factors.items()}
     native_lora = replace(lora, factors=native)
-    return _pairs(native_lora, "diffusion_model.{}.lora_A.weight", "diffusion_model.{}.lora_B.weight")
+    return pairs(native_lora, "diffusion_model.{}.lora_A.weight", "diffusion_model.{}.lora_B.weight")
 
 
-def _pairs(lora: RandomLoRA, down_name: str, up_name: str) -> dict[str, Tensor]:
+def pairs(lora: RandomLoRA, down_name: str, up_name: str) -> dict[str, Tensor]:
+    """The tensors of a LoRA, its layers' names put into two templates."""
     tensors = {}
     for layer, (down, up) in lora.factors.items():
         tensors[down_name.format(layer.name)] = down

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
+import comfy.samplers
 import torch
+from comfy.k_diffusion.sampling import default_noise_sampler
+from comfy_extras.nodes_custom_sampler import BasicScheduler, SamplerCustom
 from torch import Tensor, nn
 
 from .host import submodule
@@ -48,6 +52,53 @@ def planned_reference(model, networks: Sequence[nn.Module], plan):
         return plan(evaluate, next(steps), call=submodule("blend_core.plan").Call(state=state))
 
     return _replaced(model, predict)
+
+
+def fused_reference(
+    graph, model, networks: Sequence[nn.Module], coefficients, etas, cfg=7.0, flow=False, **inputs
+) -> Tensor:
+    """What MSDDA has to equal: each network guided and stepped on its own, the steps fused by precision.
+
+    coefficients: numbers, or maps that broadcast to the latents.  flow: whether the noise is rectified flow's.
+    """
+    active = {"network": networks[0]}
+    switching = _replaced(model, lambda call: _apply(active["network"], call))
+
+    def sampler_function(model, x, sigmas, extra_args, callback=None, disable=None):
+        noise = default_noise_sampler(x, seed=extra_args["seed"])
+        for now, after in pairwise(sigmas):
+            parts = []
+            for network, c, eta in zip(networks, coefficients, etas, strict=True):
+                active["network"] = network
+                denoised = model(x, now * x.new_ones(len(x)), **extra_args)
+                mean, variance = (_flow_step if flow else _ancestral_step)(x, denoised, now, after, eta)
+                parts.append((c / variance, mean))
+            precision = sum(weight for weight, _ in parts)
+            x = sum(weight * mean for weight, mean in parts) / precision
+            if after > 0:
+                x = x + noise(now, after) / precision**0.5
+        return x
+
+    settings = graph._inputs({"cfg": cfg, **inputs})
+    sigmas = BasicScheduler.execute(model, settings["scheduler"], settings["steps"], settings["denoise"]).result[0]
+    return SamplerCustom.execute(
+        switching, True, settings["seed"], cfg, settings["positive"], settings["negative"],
+        comfy.samplers.KSAMPLER(sampler_function), sigmas, settings["latent_image"],
+    ).result[0]["samples"]  # fmt: skip
+
+
+def _ancestral_step(x, denoised, now, after, eta):
+    """(mean, variance) of one step; at the last, where there is no noise, the ratios of the variances."""
+    up = eta * after * (1 - (after / now) ** 2) ** 0.5
+    mean = denoised + (x - denoised) * (after**2 - up**2) ** 0.5 / now
+    return mean, (up**2 if after > 0 else eta**2)
+
+
+def _flow_step(x, denoised, now, after, eta):
+    down = after * (1 + (after / now - 1) * eta)
+    shrink = (1 - after) / (1 - down)
+    mean = shrink * (down / now * x + (1 - down / now) * denoised)
+    return mean, (after**2 - (down * shrink) ** 2 if after > 0 else eta * (2 - eta))
 
 
 def _replaced(model, predict):

@@ -1,7 +1,8 @@
 """Runs this folder in every ComfyUI of this machine, with that ComfyUI's own Python: `python tests/comfyui/run.py`.
 
 COMFYUI_PATH names the ComfyUI folders (default: ~/comfy/ComfyUI and ~/comfy/ComfyUI-*), COMFYUI_PYTHON the Python of
-one that has no virtual environment of its own. Arguments are pytest's. Nothing is installed into ComfyUI: pytest goes
+one that has no virtual environment of its own. Arguments are pytest's; `--write-table` runs the tests of the model
+families alone, and writes docs/models.md. Nothing is installed into ComfyUI: pytest goes
 into a folder below build/.
 """
 
@@ -10,12 +11,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
+import coverage
 from host import HINT, REPOSITORY, python_of, version_of, workspaces
 
 HERE = Path(__file__).resolve().parent
+TABLE = "(test_families and equals_merged_copies) or finds_its_weight"  # the tests that docs/models.md counts
 PYTEST = "pytest==8.4.2"  # runs on every Python that ComfyUI supports
 
 
@@ -26,16 +32,31 @@ def main(arguments: list[str]) -> int:
         why = "no ComfyUI found" if not workspaces() else "its Python was not found; also set COMFYUI_PYTHON"
         _print_loudly(f"ComfyUI tests SKIPPED: {why}, set COMFYUI_PATH=/path/to/ComfyUI", HINT)
         return 0
+    if arguments == ["--write-table"]:
+        return _write_table(runnable)
     statuses = [_run(root, python, arguments) for root, python in runnable.items()]
     return next((status for status in statuses if status), 0)
 
 
-def _run(root: Path, python: Path, arguments: list[str]) -> int:
+def _write_table(runnable: dict[Path, Path]) -> int:
+    """docs/models.md from what passes now; the first exit status that is not 0."""
+    with tempfile.TemporaryDirectory() as folder:
+        reports = {version_of(root): Path(folder) / root.name for root in runnable}
+        statuses = [
+            _run(root, python, ["-q", "-k", TABLE], {coverage.REPORT: str(Path(folder) / root.name)})
+            for root, python in runnable.items()
+        ]
+        coverage.write(REPOSITORY / "docs" / "models.md", reports)
+    return next((status for status in statuses if status), 0)
+
+
+def _run(root: Path, python: Path, arguments: list[str], variables: Mapping[str, str] = MappingProxyType({})) -> int:
     print(f"== ComfyUI {version_of(root)} ({root}), {python}", flush=True)
     environment = os.environ | {
         "COMFYUI_PATH": str(root),
         "PYTHONPATH": str(_pytest_for(python)),
         "PYTHONDONTWRITEBYTECODE": "1",
+        **variables,
     }
     start = time.monotonic()
     # The repository's root is a package; as pytest's rootdir it would be imported under a name that ComfyUI uses.

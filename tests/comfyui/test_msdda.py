@@ -1,12 +1,9 @@
 """MSDDA inside ComfyUI: equal eta is the blended ancestral sampler; unlike eta the fusion of separate models' steps."""
 
-from itertools import pairwise
-
 import comfy.samplers
 import comfy.utils
 import pytest
 import torch
-from comfy.k_diffusion.sampling import default_noise_sampler
 from comfy_extras.nodes_custom_sampler import (
     BasicGuider,
     BasicScheduler,
@@ -17,57 +14,13 @@ from comfy_extras.nodes_custom_sampler import (
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from . import loras, networks
-from .graphs import SAMPLING, Graph, latent
+from .families import named
+from .family_cases import Case
+from .graphs import latent
 from .host import submodule
-from .reference import _apply, _replaced, assert_differ, assert_equal
+from .reference import assert_differ, assert_equal, fused_reference
 
 WEIGHTS = "0.6, 0.3, 0.1"
-
-
-def msdda(graph, model, blend, execution="batched", etas="1, 1, 1", base_eta=1.0, **inputs):
-    """MSDDA KSampler."""
-    sampling = {name: value for name, value in graph._inputs(inputs).items() if name != "sampler_name"}
-    node = graph.nodes["MSDDAKSampler"]
-    return node.execute(model=model, blend=blend, execution=execution, etas=etas, base_eta=base_eta, **sampling).result[
-        0
-    ]["samples"]
-
-
-def reference(graph, model, copies, coefficients, etas, cfg=SAMPLING["cfg"], flow=False, **inputs):
-    """Each copy guided and stepped on its own, the steps fused by precision, in plain formulas."""
-    active = {"copy": copies[0]}
-    switching = _replaced(model, lambda call: _apply(active["copy"], call))
-
-    def sampler_function(model, x, sigmas, extra_args, callback=None, disable=None):
-        noise = default_noise_sampler(x, seed=extra_args["seed"])
-        for now, after in pairwise(sigmas):
-            parts = []
-            for copy, c, eta in zip(copies, coefficients, etas, strict=True):
-                active["copy"] = copy
-                denoised = model(x, now * x.new_ones(len(x)), **extra_args)
-                if flow:
-                    down = after * (1 + (after / now - 1) * eta)
-                    shrink = (1 - after) / (1 - down)
-                    mean = shrink * (down / now * x + (1 - down / now) * denoised)
-                    variance = after**2 - (down * shrink) ** 2 if after > 0 else eta * (2 - eta)
-                else:
-                    up = eta * after * (1 - (after / now) ** 2) ** 0.5
-                    mean = denoised + (x - denoised) * (after**2 - up**2) ** 0.5 / now
-                    variance = up**2 if after > 0 else eta**2
-                parts.append((c / variance, mean))
-            precision = sum(weight for weight, _ in parts)
-            x = sum(weight * mean for weight, mean in parts) / precision
-            if after > 0:
-                x = x + noise(now, after) / precision**0.5
-        return x
-
-    settings = graph._inputs({"cfg": cfg, **inputs})
-    sigmas = BasicScheduler.execute(model, settings["scheduler"], settings["steps"], settings["denoise"]).result[0]
-    return SamplerCustom.execute(
-        switching, True, settings["seed"], cfg, settings["positive"], settings["negative"],
-        comfy.samplers.KSAMPLER(sampler_function), sigmas, settings["latent_image"],
-    ).result[0]["samples"]  # fmt: skip
 
 
 @pytest.mark.parametrize("execution", ["batched", "sequential"])
@@ -75,7 +28,7 @@ def reference(graph, model, copies, coefficients, etas, cfg=SAMPLING["cfg"], flo
 def test_with_equal_eta_it_is_the_blended_ancestral_sampler(graph, base, files, execution, cfg):
     blend = graph.blend(files, WEIGHTS, alignment=1.3)
     expected = graph.blended(base, blend, execution, sampler_name="euler_ancestral", cfg=cfg)
-    assert_equal(msdda(graph, base, blend, execution, cfg=cfg), expected)
+    assert_equal(graph.msdda(base, blend, execution, cfg=cfg), expected)
 
 
 @pytest.mark.parametrize("execution", ["batched", "sequential"])
@@ -83,27 +36,16 @@ def test_with_equal_eta_it_is_the_blended_ancestral_sampler(graph, base, files, 
 def test_with_unlike_eta_it_is_the_fusion_of_the_models_own_steps(graph, base, files, merged, execution, cfg):
     blend, inputs = graph.blend(files, WEIGHTS, alignment=0.8), {"latent_image": latent(batch=2), "cfg": cfg}
     etas, coefficients = (0.9, 1.0, 0.5, 0.7), (0.2, 0.48, 0.24, 0.08)
-    expected = reference(graph, base, merged, coefficients, etas, **inputs)
-    assert_equal(msdda(graph, base, blend, execution, "1, 0.5, 0.7", 0.9, **inputs), expected)
-    assert_differ(msdda(graph, base, blend, execution, "1, 1, 1", 1.0, **inputs), expected)
+    expected = fused_reference(graph, base, merged, coefficients, etas, **inputs)
+    assert_equal(graph.msdda(base, blend, execution, "1, 0.5, 0.7", 0.9, **inputs), expected)
+    assert_differ(graph.msdda(base, blend, execution, "1, 1, 1", 1.0, **inputs), expected)
 
 
-def test_flow_models_take_their_own_steps(nodes, lora_folder):
-    state = networks.flux()
-    model = networks.load(state)
-    names = comfy.utils.flux_to_diffusers(model.model.model_config.unet_config)
-    layers = loras.layers_of(model.model, names)
-    made = [loras.random_lora(f"msdda{i}", layers, rank=2, alpha=2.0, seed=i) for i in (1, 2)]
-    copies = [lora.merge_into(networks.load(state).model) for lora in made]
-    extra = {"pooled_output": networks.pooled(53, 768)}
-    graph = Graph(nodes, *(networks.conditioning(seed, width=4096, **extra) for seed in (51, 52)))
-    inputs = {"latent_image": latent(2, (16, 8, 8)), "cfg": 3.0}
-    blend = graph.blend([loras.write_transformer(lora, lora_folder) for lora in made], "0.6, 0.4")
-    expected = reference(graph, model, copies, (0.6, 0.4), (1.0, 0.4), flow=True, **inputs)
-    for execution in ("batched", "sequential"):
-        assert_equal(msdda(graph, model, blend, execution, "1, 0.4", **inputs), expected)
-    ancestral = graph.blended(model, blend, sampler_name="euler_ancestral", **inputs)
-    assert_equal(msdda(graph, model, blend, "batched", "1, 1", **inputs), ancestral)
+def test_a_flow_model_with_equal_eta_is_its_blended_ancestral_sampler(nodes, lora_folder):
+    """Unlike eta of flow models: test_families."""
+    case = Case(named("Flux"), nodes, lora_folder)
+    expected = case.graph.blended(case.model, case.blend(0.9), sampler_name="euler_ancestral", **case.inputs)
+    assert_equal(case.graph.msdda(case.model, case.blend(0.9), etas="1, 1", **case.inputs), expected)
 
 
 @pytest.mark.parametrize("execution", ["batched", "sequential"])
@@ -111,8 +53,8 @@ def test_a_region_of_ones_is_its_blend_and_one_of_zeros_what_lies_elsewhere(grap
     inside, elsewhere = joined(graph, files)
     for value, alone in ((1.0, inside), (0.0, elsewhere)):
         blend = painted(graph, inside, torch.full((1, 64, 64), value), elsewhere)
-        expected = msdda(graph, base, alone, execution, "1, 0.5, 0.7", 0.9)
-        assert_equal(msdda(graph, base, blend, execution, "1, 0.5, 0.7", 0.9), expected)
+        expected = graph.msdda(base, alone, execution, "1, 0.5, 0.7", 0.9)
+        assert_equal(graph.msdda(base, blend, execution, "1, 0.5, 0.7", 0.9), expected)
 
 
 @pytest.mark.parametrize("execution", ["batched", "sequential"])
@@ -122,10 +64,10 @@ def test_with_regions_every_position_fuses_its_own_steps(graph, base, files, mer
     layers = [torch.tensor(blend.schedule.blends[0].coefficients) for blend in (inside, elsewhere)]
     maps = [(c * masks + other * (1 - masks))[:, None] for c, other in zip(*layers, strict=True)]
     inputs = {"latent_image": latent(batch=2)}
-    expected = reference(graph, base, merged, maps, (0.9, 1.0, 0.5, 0.7), **inputs)
+    expected = fused_reference(graph, base, merged, maps, (0.9, 1.0, 0.5, 0.7), **inputs)
     blend = painted(graph, inside, masks, elsewhere)
-    assert_equal(msdda(graph, base, blend, execution, "1, 0.5, 0.7", 0.9, **inputs), expected)
-    assert_differ(msdda(graph, base, inside, execution, "1, 0.5, 0.7", 0.9, **inputs), expected)
+    assert_equal(graph.msdda(base, blend, execution, "1, 0.5, 0.7", 0.9, **inputs), expected)
+    assert_differ(graph.msdda(base, inside, execution, "1, 0.5, 0.7", 0.9, **inputs), expected)
 
 
 def joined(graph, files):
@@ -148,7 +90,7 @@ def test_as_a_sampler_it_takes_the_blend_of_the_model(graph, nodes, base, files)
     guider = BasicGuider.execute(model, settings["positive"]).result[0]
     noise = RandomNoise.execute(settings["seed"]).result[0]
     result = SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, settings["latent_image"]).result[0]
-    assert_equal(result["samples"], msdda(graph, base, blend, etas="1, 0.5, 0.7", cfg=1.0))
+    assert_equal(result["samples"], graph.msdda(base, blend, etas="1, 0.5, 0.7", cfg=1.0))
 
 
 def test_files_state_their_eta(graph, base, files, lora_folder):
@@ -158,14 +100,14 @@ def test_files_state_their_eta(graph, base, files, lora_folder):
     save_file(
         load_file(lora_folder / file), lora_folder / "stated.safetensors", header | {"diffusion_blend.eta": "0.5"}
     )
-    by_hand = msdda(graph, base, graph.blend([files[0], file], "0.6, 0.4"), etas="1, 0.5")
+    by_hand = graph.msdda(base, graph.blend([files[0], file], "0.6, 0.4"), etas="1, 0.5")
     stated = graph.blend([files[0], "stated.safetensors"], "0.6, 0.4")
-    assert torch.equal(msdda(graph, base, stated, etas=""), by_hand)
-    assert_differ(msdda(graph, base, stated, etas="1, 1"), by_hand)
+    assert torch.equal(graph.msdda(base, stated, etas=""), by_hand)
+    assert_differ(graph.msdda(base, stated, etas="1, 1"), by_hand)
 
 
 def test_after_it_the_model_is_as_before(graph, base, files, plain):
-    msdda(graph, base, graph.blend(files, WEIGHTS), etas="1, 0.5, 0.7")
+    graph.msdda(base, graph.blend(files, WEIGHTS), etas="1, 0.5, 0.7")
     assert torch.equal(graph.plain(base), plain)
 
 
@@ -180,7 +122,7 @@ def test_after_it_the_model_is_as_before(graph, base, files, plain):
 )
 def test_etas_that_cannot_be_are_refused(graph, base, files, options, message):
     with pytest.raises(ValueError, match=message):
-        msdda(graph, base, graph.blend(files, WEIGHTS), **options)
+        graph.msdda(base, graph.blend(files, WEIGHTS), **options)
 
 
 def test_a_model_without_a_blend_or_with_one_variant_per_step_is_refused(graph, base, files):

@@ -8,25 +8,15 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from .reference import assert_differ
+from .traces import Snapshot
 
 
 @pytest.fixture(autouse=True)
 def untouched(base):
     """After each test: every weight of the base is bit for bit what it was, and no module carries a forward."""
-    before = {name: weight.clone() for name, weight in base.model.state_dict().items()}
-    patches = _patches(base)
+    before = Snapshot(base)
     yield
-    after = base.model.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(weight, after[name]) for name, weight in before.items())
-    assert not [name for name, module in base.model.named_modules() if "forward" in module.__dict__]
-    assert _patches(base) == patches
-
-
-def _patches(model) -> str:
-    """Everything that clones of a ModelPatcher inherit."""
-    kinds = ("patches", "object_patches", "wrappers", "callbacks", "attachments", "additional_models", "injections")
-    return repr([model.model_options, model.patches_uuid, *(getattr(model, kind) for kind in kinds)])
+    before.assert_same()
 
 
 def during(model, call: int, act):

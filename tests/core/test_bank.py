@@ -60,6 +60,7 @@ LINEARS = [
     Target("blocks.1.inner.qkv", (3 * WIDTH, WIDTH)),
     Target("blocks.1.inner.out.0", (WIDTH, WIDTH)),
 ]
+SINGLE_VECTORS = LINEARS[4]  # a linear layer that meets one vector per image
 EVERYWHERE = CONVOLUTIONS + LINEARS
 
 # unlike in rank, scale and coverage: the second lacks the convolutions, the third q and v of the first block
@@ -166,7 +167,18 @@ def test_variant_zero_is_the_base_bit_for_bit():
 @pytest.mark.parametrize("frames", [2, 5])
 def test_rows_may_stand_several_times_each(frames):
     selection = [1, 0, 3]
-    assert_rows_are_merged(network(), adapters(), selection, inputs(len(selection) * frames))
+    tokens_only = [({t: f for t, f in adapter.items() if t != SINGLE_VECTORS}) for adapter in adapters()]
+    assert_rows_are_merged(network(), tokens_only, selection, inputs(len(selection) * frames))
+
+
+def test_a_fitting_number_of_tokens_in_one_list_is_refused_as_chance():
+    """Networks of experts sort the tokens of all images, and a multiple of the selection would say nothing."""
+    net, x = network(), inputs(6)
+    attachment = LoRABank(adapters()).attach(net)
+    with pytest.raises(BlendError, match=r"received 6 rows.*unknown which row is whose"), attachment.using([1, 0, 3]):
+        net(x)
+    with attachment.using([1, 1, 1]):  # one variant for all needs no order
+        torch.testing.assert_close(net(x), merged(net, adapters()[0])(x), rtol=0, atol=1e-11)
 
 
 def test_rows_that_are_no_multiple_of_the_selection_are_refused_and_nothing_remains():
@@ -382,6 +394,22 @@ def test_batched_equals_sequential_equals_merged(group, chunks):
     )
     assert out.shape == expected.shape
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-11)
+
+
+def test_apart_no_pass_holds_two_variants_and_the_predictions_are_the_same():
+    net, x, control = network(), inputs(6), torch.arange(6.0)  # two chunks of three images
+    variants = torch.tensor([[0, 1, 0], [2, 2, 2]])
+    attachment, passes = LoRABank(adapters()).attach(net), []
+
+    def call(repeated, part):
+        passes.append((set(part.flatten().tolist()), repeated["control"].tolist()))
+        return net(repeated["x"])
+
+    nested = {"x": x, "control": control}
+    out = evaluate_variants(call, nested, 6, variants, attachment, 1, apart=True)
+    assert passes == [({0}, [0, 2, 3, 5]), ({1}, [1, 4]), ({2}, [0, 1, 2, 3, 4, 5])]
+    together = evaluate_variants(lambda inner, _: net(inner["x"]), nested, 6, variants, attachment, 2)
+    torch.testing.assert_close(out, together, rtol=0, atol=1e-11)
 
 
 def test_a_blend_of_one_network_is_the_weighted_sum_of_its_merged_variants():
