@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from .bases import LoadRewardLoRA
 from .blending import BlendRegion, BlendSchedule, BlendWeights, KLInterpolate
 from .diagnosing import Diagnostics
+from .dueling import BlendDuel
 from .maximin import MaximinKSampler
 from .sampling import ApplyBlend, BlendedKSampler, MSDDAKSampler, MSDDASampler, StochasticLSSampler
 from .scoring import LoadRewardModel, PickBest, RewardScorer
@@ -19,6 +20,7 @@ class DiffusionBlendExtension(ComfyExtension):
         return [
             LoadRewardLoRA,
             BlendWeights,
+            BlendDuel,
             KLInterpolate,
             BlendSchedule,
             BlendRegion,

@@ -14,6 +14,7 @@ from .server import CHECKPOINT, PACK, Server
 NODE_IDS = {
     "DiffusionBlendLoadRewardLoRA",
     "DiffusionBlendBlendWeights",
+    "DiffusionBlendDuel",
     "DiffusionBlendKLInterpolate",
     "DiffusionBlendSchedule",
     "DiffusionBlendRegion",
@@ -216,6 +217,32 @@ def test_a_bad_weight_is_explained_to_the_client(server, files):
     error = next(content for kind, content in status["messages"] if kind == "execution_error")
     assert error["node_id"] == "weights"
     assert "lower its weight" in error["exception_message"]
+
+
+def duel(files, answers) -> dict:
+    """The graph above with the first blend of a duel in the place of its weights."""
+    graph = workflow(files)
+    graph["weights"] = {
+        "class_type": "DiffusionBlendDuel",
+        "inputs": {
+            "loras.lora_0": ["first", 0],
+            "loras.lora_1": ["second", 0],
+            "answers": answers,
+            "noise": 0.05,
+            "pairs_seed": 0,
+        },
+    }
+    return graph
+
+
+def test_a_duel_is_sampled_and_an_answer_that_is_none_is_refused_before_it(server, files):
+    history = server.finish(server.queue(duel(files, "A\nB")))
+    assert history["status"]["status_str"] == "success", history["status"]
+    first, second = history["outputs"]["weights"]["duel"]
+    assert first != second and sum(map(float, first.split(", "))) == pytest.approx(1)
+    with pytest.raises(OSError) as caught:
+        server.queue(duel(files, "maybe"))
+    assert "line 1 of the answers is 'maybe'" in caught.value.read().decode()
 
 
 def test_a_missing_file_is_refused_before_the_graph_runs(server, files):

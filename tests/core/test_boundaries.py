@@ -19,7 +19,17 @@ MAY_IMPORT = {
 COMFY = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "nodes", "execution", "server"}
 LIBRARIES = {"diffusers", "peft", "transformers", "accelerate"}
 PACK = {"diffusion_blend", "blend_core", "pipelines", "trainers", "lab"}  # `nodes` is ComfyUI's own
-MATHS = ("blend", "parameterization", "gaussian", "schedules", "estimators", "diagnostics", "plan", "control_variates")
+MATHS = (
+    "blend",
+    "parameterization",
+    "gaussian",
+    "schedules",
+    "estimators",
+    "diagnostics",
+    "plan",
+    "control_variates",
+    "duels",
+)
 SOURCES = sorted(file for folder in MAY_IMPORT for file in (ROOT / folder).rglob("*.py"))
 IDS = [str(file.relative_to(ROOT)) for file in SOURCES]
 

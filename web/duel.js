@@ -1,0 +1,50 @@
+// Blend Duel: buttons that write the text of the `answers` widget and run the graph again. They save nothing themselves, so
+// that a graph is the same with and without them; without them one types the lines.
+
+import { app } from "../../scripts/app.js";
+
+const NODE = "DiffusionBlendDuel";
+const ANSWERS = { "A is better": ">", "B is better": "<", "no difference": "=" };
+const UNDO = "undo the last answer";
+
+const linesOf = (text) => String(text).split("\n").filter((line) => line.trim());
+
+/** The buttons of one node. A click is about the pair that the last run has shown; before any run it only runs. */
+function attach(node) {
+  const answers = node.widgets.find(({ name }) => name === "answers");
+  let pair = null;
+
+  const run = (lines) => {
+    pair = null; // a second click on the same images is no second answer
+    answers.value = lines.join("\n");
+    answers.callback?.(answers.value);
+    node.setDirtyCanvas(true, true);
+    app.queuePrompt(0, 1);
+  };
+  const button = (label, lines) => {
+    const widget = node.addWidget("button", label, null, () => run(lines(linesOf(answers.value))), { serialize: false });
+    widget.serialize = false; // this one keeps it out of the workflow, the option keeps it out of the prompt
+  };
+  for (const [label, sign] of Object.entries(ANSWERS)) {
+    button(label, (lines) => (pair ? [...lines, `${pair[0]} ${sign} ${pair[1]}`] : lines));
+  }
+  button(UNDO, (lines) => lines.slice(0, -1));
+
+  const own = node.onExecuted;
+  node.onExecuted = function (output) {
+    own?.apply(this, arguments);
+    pair = output?.duel?.length === 2 ? output.duel : null;
+  };
+}
+
+app.registerExtension({
+  name: "DiffusionBlend.Duel",
+  nodeCreated(node) {
+    if (node.comfyClass !== NODE) return;
+    try {
+      attach(node);
+    } catch (error) {
+      console.warn("Diffusion Blend: no buttons on Blend Duel; its text works as ever.", error);
+    }
+  },
+});
