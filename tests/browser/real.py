@@ -28,5 +28,5 @@ def served(root: Path, folder: Path):
     command = [python, "-m", "comfyui.example_models", folder / "models"]
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
-    with Server(folder, python, root) as server:
+    with Server(folder, python, root, ("--cache-none",)) as server:  # a graph that comes again is to run again
         yield server

@@ -13,13 +13,16 @@ from pathlib import Path
 from ..comfyui import host
 from . import real, replay
 
+GREETING = ("CLIPLoader", "VAELoader", "UNETLoader", "EmptySD3LatentImage", "ModelSamplingAuraFlow")
+"""Nodes of the graph that the editor opens with."""
+
 
 def wanted_nodes(known: list[str]) -> list[str]:
-    """The pack's nodes, and those that the example workflows use."""
+    """The pack's nodes, and those of the example workflows and of the editor's first graph."""
     graphs = [
         json.loads(path.read_text(encoding="utf8")) for path in replay.REPOSITORY.glob("example_workflows/*.json")
     ]
-    used = {node["type"] for graph in graphs for node in graph["nodes"]}
+    used = {*GREETING, *(node["type"] for graph in graphs for node in graph["nodes"])}
     return sorted(name for name in known if name in used or name.startswith("DiffusionBlend"))
 
 

@@ -28,7 +28,7 @@ def editor_files() -> Path | None:
 
 
 def translations() -> dict:
-    """What ComfyUI merges from a pack's locales/."""
+    """What ComfyUI gathers from a pack's locales/."""
     languages = (REPOSITORY / "locales").iterdir()
     return {
         language.name: {
@@ -56,6 +56,7 @@ def application() -> web.Application:
         "/i18n": translations(),
         "/workflow_templates": {PACK: sorted(file.stem for file in workflows.glob("*.json"))},
         "/settings": settings,
+        "/internal/folder_paths": {},
         **{path: [] for path in EMPTY_LISTS},
     }
 
@@ -77,7 +78,7 @@ def application() -> web.Application:
                 break
         return connection
 
-    async def page(_) -> web.FileResponse:
+    async def page(_: web.Request) -> web.FileResponse:
         return web.FileResponse(static / "index.html")
 
     routes = [("GET", path, answer) for path in answers]
