@@ -96,3 +96,26 @@ def opened(editor, address, canvas):
         return made
 
     return open_graph
+
+
+@pytest.fixture
+def run(editor, real_server, canvas):
+    """run(graph): press Run and wait for the end; the editor, with what the server told it in `events`."""
+
+    def press(graph: dict, node: str):
+        made = editor(f"http://127.0.0.1:{real_server.port}", canvas)
+        made.load(graph)
+        made.centre(node)
+        made.evaluate("""() => {
+            window.events = [];
+            for (const kind of ["progress", "executed", "execution_success", "execution_error"])
+                app.api.addEventListener(kind, ({ detail }) => window.events.push([kind, detail]));
+        }""")
+        made.locator("[data-testid=queue-button]").click()
+        made.page.wait_for_function("window.events.some(([kind]) => kind.startsWith('execution_'))")
+        made.wait(1500)
+        made.events = made.evaluate("window.events")
+        assert made.events[-1][0] == "execution_success", made.events[-1]
+        return made
+
+    return press

@@ -8,13 +8,6 @@ BLEND_WEIGHTS = "DiffusionBlendBlendWeights"
 NODE = node_of(BLEND_WEIGHTS)
 TEXT = f"{widget_of(BLEND_WEIGHTS, 'weights')}.value"
 CONTROLS = ".diffusion-blend-weights"
-REFUSED = """() => {
-    const prototype = LiteGraph.LGraphNode.prototype, own = prototype.addDOMWidget;
-    prototype.addDOMWidget = function (name, ...rest) {
-        if (name === "weights_controls") throw new TypeError("addDOMWidget is gone");
-        return own.call(this, name, ...rest);
-    };
-}"""
 
 
 def numbers(editor) -> list[float]:
@@ -76,10 +69,3 @@ def test_more_rewards_have_linked_sliders_that_keep_ratios_and_without_normalise
     assert others == pytest.approx([(2 - first) * share for share in (0.5, 0.3, 0.2)], abs=0.011)
     editor.drag((x, y), (x + width, y))
     assert editor.evaluate(TEXT) == "2, 0, 0, 0"
-
-
-def test_where_the_editor_has_no_such_widgets_one_warning_says_so_and_the_text_stays(opened):
-    editor = opened("two_rewards", before=REFUSED)
-    assert editor.locator(CONTROLS).count() == 0
-    assert editor.saved(BLEND_WEIGHTS) == saved_values("two_rewards", BLEND_WEIGHTS)
-    assert sum("no controls on Blend Weights" in text for text in editor.messages) == 1

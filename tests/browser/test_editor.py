@@ -1,11 +1,10 @@
 """A user's way through the editor: finding nodes, opening the examples, help, undo, saving, a run."""
 
-import copy
 import json
 
 import pytest
 
-from .editor import REPOSITORY, content_of, middle, node_of, widget_of
+from .editor import REPOSITORY, content_of, middle, node_of, runnable
 
 EXAMPLES = sorted(path.stem for path in (REPOSITORY / "example_workflows").glob("*.json"))
 TEXTS = json.loads((REPOSITORY / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf8"))
@@ -96,44 +95,6 @@ def test_help_shows_our_page(opened):
     page = editor.page.get_by_role("heading", name="When not to use it")
     page.wait_for(timeout=20_000)
     assert editor.page.get_by_role("heading", name="Inputs").is_visible()
-
-
-def runnable(example: str) -> dict:
-    """An example that runs on tiny files: random prompts in place of the text encoder, small pictures, few steps."""
-    graph = copy.deepcopy(content_of(example))
-    for node in graph["nodes"]:
-        if node["type"] == "CLIPTextEncode":
-            node |= {"type": "RandomPrompt", "inputs": [], "widgets_values": [node["id"]]}
-        elif node["type"] == "EmptyLatentImage":
-            node["widgets_values"][:2] = [64, 64]
-        elif "steps" in [entry["name"] for entry in node["inputs"]]:
-            node["widgets_values"][2] = 4
-    kinds = {node["id"]: node["type"] for node in graph["nodes"]}
-    graph["links"] = [link for link in graph["links"] if kinds[link[3]] != "RandomPrompt"]
-    return graph
-
-
-@pytest.fixture
-def run(editor, real_server, canvas):
-    """run(graph): press Run and wait for the end; the editor, with what the server told it in `events`."""
-
-    def press(graph: dict, node: str):
-        made = editor(f"http://127.0.0.1:{real_server.port}", canvas)
-        made.load(graph)
-        made.centre(node)
-        made.evaluate("""() => {
-            window.events = [];
-            for (const kind of ["progress", "executed", "execution_success", "execution_error"])
-                app.api.addEventListener(kind, ({ detail }) => window.events.push([kind, detail]));
-        }""")
-        made.locator("[data-testid=queue-button]").click()
-        made.page.wait_for_function("window.events.some(([kind]) => kind.startsWith('execution_'))")
-        made.wait(1500)
-        made.events = made.evaluate("window.events")
-        assert made.events[-1][0] == "execution_success", made.events[-1]
-        return made
-
-    return press
 
 
 def test_a_run_shows_progress_the_formula_and_the_picture(run):
