@@ -1,23 +1,12 @@
-"""ComfyUI's editor in Chromium: on a real server where this machine has one, on recorded answers everywhere.
-
-A Chromium is looked for at CHROMIUM, on the path, and where `playwright install chromium` puts it.
-"""
+"""ComfyUI's editor in Chromium: on a real server where this machine has one, on recorded answers everywhere."""
 
 from __future__ import annotations
-
-import os
-import shutil
-from pathlib import Path
 
 import pytest
 
 from ..comfyui import host
 from . import real
-from .editor import Editor
-
-OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-CANVASES = {"classic": False, "nodes2": True}
+from .editor import CANVASES, CHROMIUM_OPTIONS, Editor, chromium_of
 
 
 @pytest.fixture(scope="session")
@@ -55,11 +44,10 @@ def browser():
     missing = "browser tests SKIPPED: no playwright (pip install -e '.[dev]')"
     sync_api = pytest.importorskip("playwright.sync_api", reason=missing)
     with sync_api.sync_playwright() as playwright:
-        found = [os.environ.get("CHROMIUM"), *map(shutil.which, NAMES), playwright.chromium.executable_path]
-        path = next((path for path in found if path and Path(path).is_file()), None)
+        path = chromium_of(playwright)
         if path is None:
             pytest.skip("browser tests SKIPPED: no Chromium; install one, or set CHROMIUM to it")
-        chromium = playwright.chromium.launch(executable_path=path, args=OPTIONS)
+        chromium = playwright.chromium.launch(executable_path=path, args=CHROMIUM_OPTIONS)
         yield chromium
         chromium.close()
 
@@ -77,8 +65,7 @@ def editor(browser):
 
     def start(address: str, canvas: str = "classic", before: str = "0", **settings) -> Editor:
         contexts.append(browser.new_context(viewport={"width": 1400, "height": 1000}))
-        settings = {"Comfy.VueNodes.Enabled": CANVASES[canvas], **settings}
-        return Editor(contexts[-1].new_page(), address, settings, before)
+        return Editor(contexts[-1].new_page(), address, CANVASES[canvas] | settings, before)
 
     yield start
     for context in contexts:
@@ -106,16 +93,7 @@ def run(editor, real_server, canvas):
         made = editor(f"http://127.0.0.1:{real_server.port}", canvas)
         made.load(graph)
         made.centre(node)
-        made.evaluate("""() => {
-            window.events = [];
-            for (const kind of ["progress", "executed", "execution_success", "execution_error"])
-                app.api.addEventListener(kind, ({ detail }) => window.events.push([kind, detail]));
-        }""")
-        made.locator("[data-testid=queue-button]").click()
-        made.page.wait_for_function("window.events.some(([kind]) => kind.startsWith('execution_'))")
-        made.wait(1500)
-        made.events = made.evaluate("window.events")
-        assert made.events[-1][0] == "execution_success", made.events[-1]
+        made.run()
         return made
 
     return press

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import urllib.request
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE = 180  # seconds
 QUIET = {"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "1.45.0", "Comfy.Minimap.Visible": False}
+CANVASES = {"classic": {"Comfy.VueNodes.Enabled": False}, "nodes2": {"Comfy.VueNodes.Enabled": True}}
+CHROMIUM_OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 READY = "!!window.LiteGraph?.registered_node_types?.DiffusionBlendKSampler && !!window.app?.graph"
 
 
+def chromium_of(playwright) -> str | None:
+    """A Chromium at CHROMIUM, on the path, or where `playwright install chromium` puts it."""
+    found = [os.environ.get("CHROMIUM"), *map(shutil.which, CHROMIUM_NAMES), playwright.chromium.executable_path]
+    return next((path for path in found if path and Path(path).is_file()), None)
+
+
 class Editor:
-    """A page: `page` is Playwright's, `messages` what its console said.
+    """A page: `page` is Playwright's, `messages` what its console said, `events` what the last run told it.
 
     settings: the editor's own, by their ids.  before: a script that runs when the editor is up.
     """
 
     def __init__(self, page, address: str, settings: dict, before: str = "0"):
-        self.page, self.messages = page, []
+        self.page, self.messages, self.events = page, [], []
         _post(f"{address}/api/settings", {**QUIET, **settings})
         page.set_default_timeout(PATIENCE * 1000)
         page.on("console", lambda message: self.messages.append(message.text))
@@ -78,6 +89,19 @@ class Editor:
         mouse.up()
         self.wait(600)
 
+    def run(self) -> None:
+        """Press Run, and wait for the graph's good end."""
+        self.evaluate("""() => {
+            window.events = [];
+            for (const kind of ["progress", "executed", "execution_success", "execution_error"])
+                app.api.addEventListener(kind, ({ detail }) => window.events.push([kind, detail]));
+        }""")
+        self.locator("[data-testid=queue-button]").click()
+        self.page.wait_for_function("window.events.some(([kind]) => kind.startsWith('execution_'))")
+        self.wait(1500)
+        self.events = self.evaluate("window.events")
+        assert self.events[-1][0] == "execution_success", self.events[-1]
+
     def undo(self) -> None:
         """Take the last change back."""
         self.evaluate("document.activeElement.blur()")
@@ -105,8 +129,8 @@ def content_of(graph: str) -> dict:
     return json.loads((REPOSITORY / "example_workflows" / f"{graph}.json").read_text(encoding="utf8"))
 
 
-def runnable(example: str) -> dict:
-    """An example that runs on tiny files: random prompts in place of the text encoder, small pictures, few steps."""
+def runnable(example: str, steps: int = 4) -> dict:
+    """An example that runs on tiny files: random prompts in place of the text encoder, small pictures."""
     graph = content_of(example)
     for node in graph["nodes"]:
         if node["type"] == "CLIPTextEncode":
@@ -114,7 +138,7 @@ def runnable(example: str) -> dict:
         elif node["type"] == "EmptyLatentImage":
             node["widgets_values"][:2] = [64, 64]
         elif "steps" in [entry["name"] for entry in node["inputs"]]:
-            node["widgets_values"][2] = 4
+            node["widgets_values"][2] = steps
     kinds = {node["id"]: node["type"] for node in graph["nodes"]}
     graph["links"] = [link for link in graph["links"] if kinds[link[3]] != "RandomPrompt"]
     return graph
