@@ -25,7 +25,7 @@ from .estimators import (
     stratified,
 )
 from .execution import evaluate_variants
-from .plan import Plan, describe_choices
+from .plan import Plan, choices, describe_choices
 from .schedules import CURVES, Schedule, parse_positions
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "anchored",
     "blend",
     "budget",
+    "choices",
     "control_variate",
     "describe_choices",
     "evaluate_variants",

@@ -116,12 +116,16 @@ def per_step(coefficients: Coefficients, steps: int) -> Tensor:
     return table if table.dim() == 2 else table.expand(steps, -1)
 
 
+def choices(plan: Plan) -> list[list[int | None]]:
+    """The variant that each step of each image used, None at steps of all; for plans of one variant per step."""
+    variants = plan.variants[:, 0].T.tolist()  # (batch, steps)
+    return [[None if plan.is_full(step) else used for step, used in enumerate(steps)] for steps in variants]
+
+
 def describe_choices(plan: Plan, names: Sequence[str]) -> str:
     """Which variant each step of each image used, one line per image, for plans of one variant per step."""
-    labels = ("base", *names)
-    lines = []
-    for image in range(plan.batch):
-        variants = plan.variants[:, 0, image].tolist()
-        used = ("all" if plan.is_full(step) else labels[variant] for step, variant in enumerate(variants))
-        lines.append(f"image {image + 1}: " + ", ".join(f"{i}: {name}" for i, name in enumerate(used, start=1)))
-    return "\n".join(lines)
+    labels = {None: "all", **dict(enumerate(("base", *names)))}
+    return "\n".join(
+        f"image {image}: " + ", ".join(f"{step}: {labels[used]}" for step, used in enumerate(steps, start=1))
+        for image, steps in enumerate(choices(plan), start=1)
+    )

@@ -102,7 +102,7 @@ class BlendDuel(io.ComfyNode):
         first, second, best = (LoRABlend.of(bases, each, target_kl_weight=target) for each in preferences)
         sides = [_weights(preference) for preference in taste.pair]
         text = f"{taste.describe(best.names)}\nA: {sides[0]}\nB: {sides[1]}"
-        return shown(cls, text, first, second, best, text, duel=sides)
+        return shown(cls, text, first, second, best, text, editor={"pair": sides})
 
     @classmethod
     def validate_inputs(cls, answers: str | None = None, loras: dict | None = None) -> bool | str:

@@ -8,13 +8,14 @@ import comfy.samplers
 from comfy_api.latest import io
 from comfy_extras.nodes_custom_sampler import BasicScheduler, SamplerCustom
 
-from ..blend_core import budget, describe_choices, exact, sampled, stratified
+from ..blend_core import budget, choices, describe_choices, exact, sampled, stratified
 from ..blend_core.estimators import BUDGET, Estimator
 from .msdda import describe_etas, sample_msdda
 from .patching import EXECUTIONS, apply_blend, sample
 from .showing import shown
 from .sockets import CATEGORY, BlendSocket, LoRABlend
 
+_NOTHING_SAMPLED = "no step was sampled"
 SELECTIONS = {"stratified": stratified, "random": sampled, "budget": budget}
 EVALUATIONS = {"exact": exact, **SELECTIONS}
 
@@ -225,8 +226,11 @@ class StochasticLSSampler(io.ComfyNode):
         estimator = _estimator(selection, budget)
         latent, applied = sample(model, blend, estimator, "sequential", latent_image, **ksampler)
         plan = applied.plan  # None where ComfyUI had nothing to sample: denoise 0
-        choices = "no step was sampled" if plan is None else describe_choices(plan, blend.names)
-        return shown(cls, f"{applied.report}\n{choices}", latent, choices)
+        if plan is None:
+            return shown(cls, f"{applied.report}\n{_NOTHING_SAMPLED}", latent, _NOTHING_SAMPLED)
+        text = describe_choices(plan, blend.names)
+        strips = {"names": ["base", *blend.names], "images": choices(plan)}
+        return shown(cls, f"{applied.report}\n{text}", latent, text, editor={"choices": strips})
 
 
 class MSDDASampler(io.ComfyNode):

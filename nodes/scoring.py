@@ -183,7 +183,7 @@ class RewardScorer(io.ComfyNode):
         order = ranking(total)
         rows = score_rows([model.name for model in models], scores, total, order)
         outputs = total.tolist(), total.mean().item(), batch[order], order[0], as_markdown(rows)
-        return shown(cls, as_lines(rows), *outputs)
+        return shown(cls, as_lines(rows), *outputs, editor={"scores": rows})
 
 
 class PickBest(io.ComfyNode):

@@ -6,14 +6,15 @@ from comfy_api.latest import io, ui
 from server import PromptServer
 
 
-def shown(node: type[io.ComfyNode], text: str, *outputs, **entries: list) -> io.NodeOutput:
+def shown(node: type[io.ComfyNode], text: str, *outputs, editor: dict | None = None) -> io.NodeOutput:
     """`outputs`, with `text` on the node in the editor and in the prompt's history.
 
-    entries: what else the editor's scripts are told of the run.
+    editor: plain data for this node's script in web/, which may draw it.
 
     The editor draws a node's text output only for its own preview nodes; on any other it draws progress text.
     """
     hidden, server = getattr(node, "hidden", None), getattr(PromptServer, "instance", None)
     if server is not None and hidden is not None and hidden.unique_id is not None:
         server.send_progress_text(text, hidden.unique_id)
-    return io.NodeOutput(*outputs, ui={**ui.PreviewText(text).as_dict(), **entries})
+    data = {} if editor is None else {"diffusion_blend": (editor,)}
+    return io.NodeOutput(*outputs, ui=ui.PreviewText(text).as_dict() | data)

@@ -1,10 +1,8 @@
 // Blend Weights: a slider for two rewards, a point in a triangle for three, linked sliders for more. It edits the text of
 // the `weights` widget and saves nothing itself, so that a graph is the same with and without it.
 
-import { app } from "../../scripts/app.js";
+import { addToNodes, element, isLinked, setValue, slider, widgetOf } from "./parts.js";
 
-const NODE = "DiffusionBlendBlendWeights";
-const CONTROLS = "weights_controls";
 const SLOT = /^loras\.lora_\d+$/;
 const HEIGHTS = { 2: 50, 3: 170 };
 const [WIDTH, HEIGHT] = [300, 160]; // of the picture that holds the triangle
@@ -12,14 +10,10 @@ const CORNERS = [[150, 26], [60, 132], [240, 132]];
 const KEYS = { ArrowUp: [0, -3], ArrowDown: [0, 3], ArrowLeft: [-3, 0], ArrowRight: [3, 0] };
 
 const STYLE = `
-.diffusion-blend-weights { box-sizing: border-box; width: 100%; padding: 0 10px; font: 12px sans-serif;
-  color: var(--input-text, #ddd); overflow: hidden; }
 .diffusion-blend-weights label { display: flex; align-items: center; gap: 8px; height: 24px; }
 .diffusion-blend-weights div { display: flex; justify-content: space-between; height: 22px; align-items: center; }
 .diffusion-blend-weights span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.diffusion-blend-weights label span { width: 45%; }
-.diffusion-blend-weights input { flex: 1; min-width: 0; width: 100%; margin: 0;
-  accent-color: var(--p-primary-color, #64a0ff); }
+.diffusion-blend-weights label span { width: 45%; flex: none; }
 .diffusion-blend-weights svg { display: block; width: 100%; height: 165px; touch-action: none; }
 .diffusion-blend-weights polygon { fill: var(--comfy-input-bg, #222); stroke: var(--descrip-text, #999); }
 .diffusion-blend-weights text { fill: currentColor; font-size: 12px; }
@@ -83,25 +77,11 @@ function rewardNames(node) {
 
 const short = (name) => (name.length > 16 ? `${name.slice(0, 15)}…` : name);
 
-function element(tag, attributes = {}, ...children) {
-  const drawn = ["svg", "polygon", "text", "circle", "title"].includes(tag);
-  const made = document.createElementNS(drawn ? "http://www.w3.org/2000/svg" : "http://www.w3.org/1999/xhtml", tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
-}
-
 // Each control is { root, show(shares, written) }: the shares, and as the text has them, rounded. It calls edit(shares).
-
-function slider(label, edit) {
-  const input = element("input", { type: "range", min: 0, max: 1, step: 0.01, "aria-label": label });
-  input.addEventListener("input", () => edit(Number(input.value)));
-  return input;
-}
 
 function twoEnds(names, edit) {
   const ends = names.map((name) => element("span", { title: name }));
-  const input = slider(`from ${names[0]} to ${names[1]}`, (value) => edit([1 - value, value]));
+  const input = slider(`from ${names[0]} to ${names[1]}`, 1, 0.01, (value) => edit([1 - value, value]));
   const show = (shares, written) => {
     input.value = shares[1];
     ends.forEach((end, i) => (end.textContent = `${names[i]} ${written[i].toFixed(2)}`));
@@ -111,7 +91,7 @@ function twoEnds(names, edit) {
 
 function sliders(names, edit) {
   let current = [];
-  const inputs = names.map((name, i) => slider(name, (value) => edit(linked(current, i, value))));
+  const inputs = names.map((name, i) => slider(name, 1, 0.01, (value) => edit(linked(current, i, value))));
   const labels = names.map((name) => element("span", { title: name }));
   const show = (shares, written) => {
     current = shares;
@@ -160,92 +140,48 @@ function triangle(names, edit) {
   return { root, show };
 }
 
-/** The controls of one node. Returns refresh(), which brings them up to date; false once they have gone with the node. */
-function attach(node) {
-  const weights = node.widgets.find(({ name }) => name === "weights");
-  const normalise = node.widgets.find(({ name }) => name === "normalise");
-  const root = element("div", { class: "diffusion-blend-weights" });
-  root.addEventListener("pointerdown", (event) => event.stopPropagation()); // else the node is dragged
-  let [added, seen, names, control] = [false, "", [], null];
+const heightOf = (count) => (count < 2 ? 0 : HEIGHTS[count] ?? 24 * count + 4);
 
-  const height = () => (names.length < 2 ? 0 : HEIGHTS[names.length] ?? 24 * names.length + 4);
-  const options = { serialize: false, getMinHeight: height, getMaxHeight: height, getValue: () => "" };
-  const widget = node.addDOMWidget(CONTROLS, "diffusion_blend_weights", root, options);
-  widget.serialize = false; // this one keeps it out of the workflow, the option keeps it out of the prompt
+function attach(node, part, state) {
+  const weights = widgetOf(node, "weights");
+  const normalise = widgetOf(node, "normalise");
+  let [seen, control] = ["", null];
+  state.names = [];
 
-  const fromLink = () => node.inputs.some(({ widget: own, link }) => own?.name === "weights" && link != null);
-  const rewards = () => (fromLink() ? [] : rewardNames(node));
-  const state = () => JSON.stringify([weights.value, rewards()]);
-  const written = () => sharesOf(parse(weights.value), names.length);
+  const rewards = () => (isLinked(node, "weights") ? [] : rewardNames(node));
+  const now = () => JSON.stringify([weights.value, rewards()]);
+  const written = () => sharesOf(parse(weights.value), state.names.length);
   const show = (shares) => {
     control.show(shares, written());
-    const fits = [0, names.length].includes(parse(weights.value)?.length); // no number at all: all alike
-    root.style.opacity = fits ? "" : 0.5;
+    const fits = [0, state.names.length].includes(parse(weights.value)?.length); // no number at all: all alike
+    part.root.style.opacity = fits ? "" : 0.5;
   };
   const edit = (shares) => {
     const sum = (parse(weights.value) ?? []).reduce((a, b) => a + b, 0);
-    weights.value = format(shares, normalise.value || sum === 0 ? 1 : sum);
-    weights.callback?.(weights.value);
-    seen = state();
+    setValue(node, weights, format(shares, normalise.value || sum === 0 ? 1 : sum));
+    seen = now();
     show(shares);
-    node.setDirtyCanvas(true, true);
   };
   const rebuild = () => {
-    names = rewards();
-    control = names.length < 2 ? null : ([twoEnds, triangle][names.length - 2] ?? sliders)(names, edit);
-    root.replaceChildren(...(control ? [control.root] : []));
-    root.style.height = `${height()}px`;
-    const [wide, high] = node.computeSize();
-    node.setSize([Math.max(node.size[0], wide), Math.max(node.size[1], high)]);
+    state.names = rewards();
+    const count = state.names.length;
+    control = count < 2 ? null : ([twoEnds, triangle][count - 2] ?? sliders)(state.names, edit);
+    part.fill(...(control ? [control.root] : []));
   };
 
   return () => {
-    if (node.graph?.getNodeById(node.id) !== node) {
-      if (root.isConnected) {
-        // Nodes 2.0 goes on showing the element of a node that undo or another workflow has put a new one for.
-        const successor = app.canvas?.graph?.getNodeById(node.id)?.widgets?.find(({ name }) => name === CONTROLS);
-        if (successor?.element && successor.element !== root) root.replaceWith(successor.element);
-      }
-      return !added || root.isConnected;
-    }
-    added = true;
-    const now = state();
-    if (now !== seen) {
-      seen = now;
-      if (JSON.stringify(rewards()) !== JSON.stringify(names)) rebuild();
-      if (control) show(written());
-    }
-    return true;
+    if (now() === seen) return;
+    seen = now();
+    if (JSON.stringify(rewards()) !== JSON.stringify(state.names)) rebuild();
+    if (control) show(written());
   };
 }
 
-let complained = false;
-
-function complain(error) {
-  if (!complained) console.warn("Diffusion Blend: no controls on Blend Weights; its text works as ever.", error);
-  complained = true;
-}
-
-app.registerExtension({
-  name: "DiffusionBlend.BlendWeights",
-  setup() {
-    document.head.append(element("style", {}, STYLE));
-  },
-  nodeCreated(node) {
-    if (node.comfyClass !== NODE) return;
-    try {
-      const refresh = attach(node);
-      // The text changes by typing, loading, undo and links, in two editors: looking at it is what sees all of these.
-      const timer = setInterval(() => {
-        try {
-          if (!refresh()) clearInterval(timer);
-        } catch (error) {
-          clearInterval(timer);
-          complain(error);
-        }
-      }, 150);
-    } catch (error) {
-      complain(error);
-    }
-  },
+addToNodes({
+  kind: "DiffusionBlendBlendWeights",
+  title: "Blend Weights",
+  name: "weights",
+  style: STYLE,
+  height: ({ names }) => heightOf(names?.length ?? 0),
+  attach,
 });

@@ -2,6 +2,7 @@
 // that a graph is the same with and without them; without them one types the lines.
 
 import { app } from "../../scripts/app.js";
+import { onResult } from "./parts.js";
 
 const NODE = "DiffusionBlendDuel";
 const ANSWERS = { "A is better": ">", "B is better": "<", "no difference": "=" };
@@ -30,11 +31,9 @@ function attach(node) {
   }
   button(UNDO, (lines) => lines.slice(0, -1));
 
-  const own = node.onExecuted;
-  node.onExecuted = function (output) {
-    own?.apply(this, arguments);
-    pair = output?.duel?.length === 2 ? output.duel : null;
-  };
+  onResult(node, (data) => {
+    pair = data.pair;
+  });
 }
 
 app.registerExtension({

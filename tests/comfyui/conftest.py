@@ -104,14 +104,7 @@ def lora_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def reward_loras(base, lora_folder):
     """Three LoRAs of unlike rank, coverage, alpha and spelling. Returns (LoRA, file name) pairs."""
-    names = comfy.utils.unet_to_diffusers(base.model.model_config.unet_config)
-    layers = loras.layers_of(base.model, names)
-    linear = [layer for layer in layers if len(layer.shape) == 2]
-    attention = [layer for layer in linear if ".attn" in layer.name]
-    assert len(attention) < len(linear) < len(layers)
-    everything = loras.random_lora("everything", layers, rank=4, alpha=2.0, seed=1)
-    attentive = loras.random_lora("attentive", attention, rank=3, alpha=6.0, seed=2)
-    linear_only = loras.random_lora("linear", linear, rank=5, alpha=5.0, seed=3)
+    everything, attentive, linear_only = loras.three_loras(base.model)
     return [
         (everything, loras.write_kohya(everything, lora_folder)),
         (attentive, loras.write_peft(attentive, lora_folder)),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import comfy.utils
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -87,6 +88,19 @@ def random_lora(label: str, layers: Iterable[Layer], rank: int, alpha: float, se
         down = torch.randn((rank, *layer.shape[1:]), generator=generator) * 0.3 / fan_in**0.5
         factors[layer] = (down, torch.randn((layer.shape[0], rank), generator=generator))
     return RandomLoRA(label, factors, rank, alpha)
+
+
+def three_loras(base_model: nn.Module) -> list[RandomLoRA]:
+    """Three LoRAs of unlike rank, coverage and alpha for `networks.unet`; the last one's alpha is its rank."""
+    layers = layers_of(base_model, comfy.utils.unet_to_diffusers(base_model.model_config.unet_config))
+    linear = [layer for layer in layers if len(layer.shape) == 2]
+    attention = [layer for layer in linear if ".attn" in layer.name]
+    assert len(attention) < len(linear) < len(layers)
+    return [
+        random_lora("everything", layers, rank=4, alpha=2.0, seed=1),
+        random_lora("attentive", attention, rank=3, alpha=6.0, seed=2),
+        random_lora("linear", linear, rank=5, alpha=5.0, seed=3),
+    ]
 
 
 def write_kohya(lora: RandomLoRA, folder: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,14 +12,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import comfy.taesd.taesd
-import torch
-from safetensors.torch import save_file
-
-from . import host, networks
+from . import host
 
 PACK = "diffusion-blend"  # as the registry names the folder: with a hyphen
-CHECKPOINT = "tiny.safetensors"
 PATIENCE = 180  # seconds; a prompt takes about 2 on an idle core
 _PROMPT_NODE = '''
 import torch
@@ -40,41 +34,36 @@ NODE_CLASS_MAPPINGS = {"RandomPrompt": RandomPrompt}
 '''
 
 
-def write_checkpoint(path: Path) -> None:
-    """SD 1.5 with a tiny autoencoder and no text encoder, in fp16: 37 MB."""
-    autoencoder = networks.filled(comfy.taesd.taesd.TAESD(latent_channels=4))
-    tensors = {f"model.diffusion_model.{name}": value for name, value in networks.unet().items()}
-    tensors |= {f"first_stage_model.{name}": value for name, value in autoencoder.items()}
-    save_file({name: value.to(torch.float16).contiguous() for name, value in tensors.items()}, path)
-
-
 class Server:
-    """A running server; `with Server(folder, loras) as server`. The folder holds all it reads and writes."""
+    """A running server; `with Server(folder) as server`. The folder holds all it reads and writes, models/ among it.
 
-    def __init__(self, folder: Path, loras: Path):
-        self.folder = folder
+    python: runs it; None: this one.  root: ComfyUI's folder; None: the first found.  options: for its command line.
+    """
+
+    def __init__(
+        self, folder: Path, python: Path | None = None, root: Path | None = None, options: tuple[str, ...] = ()
+    ):
+        self.folder, self.options = folder, options
+        self.python, self.root = python or sys.executable, root or host.workspaces()[0]
         self.log = folder / "server.log"
-        for below in ("custom_nodes", "models/checkpoints"):
-            (folder / below).mkdir(parents=True)
+        (folder / "custom_nodes").mkdir(parents=True)
         (folder / "custom_nodes" / PACK).symlink_to(host.REPOSITORY, target_is_directory=True)
         (folder / "custom_nodes" / "random_prompt.py").write_text(_PROMPT_NODE)
-        write_checkpoint(folder / "models" / "checkpoints" / CHECKPOINT)
-        shutil.copytree(loras, folder / "models" / "loras")
 
     def __enter__(self) -> Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        command = [sys.executable, "main.py", "--cpu", "--base-directory", self.folder, "--disable-api-nodes"]
+        command = [self.python, "main.py", "--cpu", "--base-directory", self.folder, "--disable-api-nodes"]
         command += ["--database-url", f"sqlite:///{self.folder / 'comfyui.db'}", "--disable-auto-launch"]
         command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK, "random_prompt.py"]
         command += ["--listen", "127.0.0.1", "--port", self.port]
-        command += ["--cache-none"]  # a prompt that comes again is to run again
+        command += self.options
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         environment |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         self.process = subprocess.Popen(
             list(map(str, command)),
-            cwd=host.workspaces()[0],
+            cwd=self.root,
             env=environment,
             stdout=self.log.open("wb"),
             stderr=subprocess.STDOUT,

@@ -40,11 +40,13 @@ def test_a_person_who_answers_is_found(duel, wanted):
 
 def test_the_pair_that_the_editor_is_told_answers_as_letters_do(duel):
     *_, told = duel("")
-    lines = f"{told['duel'][0]} < {told['duel'][1]}"
+    (pair,) = (each["pair"] for each in told["diffusion_blend"])
+    (shown,) = told["text"]
+    lines = f"{pair[0]} < {pair[1]}"
     first, second, best, text, _ = duel(lines)
     again = duel("B")
     assert [first.schedule, second.schedule, best.schedule, text] == [*(each.schedule for each in again[:3]), again[3]]
-    assert told["text"][0].endswith(f"A: {told['duel'][0]}\nB: {told['duel'][1]}")
+    assert shown.endswith(f"A: {pair[0]}\nB: {pair[1]}")
 
 
 def test_the_two_blends_and_the_best_are_sampled_as_those_of_blend_weights(graph, base, files, duel):

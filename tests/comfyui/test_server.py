@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import urllib.parse
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from PIL import Image
 
 from . import host
-from .server import CHECKPOINT, PACK, Server
+from .example_models import write_checkpoint
+from .server import PACK, Server
 
 NODE_IDS = {
     "DiffusionBlendLoadRewardLoRA",
@@ -31,13 +33,17 @@ NODE_IDS = {
     "DiffusionBlendSweep",
     "DiffusionBlendParetoPlot",
 }
+CHECKPOINT = "tiny.safetensors"
 DOCS = host.REPOSITORY / "web" / "docs"
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, lora_folder, files):
     """A server that holds the three LoRAs and a tiny checkpoint."""
-    with Server(tmp_path_factory.mktemp("server") / "base", lora_folder) as running:
+    folder = tmp_path_factory.mktemp("server") / "base"
+    write_checkpoint(folder / "models" / "checkpoints" / CHECKPOINT)
+    shutil.copytree(lora_folder, folder / "models" / "loras")
+    with Server(folder, options=("--cache-none",)) as running:  # a prompt that comes again is to run again
         yield running
 
 

@@ -1,0 +1,155 @@
+"""A page of ComfyUI's editor, as the tests drive it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import urllib.request
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PATIENCE = 180  # seconds
+QUIET = {"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "1.45.0", "Comfy.Minimap.Visible": False}
+CANVASES = {"classic": {"Comfy.VueNodes.Enabled": False}, "nodes2": {"Comfy.VueNodes.Enabled": True}}
+CHROMIUM_OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+READY = "!!window.LiteGraph?.registered_node_types?.DiffusionBlendKSampler && !!window.app?.graph"
+
+
+def chromium_of(playwright) -> str | None:
+    """A Chromium at CHROMIUM, on the path, or where `playwright install chromium` puts it."""
+    found = [os.environ.get("CHROMIUM"), *map(shutil.which, CHROMIUM_NAMES), playwright.chromium.executable_path]
+    return next((path for path in found if path and Path(path).is_file()), None)
+
+
+class Editor:
+    """A page: `page` is Playwright's, `messages` what its console said, `events` what the last run told it.
+
+    settings: the editor's own, by their ids.  before: a script that runs when the editor is up.
+    """
+
+    def __init__(self, page, address: str, settings: dict, before: str = "0"):
+        self.page, self.messages, self.events = page, [], []
+        _post(f"{address}/api/settings", {**QUIET, **settings})
+        page.set_default_timeout(PATIENCE * 1000)
+        page.on("console", lambda message: self.messages.append(message.text))
+        page.goto(address)
+        page.wait_for_function(READY)
+        self.wait(1500)
+        page.evaluate(before)
+
+    def wait(self, milliseconds: int) -> None:
+        """Give the editor time: it follows widgets by looking at them."""
+        self.page.wait_for_timeout(milliseconds)
+
+    def evaluate(self, script: str, argument=None):
+        """The value of a script in the page."""
+        return self.page.evaluate(script, argument)
+
+    def locator(self, selector: str):
+        """Playwright's locator."""
+        return self.page.locator(selector)
+
+    def load(self, graph: str | dict) -> None:
+        """Open a graph, or the example of that name."""
+        self.evaluate("(graph) => app.loadGraphData(graph)", content_of(graph) if isinstance(graph, str) else graph)
+        self.wait(1000)
+        self.page.keyboard.press("Escape")  # the list of missing models, where there is one
+
+    def centre(self, node: str, scale: float = 1.2) -> None:
+        """Show the first node of a type."""
+        self.evaluate(
+            """([type, scale]) => {
+                const [x, y] = app.graph.nodes.find((node) => node.type === type).pos;
+                app.canvas.ds.scale = scale;
+                app.canvas.ds.offset[0] = 480 / scale - x;
+                app.canvas.ds.offset[1] = 180 / scale - y;
+                app.canvas.setDirty(true, true);
+            }""",
+            [node, scale],
+        )
+        self.wait(1000)
+
+    def value(self, node: str, widget: str):
+        """The value of a widget of the first node of a type."""
+        return self.evaluate(f"{widget_of(node, widget)}.value")
+
+    def saved(self, node: str) -> list:
+        """What a saved workflow would hold of that node."""
+        return self.evaluate(f"app.graph.serialize().nodes.find((node) => node.type === '{node}').widgets_values")
+
+    def drag(self, *points) -> None:
+        """Press at the first point, go by the others, let go."""
+        mouse = self.page.mouse
+        mouse.move(*points[0])
+        mouse.down()
+        for point in points[1:]:
+            mouse.move(*point, steps=4)
+        mouse.up()
+        self.wait(600)
+
+    def run(self) -> None:
+        """Press Run, and wait for the graph's good end."""
+        self.evaluate("""() => {
+            window.events = [];
+            for (const kind of ["progress", "executed", "execution_success", "execution_error"])
+                app.api.addEventListener(kind, ({ detail }) => window.events.push([kind, detail]));
+        }""")
+        self.locator("[data-testid=queue-button]").click()
+        self.page.wait_for_function("window.events.some(([kind]) => kind.startsWith('execution_'))")
+        self.wait(1500)
+        self.events = self.evaluate("window.events")
+        assert self.events[-1][0] == "execution_success", self.events[-1]
+
+    def undo(self) -> None:
+        """Take the last change back."""
+        self.evaluate("document.activeElement.blur()")
+        self.page.keyboard.press("Control+z")
+        self.wait(1500)
+
+
+def _post(address: str, body: dict) -> None:
+    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    urllib.request.urlopen(request, timeout=30).close()
+
+
+def node_of(node: str) -> str:
+    """The script that finds the first node of a type."""
+    return f"app.graph.nodes.find((node) => node.type === '{node}')"
+
+
+def widget_of(node: str, widget: str) -> str:
+    """The script that finds a widget of it."""
+    return f"{node_of(node)}.widgets.find(({{ name }}) => name === '{widget}')"
+
+
+def content_of(graph: str) -> dict:
+    """An example graph's file, which was saved without the controls."""
+    return json.loads((REPOSITORY / "example_workflows" / f"{graph}.json").read_text(encoding="utf8"))
+
+
+def runnable(example: str, steps: int = 4) -> dict:
+    """An example that runs on tiny files: random prompts in place of the text encoder, small pictures."""
+    graph = content_of(example)
+    for node in graph["nodes"]:
+        if node["type"] == "CLIPTextEncode":
+            node |= {"type": "RandomPrompt", "inputs": [], "widgets_values": [node["id"]]}
+        elif node["type"] == "EmptyLatentImage":
+            node["widgets_values"][:2] = [64, 64]
+        elif "steps" in [entry["name"] for entry in node["inputs"]]:
+            node["widgets_values"][2] = steps
+    kinds = {node["id"]: node["type"] for node in graph["nodes"]}
+    graph["links"] = [link for link in graph["links"] if kinds[link[3]] != "RandomPrompt"]
+    return graph
+
+
+def saved_values(graph: str, node: str) -> list:
+    """What the file of an example graph holds of the first node of a type."""
+    return next(entry["widgets_values"] for entry in content_of(graph)["nodes"] if entry["type"] == node)
+
+
+def middle(locator) -> tuple[float, float, float]:
+    """x and y of an element's middle, and its width."""
+    box = locator.bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, box["width"]

@@ -1,0 +1,32 @@
+"""A real ComfyUI with the pack, and tiny files under the names of the models that the example workflows want."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from pathlib import Path
+
+from ..comfyui import host
+from ..comfyui.server import Server
+
+
+def workspace() -> Path | None:
+    """The first ComfyUI of this machine that can run."""
+    return next((root for root in host.workspaces() if host.python_of(root)), None)
+
+
+@contextlib.contextmanager
+def served(root: Path, folder: Path):
+    """The running server; `folder` does not exist yet."""
+    python = host.python_of(root)
+    environment = os.environ | {
+        "COMFYUI_PATH": str(root),
+        "PYTHONPATH": str(host.REPOSITORY / "tests"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    command = [python, "-m", "comfyui.example_models", folder / "models"]
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    with Server(folder, python, root, ("--cache-none",)) as server:  # a graph that comes again is to run again
+        yield server

@@ -1,0 +1,106 @@
+"""A user's way through the editor: finding nodes, opening the examples, help, undo, saving, a run."""
+
+import json
+
+import pytest
+
+from .editor import REPOSITORY, content_of, middle, node_of, runnable
+
+EXAMPLES = sorted(path.stem for path in (REPOSITORY / "example_workflows").glob("*.json"))
+TEXTS = json.loads((REPOSITORY / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf8"))
+COMPLAINTS = """() => {
+    const stores = document.querySelector("#vue-app").__vue_app__.config.globalProperties.$pinia.state.value;
+    const nodes = app.graph.nodes, complaints = [];
+    complaints.push(...(stores.missingNodesError?.missingNodesError?.nodeTypes ?? []).map(({ type }) => type));
+    complaints.push(...(stores.missingModel?.missingModelCandidates ?? []).map(({ name }) => name));
+    for (const node of nodes) {
+        if (!LiteGraph.registered_node_types[node.type]) complaints.push(node.type);
+        if (node.has_errors || node.inputs?.some(({ hasErrors }) => hasErrors)) complaints.push(`${node.type} is red`);
+        for (const { name, type, value, options } of node.widgets ?? [])
+            if (type === "combo" && Array.isArray(options?.values) && !options.values.includes(value))
+                complaints.push(`${node.type}: ${name} ${value}`);
+    }
+    return complaints;
+}"""
+
+
+def test_every_node_is_found_by_its_name_and_by_its_aliases(editor, address):
+    nodes = editor(address)
+    nodes.evaluate("app.graph.clear()")
+    nodes.page.mouse.dblclick(700, 600)
+    search = nodes.page.get_by_role("combobox", name="Add a node")
+    wanted = {text["display_name"]: text["display_name"] for text in TEXTS.values()}
+    wanted |= {"best of n": "Pick Best", "aesthetic score": "Reward Scorer", "DB-KLA": "KL Interpolate"}
+    for words, name in wanted.items():
+        search.fill(words)
+        nodes.page.get_by_role("option", name=name).first.wait_for(timeout=10_000)
+    assert len(wanted) > 15
+
+
+def test_every_example_opens_with_no_missing_node_or_model_and_no_red_input(editor, recorded, canvas):
+    opened = editor(recorded, canvas)
+    assert len(EXAMPLES) > 5
+    for example in EXAMPLES:
+        opened.load(example)
+        assert opened.evaluate("app.graph.nodes.length") == len(content_of(example)["nodes"])
+        assert opened.evaluate(COMPLAINTS) == [], example
+    assert not [text for text in opened.messages if "Diffusion Blend" in text]
+
+
+def test_what_is_missing_or_red_is_seen(editor, recorded):
+    opened = editor(recorded)
+    graph = content_of("two_rewards")
+    kinds = {node["type"]: node for node in graph["nodes"]}
+    kinds["VAEDecode"]["type"] = "Gone"
+    kinds["CheckpointLoaderSimple"]["widgets_values"] = ["gone.safetensors"]
+    kinds["DiffusionBlendKSampler"]["widgets_values"][4] = "gone sampler"
+    opened.load(graph)
+    complaints = opened.evaluate(COMPLAINTS)
+    expected = {"Gone", "gone.safetensors", "CheckpointLoaderSimple is red"}
+    assert {*expected, "DiffusionBlendKSampler: sampler_name gone sampler"} <= set(complaints)
+
+
+def test_the_triangles_point_survives_saving_and_loading(opened):
+    editor = opened("three_rewards_one_per_step")
+    point = editor.locator(".diffusion-blend-weights circle")
+    x, y, _ = middle(point)
+    editor.drag((x, y), (x - 20, y + 15))
+    text, saved = editor.value("DiffusionBlendBlendWeights", "weights"), editor.evaluate("app.graph.serialize()")
+    assert text != "0.5, 0.3, 0.2" and text in json.dumps(saved)
+    editor.load("two_rewards")
+    assert editor.value("DiffusionBlendBlendWeights", "weights") == "0.6, 0.4"
+    editor.load(saved)
+    editor.centre("DiffusionBlendBlendWeights")
+    assert editor.value("DiffusionBlendBlendWeights", "weights") == text
+    assert middle(point)[:2] == pytest.approx((x - 20, y + 15), abs=8)
+
+
+def test_undo_brings_a_deleted_node_and_its_controls_back(opened):
+    editor = opened("two_rewards")
+    count = "app.graph.nodes.length"
+    before = editor.evaluate(count)
+    editor.evaluate(f"app.canvas.selectNode({node_of('DiffusionBlendBlendWeights')})")
+    editor.locator("[data-testid=delete-button]").click()
+    editor.wait(800)
+    assert editor.evaluate(count) == before - 1
+    editor.undo()
+    assert editor.evaluate(count) == before
+    assert editor.locator(".diffusion-blend-weights input").is_visible()
+
+
+def test_help_shows_our_page(opened):
+    editor = opened("two_rewards")
+    editor.evaluate(f"app.canvas.selectNode({node_of('DiffusionBlendBlendWeights')})")
+    editor.locator("[data-testid=info-button]").click()
+    page = editor.page.get_by_role("heading", name="When not to use it")
+    page.wait_for(timeout=20_000)
+    assert editor.page.get_by_role("heading", name="Inputs").is_visible()
+
+
+def test_a_run_shows_progress_the_formula_and_the_picture(run):
+    editor = run(runnable("two_rewards"), "DiffusionBlendBlendWeights")
+    steps = [(detail["value"], detail["max"]) for kind, detail in editor.events if kind == "progress"]
+    assert (1, 4) in steps and (4, 4) in steps
+    assert "0.6 faithful + 0.4 beautiful" in editor.value("DiffusionBlendBlendWeights", "$$node-text-preview")
+    saved = editor.evaluate(f"app.nodeOutputs[{node_of('SaveImage')}.id].images")
+    assert len(saved) == 1 and saved[0]["filename"].endswith(".png")

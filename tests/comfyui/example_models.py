@@ -1,0 +1,45 @@
+"""Tiny files in place of the models that the example workflows name: `python example_models.py FOLDER`.
+
+Runs in ComfyUI's own Python.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
+LORAS = ("sd15_reward_alignment", "sd15_reward_aesthetic", "sd15_reward_compressibility")
+
+
+def write_checkpoint(path: Path) -> None:
+    """SD 1.5 with a tiny autoencoder and no text encoder, in fp16: 37 MB."""
+    import comfy.taesd.taesd
+
+    from . import networks
+
+    autoencoder = networks.filled(comfy.taesd.taesd.TAESD(latent_channels=4))
+    tensors = {f"model.diffusion_model.{name}": value for name, value in networks.unet().items()}
+    tensors |= {f"first_stage_model.{name}": value for name, value in autoencoder.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.to(torch.float16).contiguous() for name, value in tensors.items()}, path)
+
+
+def main(models: Path) -> None:
+    """Write the checkpoint and the three LoRAs below `models`."""
+    from . import host
+
+    host.enter(host.workspaces()[0])
+    from . import loras, networks
+
+    write_checkpoint(models / "checkpoints" / CHECKPOINT)
+    for name, lora in zip(LORAS, loras.three_loras(networks.load(networks.unet()).model), strict=True):
+        loras.write_kohya(replace(lora, label=name), models / "loras")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
