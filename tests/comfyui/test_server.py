@@ -244,7 +244,7 @@ def duel(files, answers) -> dict:
 def test_a_duel_is_sampled_and_an_answer_that_is_none_is_refused_before_it(server, files):
     history = server.finish(server.queue(duel(files, "A\nB")))
     assert history["status"]["status_str"] == "success", history["status"]
-    first, second = history["outputs"]["weights"]["duel"]
+    first, second = history["outputs"]["weights"]["diffusion_blend"][0]["pair"]
     assert first != second and sum(map(float, first.split(", "))) == pytest.approx(1)
     with pytest.raises(OSError) as caught:
         server.queue(duel(files, "maybe"))
