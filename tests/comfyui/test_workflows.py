@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from comfy_extras import nodes_mask
+from comfy_extras import nodes_canny, nodes_image_compare, nodes_mask, nodes_primitive
 
 import nodes as core
 
@@ -23,9 +23,13 @@ def schemas(nodes):
 @pytest.fixture(scope="module")
 def core_nodes():
     """The ids of the nodes of ComfyUI's own that workflows may use."""
-    extension = asyncio.run(nodes_mask.comfy_entrypoint())
-    masks = asyncio.run(extension.get_node_list())
-    return {"MarkdownNote", *core.NODE_CLASS_MAPPINGS, *(node.GET_SCHEMA().node_id for node in masks)}
+
+    async def extra(module):
+        return await (await module.comfy_entrypoint()).get_node_list()
+
+    modules = nodes_canny, nodes_image_compare, nodes_mask, nodes_primitive
+    listed = [node.GET_SCHEMA().node_id for module in modules for node in asyncio.run(extra(module))]
+    return {"MarkdownNote", *core.NODE_CLASS_MAPPINGS, *listed}
 
 
 def test_there_are_workflows_for_two_rewards_and_for_the_kl_dial():
