@@ -185,6 +185,17 @@ def test_lora_headers_name_their_reward_and_the_base_they_were_trained_on(name):
     assert float(facts["diffusion_blend.kl_weight"]) > 0 and float(facts["diffusion_blend.eta"]) == 1
 
 
+@pytest.mark.parametrize(("name", "preference"), make.ORACLES.items())
+def test_an_oracle_says_which_preference_it_was_trained_for(name, preference):
+    with safe_open(STUDIO / "loras" / f"{name}.safetensors", "pt") as file:
+        facts = file.metadata()
+    rewards = json.loads(facts["diffusion_blend.rewards"])
+    assert {each["name"]: each["weight"] for each in rewards} == dict(zip(("calm", "vivid"), preference, strict=True))
+    plain = safe_open(STUDIO / "loras" / "calm.safetensors", "pt").metadata()
+    same = ("kl_weight", "algorithm", "learning_rate", "rank", "sampling_steps", "cfg", "eta", "seed")
+    assert all(facts[f"diffusion_blend.{key}"] == plain[f"diffusion_blend.{key}"] for key in same)  # equal settings
+
+
 @pytest.mark.parametrize("name", ["calm", "vivid"])
 def test_loras_raise_their_reward(name):
     reward, scores = toy_rewards()[name], {}
