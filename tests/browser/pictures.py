@@ -30,7 +30,13 @@ EXAMPLES = ("three_rewards_one_per_step", "best_of_four", "kl_dial", "regional_r
 def picture_of(editor: Editor, node: str) -> Image.Image:
     """The first node of a type, without what lies around it."""
     editor.centre(node, scale=1.0)
-    element = editor.locator(f'[data-node-id="{editor.evaluate(f"{node_of(node)}.id")}"]').first
+    own = f'[data-node-id="{editor.evaluate(f"{node_of(node)}.id")}"]'
+    element = editor.locator(own).first
+    element.evaluate(
+        "(own, others) => document.querySelectorAll(others).forEach((other) => (other.style.visibility = 'hidden'))",
+        f"[data-node-id]:not({own})",
+    )
+    element.evaluate("(own) => (own.style.visibility = 'visible')")
     return Image.open(io.BytesIO(element.screenshot())).convert("RGB")
 
 

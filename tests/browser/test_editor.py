@@ -88,13 +88,14 @@ def test_undo_brings_a_deleted_node_and_its_controls_back(opened):
     assert editor.locator(".diffusion-blend-weights input").is_visible()
 
 
-def test_help_shows_our_page(opened):
+def test_help_shows_our_page_and_its_picture(opened):
     editor = opened("two_rewards")
     editor.evaluate(f"app.canvas.selectNode({node_of('DiffusionBlendBlendWeights')})")
     editor.locator("[data-testid=info-button]").click()
     page = editor.page.get_by_role("heading", name="When not to use it")
     page.wait_for(timeout=20_000)
     assert editor.page.get_by_role("heading", name="Inputs").is_visible()
+    editor.page.wait_for_function("document.querySelector('img[alt=\"Blend Weights\"]')?.naturalWidth > 100")
 
 
 def test_a_run_shows_progress_the_formula_and_the_picture(run):

@@ -34,3 +34,11 @@ def test_a_language_has_the_keys_of_english_and_every_tooltip_is_translated(lang
         assert text.strip(), path
         # Names stay: error messages, help pages and saved workflows use them.
         assert (text == english[path]) == (path[-1] in ("name", "display_name")), path
+
+
+def test_every_help_page_shows_a_small_picture_of_its_node():
+    pages = sorted((LOCALES.parent / "web" / "docs").glob("*.md"))
+    assert pages
+    for page in pages:
+        assert f"(pictures/{page.stem}.webp)" in page.read_text(encoding="utf8"), page.name
+        assert 1_000 < (page.parent / "pictures" / f"{page.stem}.webp").stat().st_size < 40_000, page.name
