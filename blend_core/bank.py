@@ -49,7 +49,8 @@ class LoRABank(nn.Module):
         It walks the network, to notice modules that were replaced since: call it once per run. Raises BlendError where
         the network lacks a module.
         """
-        modules = dict(network.named_modules())
+        # torch.compile puts a module around the network, whose weights lie one name deeper while it runs.
+        modules = {name.replace("._orig_mod", ""): module for name, module in network.named_modules()}
         attachment = self._attachments.get(network)
         if attachment is None or not attachment.fits(modules):
             attachment = self._attachments[network] = Attachment(self, modules)

@@ -66,6 +66,9 @@ APART = {
 }
 """Networks, by class, in which rows cannot be told apart: no pass of theirs holds two variants."""
 
+RECORDING = ("nodes_sag",)  # its mask comes from the attention of a whole batch; ComfyUI puts a path before the name
+"""Modules whose attention patches keep what they saw: rows of several variants would mix images."""
+
 Steering = Callable[["BlendedRun", torch.Tensor], None]
 """steering(run, denoised): called between two steps with the guided prediction of the one before, (batch, ...) latents
 as a VAE takes them. It may replace run.plan."""
@@ -374,6 +377,7 @@ class BlendedRun:
         network, x = executor.class_obj, inputs["args"][0]
         attachment = self._attachment(network)
         rows, chunks = x.shape[0], len(options.get("cond_or_uncond", [])) or 1
+        self.apart = self.apart or _records(options)
 
         def evaluate(variants):
             def call(repeated, part):
@@ -416,7 +420,8 @@ class BlendedRun:
 
     def _group(self, network, x: torch.Tensor, k: int) -> int:
         """How many variants to put into one pass."""
-        self.apart = self.apart or not APART.keys().isdisjoint(t.__name__ for t in type(network.diffusion_model).mro())
+        plain = getattr(network.diffusion_model, "_orig_mod", network.diffusion_model)  # torch.compile wraps it
+        self.apart = self.apart or not APART.keys().isdisjoint(kind.__name__ for kind in type(plain).mro())
         if self.apart or self.execution == "sequential":
             return 1
         if self.execution == "batched":
@@ -450,6 +455,12 @@ def _state(network, x: torch.Tensor, sigma: torch.Tensor) -> State:
     noise = float(sigma.max())
     flow = isinstance(network.model_sampling, comfy.model_sampling.CONST)
     return State(x, 1 - noise if flow else 1.0, noise)
+
+
+def _records(options: dict) -> bool:
+    """Whether a patch keeps what the attention of a pass was (self-attention guidance)."""
+    replaced = options.get("patches_replace", {}).get("attn1", {}).values()
+    return any(getattr(patch, "__module__", "").endswith(RECORDING) for patch in replaced)
 
 
 def _variant_uuid(conditioning: uuid.UUID, variants: torch.Tensor) -> uuid.UUID:

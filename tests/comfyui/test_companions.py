@@ -1,0 +1,225 @@
+"""Nodes of ComfyUI in the same graph: with each of them a blend equals the blend of merged copies, or says why not.
+
+The nodes stand before Apply Blend and after it. Those with an own file or another network: test_upstream_patches.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+import comfy.samplers
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+from comfy_extras import nodes_custom_sampler as custom
+from comfy_extras.nodes_apg import APG
+from comfy_extras.nodes_cfg import CFGNorm, CFGZeroStar
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
+from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
+from comfy_extras.nodes_eps import EpsilonScaling
+from comfy_extras.nodes_freelunch import FreeU
+from comfy_extras.nodes_mahiro import Mahiro
+from comfy_extras.nodes_nag import NAGuidance
+from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+from comfy_extras.nodes_perpneg import PerpNegGuider
+from comfy_extras.nodes_sag import SelfAttentionGuidance
+from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
+from comfy_extras.nodes_tcfg import TCFG
+from comfy_extras.nodes_torch_compile import TorchCompileModel
+
+from . import networks
+from .families import named
+from .family_cases import Case, coefficients
+from .graphs import latent
+from .reference import FP32, assert_differ, assert_equal, blended_reference, relative_error
+
+ALIGNMENT = 1.2
+EXECUTIONS = ("batched", "sequential")
+
+
+@pytest.fixture(scope="module")
+def cases(nodes, lora_folder):
+    """cases(name): a family made ready, once; "inpainting": an SDXL that also gets a mask and a masked image."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            family = named("SDXL" if name == "inpainting" else name)
+            if name == "inpainting":
+                load = partial(family.load.func, *family.load.args, **family.load.keywords | {"in_channels": 9})
+                family = replace(family, kind="SDXL_inpaint", load=load)
+            made[name] = Case(family, nodes, lora_folder)
+        return made[name]
+
+    return make
+
+
+def assert_blends(case, patch=lambda model: model, tolerance=FP32, sample=None, shows=True, **inputs):
+    """With patch(model) before the blend and after it, in either execution. sample: instead of KSampler."""
+    inputs = {**case.inputs, **inputs}
+    sample = sample or case.graph.plain
+    reference = partial(blended_reference, networks=case.networks, coefficients=coefficients(ALIGNMENT))
+    expected = sample(patch(reference(case.model)), **inputs)
+    if shows:
+        assert_differ(expected, case.graph.plain(reference(case.model), **case.inputs))
+    for execution in EXECUTIONS:
+        before = case.graph.applied(patch(case.model), case.blend(ALIGNMENT), execution)
+        assert_equal(sample(before, **inputs), expected, tolerance)
+        after = patch(case.graph.applied(case.model, case.blend(ALIGNMENT), execution))
+        assert_equal(sample(after, **inputs), expected, tolerance)
+
+
+def node(kind, *arguments, **named_arguments):
+    """The patch that a node is."""
+    return lambda model: kind.execute(model, *arguments, **named_arguments).result[0]
+
+
+GUIDANCE = {
+    "PAG": ("SDXL", node(PerturbedAttentionGuidance, 3.0)),
+    "SAG": ("SDXL", node(SelfAttentionGuidance, 0.7, 2.0)),
+    "SLG": ("SD3", node(SkipLayerGuidanceDiT, 3.0, 0.0, 1.0, "0", "", 0.2)),
+    "NAG": ("Flux", node(NAGuidance, 5.0, 0.5, 1.5)),
+    "CFG-zero": ("SDXL", node(CFGZeroStar)),
+    "CFG-norm": ("SDXL", node(CFGNorm, 0.8)),
+    "APG": ("SDXL", node(APG, 0.5, 5.0, -0.3)),
+    "TCFG": ("SDXL", node(TCFG)),
+    "Mahiro": ("SDXL", node(Mahiro)),
+    "epsilon scaling": ("SDXL", node(EpsilonScaling, 1.05)),
+}
+
+
+@pytest.mark.parametrize("name", GUIDANCE)
+def test_guidance(cases, name):
+    family, patch = GUIDANCE[name]
+    assert_blends(cases(family), patch)
+
+
+def test_freeu(cases, monkeypatch):
+    case = cases("SDXL")  # which has layers of 2 and 1 times its width, and FreeU acts on 4 and 2
+    monkeypatch.setitem(case.model.model.model_config.unet_config, "model_channels", 32)
+    assert_blends(case, node(FreeU, 1.1, 1.2, 0.9, 0.2))
+
+
+def test_differential_diffusion(cases):
+    mask = torch.linspace(0, 1, 8).expand(1, 8, 8)
+    image = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    assert_blends(cases("SDXL"), node(DifferentialDiffusion), latent_image={"samples": image, "noise_mask": mask})
+
+
+def test_an_inpainting_model(cases):
+    case = cases("inpainting")
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., 20:] = 1
+    concat = {"concat_latent_image": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(6))}
+    concat["concat_mask"] = mask
+    prompts = {
+        role: [[tokens, extra | concat] for tokens, extra in case.family.prompt(seed)]
+        for role, seed in (("positive", 51), ("negative", 52))
+    }
+    assert_blends(case, latent_image=latent(2, noise_mask=mask[0]), **prompts)
+
+
+def test_prompts_of_unequal_batches_and_lengths(cases):
+    case = cases("SDXL")
+    extra = {"pooled_output": torch.cat([networks.pooled(seed, 1280) for seed in (1, 2)])}
+    tokens = torch.cat([networks.conditioning(seed, case.family.width, 8)[0][0] for seed in (71, 72)])
+    negative = networks.conditioning(73, case.family.width, 12, **case.family.extra(73))
+    assert_blends(case, positive=[[tokens, extra]], negative=negative)
+
+
+def test_lazy_cache(cases):
+    """It skips whole predictions, above the blend."""
+    assert_blends(cases("SDXL"), node(LazyCacheNode, 5.0, 0.0, 1.0, False), steps=6)
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_easy_cache(cases, execution):
+    """It keeps a residual per prompt and skips the network: never one variant for another.
+
+    One variant at a time it keeps one per prompt and variant, and so skips a little less often.
+    """
+    case, calls = cases("Flux"), []
+    inputs = {**case.inputs, "steps": 8}
+
+    def counted(executor, *args, **kwargs):
+        calls.append(len(args[0]))
+        return executor(*args, **kwargs)
+
+    def evaluations(model):
+        calls.clear()
+        clone = model.clone()
+        clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", counted)
+        case.graph.plain(clone, **inputs)
+        return sum(calls)
+
+    applied = case.graph.applied(case.model, case.blend(ALIGNMENT), execution)
+    never = node(EasyCacheNode, 0.0, 0.0, 1.0, False)(applied)
+    assert torch.equal(case.graph.plain(never, **inputs), case.graph.plain(applied, **inputs))
+    often = node(EasyCacheNode, 5.0, 0.15, 0.95, False)
+    on_base = evaluations(often(case.model))
+    assert on_base < evaluations(case.model)
+    assert 3 * on_base <= evaluations(often(applied)) < evaluations(applied)
+    if execution == "batched":
+        assert evaluations(often(applied)) == 3 * on_base
+    errors = [
+        relative_error(case.graph.plain(often(m), **inputs), case.graph.plain(m, **inputs))
+        for m in (case.model, applied)
+    ]
+    assert errors[1] < 2 * errors[0], errors
+
+
+def test_context_windows(cases):
+    windows = node(ContextWindowsManualNode, 3, 1, "standard_static", 1, False, "pyramid", 2, False)
+    case, inputs = cases("Wan 2.1"), {"latent_image": latent(1, (16, 6, 8, 8))}
+    assert_blends(case, windows, shows=False, **inputs)
+    whole = {**case.inputs, **inputs}
+    assert_differ(case.graph.plain(windows(case.model), **whole), case.graph.plain(case.model, **whole))
+
+
+# --- SamplerCustomAdvanced
+
+
+def _guided(make_guider):
+    """A sampler function for assert_blends: SamplerCustomAdvanced with the guider that make_guider gives."""
+
+    def sample(model, *, latent_image, steps, **_):
+        sigmas = custom.BasicScheduler.execute(model, "normal", steps, 1.0).result[0]
+        noise = custom.RandomNoise.execute(1).result[0]
+        sampler = comfy.samplers.sampler_object("euler")
+        run = custom.SamplerCustomAdvanced.execute(noise, make_guider(model), sampler, sigmas, latent_image)
+        return run.result[0]["samples"]
+
+    return sample
+
+
+def _prompts(case):
+    return case.graph.positive, case.graph.negative, case.family.prompt(77)
+
+
+GUIDERS = {
+    "BasicGuider": lambda model, a, b, c: custom.BasicGuider.execute(model, a),
+    "CFGGuider": lambda model, a, b, c: custom.CFGGuider.execute(model, a, b, 5.0),
+    "DualCFGGuider": lambda model, a, b, c: custom.DualCFGGuider.execute(model, a, c, b, 4.0, 3.0, "regular"),
+    "DualCFGGuider, nested": lambda model, a, b, c: custom.DualCFGGuider.execute(model, a, c, b, 4.0, 3.0, "nested"),
+    "PerpNegGuider": lambda model, a, b, c: PerpNegGuider.execute(model, a, b, c, 5.0, 1.0),
+    "DualModelGuider": lambda model, a, b, c: custom.DualModelGuider.execute(model, a, 4.0, model, b),
+}
+
+
+@pytest.mark.parametrize("name", GUIDERS)
+def test_every_guider(cases, name):
+    if not hasattr(custom, name) and name == "DualModelGuider":
+        pytest.skip(f"{name} is not in this ComfyUI")
+    case = cases("Flux")
+    assert_blends(case, sample=_guided(lambda model: GUIDERS[name](model, *_prompts(case)).result[0]))
+
+
+@pytest.mark.parametrize("first", ["compiled, then blended", "blended, then compiled"])
+def test_torch_compile(cases, first):
+    """While it runs, the network lies inside a module of torch's."""
+    case = cases("Qwen-Image")
+    inputs = {**case.inputs, "steps": 1, "cfg": 1.0, "latent_image": latent(1, case.family.latent)}
+    compiled, blended = node(TorchCompileModel, "eager"), partial(case.graph.applied, blend=case.blend(ALIGNMENT))
+    model = blended(compiled(case.model)) if first.startswith("compiled") else compiled(blended(case.model))
+    reference = blended_reference(case.model, case.networks, coefficients(ALIGNMENT))
+    assert_equal(case.graph.plain(model, **inputs), case.graph.plain(reference, **inputs))
