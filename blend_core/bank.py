@@ -100,6 +100,12 @@ class Attachment:
                 f"{len(missing)} of {len(bank.names)} adapted modules are not in this network "
                 f"({', '.join(missing[:3])}). The LoRAs were matched with another model; match them with this one."
             )
+        grouped = [name for name in bank.names if getattr(modules[name], "groups", 1) != 1]
+        if grouped:
+            raise BlendError(
+                f"{len(grouped)} adapted convolutions work on groups of channels ({', '.join(grouped[:3])}), to which "
+                "a low-rank addition cannot be applied. Use a LoRA without these layers."
+            )
         self._names = bank.names
         slots = zip(bank.names, bank.slots, strict=True)
         self._sites = [_Site(modules[name], slot, self) for name, slot in slots]
@@ -197,7 +203,7 @@ class _Slot(nn.Module):
     def add(self, out: Tensor, x: Tensor, selection: Selection, module: nn.Module) -> Tensor:
         """out + scale * up (down x), row by row the delta of that row's variant."""
         down, up = self._factors(x)
-        convolution = down.dim() == 5
+        convolution = down.dim() > 3
         if (only := selection.only) is not None:
             place = self.variants.index(only)
             rank = self.ranks[place]
@@ -234,8 +240,12 @@ def _add_linear_per_row(out, x, down, up, places, mask, module):
     return torch.baddbmm(rows, hidden, up[places].transpose(1, 2)).view(out.shape)
 
 
+_CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the dimensions of the input: sound, images, videos
+
+
 def _add_conv_one(out: Tensor, x: Tensor, down: Tensor, up: Tensor, module: nn.Module) -> Tensor:
-    return out + F.conv2d(_down_conv(x, down, module), up[:, :, None, None])
+    hidden = _down_conv(x, down, module)
+    return out + _CONVOLUTIONS[x.dim()](hidden, up.view(*up.shape, *[1] * (x.dim() - 2)))
 
 
 def _add_conv_per_row(out, x, down, up, places, mask, module):
@@ -253,7 +263,7 @@ def _down_conv(x: Tensor, down: Tensor, module: nn.Module) -> Tensor:
     padding = module.padding
     if module.padding_mode != "zeros":  # seamless tiling sets "circular" on a model's convolutions
         x, padding = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode), 0
-    return F.conv2d(x, down, None, module.stride, padding, module.dilation)
+    return _CONVOLUTIONS[x.dim()](x, down, None, module.stride, padding, module.dilation)
 
 
 def _fuse(pieces: Sequence[tuple[Target, Factors]]) -> tuple[Tensor, Tensor]:

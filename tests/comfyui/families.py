@@ -54,7 +54,7 @@ class Family:
         return self.renames is comfy.utils.unet_to_diffusers
 
     def layers(self, model) -> list[loras.Layer]:
-        """The linear and 2D convolution weights by diffusers' names where ComfyUI knows them, else by its own."""
+        """The linear and convolution weights by diffusers' names where ComfyUI knows them, else by its own."""
         names = self.renames(model.model.model_config.unet_config) if self.renames else {}
         renamed = loras.layers_of(model.model, names)
         known = {layer.module for layer in renamed}
@@ -63,7 +63,7 @@ class Family:
     def own_layers(self, model) -> list[loras.Layer]:
         """The same weights, whole, by ComfyUI's names."""
         modules = model.model.diffusion_model.named_modules()
-        adaptable = ((name, m) for name, m in modules if isinstance(m, nn.Linear | nn.Conv2d))
+        adaptable = ((name, m) for name, m in modules if isinstance(m, nn.Linear | nn.Conv2d | nn.Conv3d))
         return [loras.Layer(name, name, tuple(module.weight.shape)) for name, module in adaptable]
 
 

@@ -181,6 +181,25 @@ def test_a_fitting_number_of_tokens_in_one_list_is_refused_as_chance():
         torch.testing.assert_close(net(x), merged(net, adapters()[0])(x), rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+@pytest.mark.parametrize("selection", [[1, 1], [0, 1, 2]])
+def test_convolutions_of_sound_images_and_videos(dimensions, selection):
+    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimensions - 1]
+    net = nn.Sequential(kind(4, 6, 2, stride=2, padding=1)).double().requires_grad_(False)
+    target = Target("0", (6, 4, *[2] * dimensions))
+    bases = [factors([target], rank, 0.5, torch.float64, torch.Generator().manual_seed(rank)) for rank in (1, 3)]
+    x = torch.randn(len(selection), 4, *[5] * dimensions, dtype=torch.float64)
+    assert_rows_are_merged(net, bases, selection, x)
+
+
+def test_convolutions_of_groups_are_refused():
+    net = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4))
+    target = Target("0", (4, 1, 3, 3))
+    bases = [factors([target], 1, 1.0, torch.float32, torch.Generator().manual_seed(1))]
+    with pytest.raises(BlendError, match="groups of channels"):
+        LoRABank(bases).attach(net)
+
+
 def test_rows_that_are_no_multiple_of_the_selection_are_refused_and_nothing_remains():
     net, x = network(), inputs(4)
     before, out = state(net), net(x)
