@@ -29,10 +29,11 @@ RUNS = {
     "dpok": ("algorithm=dpok", "epochs=50", "optimisation.learning_rate=8e-4"),
     "grpo": ("algorithm=grpo", "epochs=90"),
     "draft x0": (*DRAFT, "draft.through=x0"),
-    "draft last": (*DRAFT, "epochs=30", "draft.through=last", "draft.steps=5"),
+    "draft last": (*DRAFT, "epochs=45", "draft.through=last", "draft.steps=5"),
+    # the rate falls, because at a constant one the run broke down past 100 epochs
     "dpo": ("algorithm=dpo", f"prompts.pairs={PAIRS}", "prompts.file=", "kl_weight=0.005", "prompts_per_epoch=32",
-            "images_per_prompt=1", "epochs=100", "dpo.draws=3", "optimisation.learning_rate=3e-3",
-            "optimisation.average=0.9"),
+            "images_per_prompt=1", "epochs=150", "dpo.draws=3", "optimisation.learning_rate=3.5e-3",
+            "optimisation.warm_up=5", "optimisation.decay=linear", "output.validate_every=15"),
 }  # fmt: skip
 
 
