@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import folder_paths
 from comfy_api.latest import io
@@ -76,11 +78,9 @@ class LoadRewardLoRA(io.ComfyNode):
         cls, lora_name: str, label: str, kl_weight: float, scale: float, allow_partial: bool = False
     ) -> io.NodeOutput:
         """Read the file and show what it holds."""
-        path = folder_paths.get_full_path_or_raise("loras", lora_name)
-        adapter = read_adapter(path, scale=scale or None)
-        lora = RewardLoRA(label.strip() or adapter.label, adapter, kl_weight or adapter.kl_weight, allow_partial)
+        lora = _loaded(lora_name, label, kl_weight, scale, allow_partial)
         stated = "not stated" if lora.kl_weight is None else f"{lora.kl_weight:g}"
-        return shown(cls, f"{lora.label}\n{adapter.summary}\nKL weight: {stated}", lora)
+        return shown(cls, f"{lora.label}\n{lora.adapter.summary}\nKL weight: {stated}", lora)
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str, **_) -> tuple:
@@ -92,11 +92,52 @@ class LoadRewardLoRA(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, lora_name: str) -> bool | str:
         """Refuse a file that is no longer there before anything runs."""
-        if folder_paths.get_full_path("loras", lora_name) is None:
-            return str(
-                BlendError(f"{lora_name} is not in models/loras. Put the file there and press R, or choose another.")
-            )
+        try:
+            _path_of(lora_name)
+        except BlendError as error:
+            return str(error)
         return True
+
+
+def stacked(stack: Sequence[tuple[str, float, float]] | None) -> tuple[RewardLoRA, ...]:
+    """The reward LoRAs of another pack's LORA_STACK: (file name in models/loras, model strength, clip strength) each.
+
+    A file that is in use already is the same RewardLoRA again, so that two blends of one stack blend the same bases.
+    """
+    return tuple(_of_entry(entry) for entry in stack or ())
+
+
+_IN_USE: WeakValueDictionary[tuple, RewardLoRA] = WeakValueDictionary()
+
+
+def _of_entry(entry: tuple[str, float, float]) -> RewardLoRA:
+    match entry:
+        case (str(name), 1, _):
+            key = LoadRewardLoRA.fingerprint_inputs(name)
+            return _IN_USE.get(key) or _IN_USE.setdefault(key, _loaded(name))
+        case (str(name), strength, _):
+            raise BlendError(
+                f"{name} came in lora_stack with model strength {strength}, expected 1: set it to 1 there, and say in "
+                "weights how much of it to blend."
+            )
+    raise BlendError(
+        f"lora_stack holds {entry!r:.200}, expected (file name, model strength, clip strength). Connect the LORA_STACK "
+        "output of a LoRA stacker, or use Load Reward LoRA."
+    )
+
+
+def _loaded(
+    lora_name: str, label: str = "", kl_weight: float = 0.0, scale: float = 0.0, allow_partial: bool = False
+) -> RewardLoRA:
+    adapter = read_adapter(_path_of(lora_name), scale=scale or None)
+    return RewardLoRA(label.strip() or adapter.label, adapter, kl_weight or adapter.kl_weight, allow_partial)
+
+
+def _path_of(lora_name: str) -> str:
+    path = folder_paths.get_full_path("loras", lora_name)
+    if path is None:
+        raise BlendError(f"{lora_name} is not in models/loras. Put the file there and press R, or choose another.")
+    return path
 
 
 def _lora_names() -> list[str]:

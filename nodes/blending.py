@@ -9,8 +9,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..blend_core import CURVES, BlendError, Schedule, normalised, parse_positions, parse_weights
+from .bases import stacked
 from .showing import shown
-from .sockets import CATEGORY, BlendSocket, LoRABlend, RewardLoRA, RewardLoRASocket, joined
+from .sockets import CATEGORY, BlendSocket, LoRABlend, LoRAStackSocket, RewardLoRA, RewardLoRASocket, joined
 
 MOST_BASES = 16
 
@@ -22,7 +23,11 @@ class BlendWeights(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         """The node's inputs and outputs."""
         template = io.Autogrow.TemplatePrefix(
-            RewardLoRASocket.Input("lora", tooltip="A reward LoRA; a new slot appears with each one you connect."),
+            RewardLoRASocket.Input(
+                "lora",
+                optional=True,  # a stack may bring all
+                tooltip="A reward LoRA; a new slot appears with each one you connect.",
+            ),
             prefix="lora_",
             min=1,
             max=MOST_BASES,
@@ -60,16 +65,27 @@ class BlendWeights(io.ComfyNode):
                     tooltip="The KL weight to blend for, when every LoRA states its own: smaller is further from the "
                     "base. 0: the average of the LoRAs', by their weights.",
                 ),
+                LoRAStackSocket.Input(
+                    "lora_stack",
+                    optional=True,
+                    tooltip="Reward LoRAs from another pack's LoRA stacker; they come after those of the slots. Their "
+                    "model strength must be 1, since weights says how much of each; the clip strength is ignored.",
+                ),
             ],
             outputs=[BlendSocket.Output(display_name="blend", tooltip="Connect to a sampler, or to KL Interpolate.")],
         )
 
     @classmethod
     def execute(
-        cls, loras: dict[str, RewardLoRA | None], weights: str, normalise: bool, target_kl_weight: float = 0.0
+        cls,
+        loras: dict[str, RewardLoRA | None],
+        weights: str,
+        normalise: bool,
+        target_kl_weight: float = 0.0,
+        lora_stack: list[tuple[str, float, float]] | None = None,
     ) -> io.NodeOutput:
         """Build the blend and show its coefficients."""
-        bases = tuple(lora for lora in loras.values() if lora is not None)
+        bases = (*(lora for lora in loras.values() if lora is not None), *stacked(lora_stack))
         numbers = parse_weights(weights, len(bases))
         alignment = 1.0 if normalise else math.fsum(numbers)
         blend = LoRABlend.of(bases, normalised(numbers), alignment=alignment, target_kl_weight=target_kl_weight or None)

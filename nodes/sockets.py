@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from ..blend_core import Adapter, Blend, Schedule
 
 RewardLoRASocket = io.Custom("REWARD_LORA")
 BlendSocket = io.Custom("BLEND")
+LoRAStackSocket = io.Custom("LORA_STACK")  # as other packs name it
 RewardModelSocket = io.Custom("REWARD_MODEL")
 
 CATEGORY = "Diffusion Blend"
@@ -71,11 +73,11 @@ class LoRABlend:
 
     def over(self, loras: tuple[RewardLoRA, ...]) -> LoRABlend:
         """The same blend expressed over more LoRAs, the new ones at weight 0. `loras` holds all of its own."""
-        place = {id(lora): i for i, lora in enumerate(self.loras)}
         names, kl_weights = _distinct([lora.label for lora in loras]), tuple(lora.kl_weight for lora in loras)
 
         def widened(blend: Blend) -> Blend:
-            preference = tuple(blend.preference[place[id(lora)]] if id(lora) in place else 0.0 for lora in loras)
+            own = list(zip(blend.preference, self.loras, strict=True))  # one LoRA may stand in it twice
+            preference = tuple(math.fsum(weight for weight, mine in own if mine is lora) for lora in loras)
             return replace(blend, names=names, preference=preference, kl_weights=kl_weights)
 
         blend = self._mapped(lambda schedule: replace(schedule, blends=tuple(map(widened, schedule.blends))))

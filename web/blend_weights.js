@@ -65,14 +65,20 @@ function barycentric([x, y]) {
 
 const pointOf = (shares) => [0, 1].map((axis) => shares.reduce((sum, share, i) => sum + share * CORNERS[i][axis], 0));
 
-/** What the rewards are called: the label of a Load Reward LoRA, or its file; a number where something else comes in. */
-function rewardNames(node) {
+/**
+ * What the rewards are called: the label of a Load Reward LoRA, or its file; a number where something else comes in. How
+ * many a stack brings is known when it runs: here as many as make `count`, the numbers in the text.
+ */
+function rewardNames(node, count) {
   const slots = [...(node.inputs ?? []).entries()].filter(([, { name, link }]) => SLOT.test(name) && link != null);
-  return slots.map(([slot], i) => {
+  const names = slots.map(([slot], i) => {
     const values = Object.fromEntries((node.getInputNode(slot)?.widgets ?? []).map(({ name, value }) => [name, value]));
     const file = String(values.lora_name ?? "").split(/[\\/]/).pop().replace(/\.\w+$/, "");
     return String(values.label ?? "").trim() || file || `reward ${i + 1}`;
   });
+  const stack = node.inputs?.some(({ name, link }) => name === "lora_stack" && link != null);
+  while (stack && names.length < count) names.push(`reward ${names.length + 1}`);
+  return names;
 }
 
 const short = (name) => (name.length > 16 ? `${name.slice(0, 15)}…` : name);
@@ -148,7 +154,7 @@ function attach(node, part, state) {
   let [seen, control] = ["", null];
   state.names = [];
 
-  const rewards = () => (isLinked(node, "weights") ? [] : rewardNames(node));
+  const rewards = () => (isLinked(node, "weights") ? [] : rewardNames(node, parse(weights.value)?.length ?? 0));
   const now = () => JSON.stringify([weights.value, rewards()]);
   const written = () => sharesOf(parse(weights.value), state.names.length);
   const show = (shares) => {

@@ -1,7 +1,7 @@
 """Writes docs/graph.png and the help pages' pictures from a running ComfyUI: `python -m tests.browser.pictures`.
 
-Run it where a node looks other than before. The pictures on the help pages are of nodes that have run, on tiny random
-networks.
+Run it where a node looks other than before; names such as DiffusionBlendDuel as arguments make their pictures alone.
+The pictures on the help pages are of nodes that have run, on tiny random networks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,15 @@ SIZE = {"width": 1700, "height": 1200}
 MOST_BYTES = 40_000
 STEPS = 20
 NODES = json.loads((REPOSITORY / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf8"))
-EXAMPLES = ("three_rewards_one_per_step", "best_of_four", "kl_dial", "regional_rewards", "msdda", "upscaler_pass")
+EXAMPLES = (
+    "three_rewards_one_per_step",
+    "best_of_four",
+    "kl_dial",
+    "regional_rewards",
+    "msdda",
+    "upscaler_pass",
+    "find_my_blend",
+)
 
 
 def picture_of(editor: Editor, node: str) -> Image.Image:
@@ -46,12 +54,14 @@ def write(picture: Image.Image, path: Path) -> None:
     assert path.stat().st_size < MOST_BYTES, f"{path.name} has {path.stat().st_size} bytes, at most {MOST_BYTES} wanted"
 
 
-def help_pictures(editor: Editor) -> None:
+def help_pictures(editor: Editor, wanted: list[str]) -> None:
     """One picture per node: from an example that ran, else of the node alone."""
-    missing = set(NODES)
+    missing = set(wanted)
     for example in EXAMPLES:
         graph = runnable(example, STEPS)
         found = missing & {node["type"] for node in graph["nodes"]}
+        if not found:
+            continue
         editor.load(graph)
         editor.run()
         for node in sorted(found):
@@ -80,8 +90,8 @@ def graph_picture(editor: Editor) -> None:
     picture.quantize(128).save(REPOSITORY / "docs" / "graph.png", optimize=True)
 
 
-def main() -> int:
-    """Make all pictures with the first ComfyUI of this machine."""
+def main(names: list[str]) -> int:
+    """Make the pictures of these nodes, or all, with the first ComfyUI of this machine."""
     root = real.workspace()
     if root is None:
         print(f"no pictures made: no ComfyUI found; {host.HINT}")
@@ -90,14 +100,19 @@ def main() -> int:
     folder = tempfile.TemporaryDirectory()
     with folder, real.served(root, Path(folder.name) / "base") as server, sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=chromium_of(playwright), args=CHROMIUM_OPTIONS)
-        address = f"http://127.0.0.1:{server.port}"
-        for canvas, make in {"classic": graph_picture, "nodes2": help_pictures}.items():
-            make(Editor(chromium.new_page(viewport=SIZE), address, CANVASES[canvas]))
+
+        def opened(canvas: str) -> Editor:
+            page = chromium.new_page(viewport=SIZE)
+            return Editor(page, f"http://127.0.0.1:{server.port}", CANVASES[canvas])
+
+        if not names:
+            graph_picture(opened("classic"))
+        help_pictures(opened("nodes2"), names or list(NODES))
         chromium.close()
     total = sum(path.stat().st_size for path in FOLDER.glob("*.webp"))
-    print(f"{len(NODES)} help pictures, {total / 1000:.0f} kB; docs/graph.png")
+    print(f"{len(names or NODES)} help pictures, {total / 1000:.0f} kB in all" + ("" if names else "; docs/graph.png"))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

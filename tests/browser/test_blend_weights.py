@@ -69,3 +69,17 @@ def test_more_rewards_have_linked_sliders_that_keep_ratios_and_without_normalise
     assert others == pytest.approx([(2 - first) * share for share in (0.5, 0.3, 0.2)], abs=0.011)
     editor.drag((x, y), (x + width, y))
     assert editor.evaluate(TEXT) == "2, 0, 0, 0"
+
+
+def test_a_stack_brings_as_many_rewards_as_the_text_has_further_numbers(opened):
+    editor = opened("two_rewards")
+    editor.evaluate(f"""() => {{
+        const node = {NODE}, stack = LiteGraph.createNode("Reroute");
+        app.graph.add(stack);
+        stack.connect(0, node, node.inputs.findIndex(({{ name }}) => name === "lora_stack"));
+        {TEXT} = "0.5, 0.3, 0.2";
+    }}""")
+    editor.wait(600)
+    labels = editor.locator(f"{CONTROLS} svg > text").all_text_contents()
+    assert labels == ["faithful 0.50faithful", "beautiful 0.30beautiful", "reward 3 0.20reward 3"]
+    assert editor.locator(CONTROLS).evaluate("(part) => part.style.opacity") == ""

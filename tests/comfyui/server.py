@@ -16,7 +16,7 @@ from . import host
 
 PACK = "diffusion-blend"  # as the registry names the folder: with a hyphen
 PATIENCE = 180  # seconds; a prompt takes about 2 on an idle core
-_PROMPT_NODE = '''
+_TEST_NODES = '''
 import torch
 
 class RandomPrompt:
@@ -30,7 +30,18 @@ class RandomPrompt:
     def encode(self, seed):
         return ([[torch.randn(1, 8, 768, generator=torch.Generator().manual_seed(seed)), {}]],)
 
-NODE_CLASS_MAPPINGS = {"RandomPrompt": RandomPrompt}
+class Stacker:
+    """What the LoRA stackers of other packs give: (file name, model strength, clip strength) each."""
+    RETURN_TYPES, FUNCTION, CATEGORY = ("LORA_STACK",), "stack", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"files": ("STRING", {"multiline": True})}}
+
+    def stack(self, files):
+        return ([(file, 1.0, 0.5) for file in files.splitlines()],)
+
+NODE_CLASS_MAPPINGS = {"RandomPrompt": RandomPrompt, "Stacker": Stacker}
 '''
 
 
@@ -48,7 +59,7 @@ class Server:
         self.log = folder / "server.log"
         (folder / "custom_nodes").mkdir(parents=True)
         (folder / "custom_nodes" / PACK).symlink_to(host.REPOSITORY, target_is_directory=True)
-        (folder / "custom_nodes" / "random_prompt.py").write_text(_PROMPT_NODE)
+        (folder / "custom_nodes" / "test_nodes.py").write_text(_TEST_NODES)
 
     def __enter__(self) -> Server:
         with socket.socket() as free:
@@ -56,7 +67,7 @@ class Server:
             self.port = free.getsockname()[1]
         command = [self.python, "main.py", "--cpu", "--base-directory", self.folder, "--disable-api-nodes"]
         command += ["--database-url", f"sqlite:///{self.folder / 'comfyui.db'}", "--disable-auto-launch"]
-        command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK, "random_prompt.py"]
+        command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK, "test_nodes.py"]
         command += ["--listen", "127.0.0.1", "--port", self.port]
         command += self.options
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

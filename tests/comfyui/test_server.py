@@ -225,6 +225,15 @@ def test_a_bad_weight_is_explained_to_the_client(server, files):
     assert "lower its weight" in error["exception_message"]
 
 
+def test_a_stack_of_another_pack_alone_gives_the_picture_of_its_loras_in_slots(server, files, picture):
+    graph = workflow(files)
+    del graph["first"], graph["second"]
+    graph["stack"] = {"class_type": "Stacker", "inputs": {"files": "\n".join(files[:2])}}
+    inputs = graph["weights"]["inputs"]
+    graph["weights"]["inputs"] = {"lora_stack": ["stack", 0], "weights": inputs["weights"], "normalise": True}
+    assert np.array_equal(pixels(server.picture(graph)), pixels(picture))
+
+
 def duel(files, answers) -> dict:
     """The graph above with the first blend of a duel in the place of its weights."""
     graph = workflow(files)
