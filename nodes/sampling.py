@@ -208,6 +208,7 @@ class StochasticLSSampler(io.ComfyNode):
                 io.Combo.Input(
                     "selection",
                     options=list(SELECTIONS),
+                    default="budget",
                     tooltip=_ONE_PER_STEP_TOOLTIP,
                 ),
                 _budget_input(),

@@ -32,8 +32,8 @@ RUNS = {
     "draft last": (*DRAFT, "epochs=45", "draft.through=last", "draft.steps=5"),
     # the rate falls, because at a constant one the run broke down past 100 epochs
     "dpo": ("algorithm=dpo", f"prompts.pairs={PAIRS}", "prompts.file=", "kl_weight=0.005", "prompts_per_epoch=32",
-            "images_per_prompt=1", "epochs=150", "dpo.draws=3", "optimisation.learning_rate=3.5e-3",
-            "optimisation.warm_up=5", "optimisation.decay=linear", "output.validate_every=15"),
+            "images_per_prompt=1", "epochs=130", "dpo.draws=3", "optimisation.learning_rate=3.5e-3",
+            "optimisation.warm_up=5", "optimisation.decay=linear", "output.validate_every=13"),
 }  # fmt: skip
 
 
@@ -67,9 +67,9 @@ def folder(name: str) -> Path:
 
 
 def make_pairs() -> None:
-    """Preference pairs of the base: the best and the worst of eight samples of a prompt, 96 times."""
+    """Preference pairs of the base: the best and the worst of 16 samples of a prompt, 96 times."""
     if not (PAIRS / "pairs.jsonl").exists():
-        finish(start("pairs", (), extra=("--count", "96", "--candidates", "8", "--out", str(PAIRS))))
+        finish(start("pairs", (), extra=("--count", "96", "--candidates", "16", "--out", str(PAIRS))))
 
 
 def start(command: str, settings: tuple[str, ...], *more: str, extra: tuple[str, ...] = ()) -> subprocess.Popen:
