@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
+CONTROL_NET = "control_v11p_sd15_canny_fp16.safetensors"
+PICTURE = "example.png"  # ComfyUI's own, in its input folder
 LORAS = ("sd15_reward_alignment", "sd15_reward_aesthetic", "sd15_reward_compressibility")
 
 
@@ -29,14 +31,22 @@ def write_checkpoint(path: Path) -> None:
     save_file({name: value.to(torch.float16).contiguous() for name, value in tensors.items()}, path)
 
 
+def list_only(path: Path) -> None:
+    """An empty file: the editor finds it, nothing opens it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
 def main(models: Path) -> None:
-    """Write the checkpoint and the three LoRAs below `models`."""
+    """Write the checkpoint and the three LoRAs below `models`, and the names of what is only listed."""
     from . import host
 
     host.enter(host.workspaces()[0])
     from . import loras, networks
 
     write_checkpoint(models / "checkpoints" / CHECKPOINT)
+    list_only(models / "controlnet" / CONTROL_NET)
+    list_only(models.parent / "input" / PICTURE)
     for name, lora in zip(LORAS, loras.three_loras(networks.load(networks.unet()).model), strict=True):
         loras.write_kohya(replace(lora, label=name), models / "loras")
 
