@@ -132,13 +132,15 @@ def content_of(graph: str) -> dict:
 
 
 def runnable(example: str, steps: int = 4) -> dict:
-    """An example that runs on tiny files: random prompts in place of the text encoder, small pictures."""
+    """An example that runs on tiny files: random prompts, small pictures, formulas for rewards."""
     graph = content_of(example)
     for node in graph["nodes"]:
         if node["type"] == "CLIPTextEncode":
             node |= {"type": "RandomPrompt", "inputs": [], "widgets_values": [node["id"]]}
         elif node["type"] == "EmptyLatentImage":
             node["widgets_values"][:2] = [64, 64]
+        elif node["type"] == "DiffusionBlendLoadRewardModel" and node["widgets_values"][0] == "aesthetic":
+            node["widgets_values"][0] = "colourfulness"
         elif "steps" in [entry["name"] for entry in node["inputs"]]:
             node["widgets_values"][2] = steps
     kinds = {node["id"]: node["type"] for node in graph["nodes"]}

@@ -105,3 +105,13 @@ def test_a_run_shows_progress_the_formula_and_the_picture(run):
     assert "0.6 faithful + 0.4 beautiful" in editor.value("DiffusionBlendBlendWeights", "$$node-text-preview")
     saved = editor.evaluate(f"app.nodeOutputs[{node_of('SaveImage')}.id].images")
     assert len(saved) == 1 and saved[0]["filename"].endswith(".png")
+
+
+def test_every_example_runs_as_the_editor_exports_it(editor, real_server):
+    exporting = editor(f"http://127.0.0.1:{real_server.port}")
+    for example in EXAMPLES:
+        exporting.load(runnable(example, steps=2))
+        prompt = exporting.evaluate("async () => (await app.graphToPrompt()).output")
+        history = real_server.finish(real_server.queue(prompt))
+        assert history["status"]["status_str"] == "success", (example, history["status"])
+        assert any("images" in output for output in history["outputs"].values()), example

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
@@ -31,10 +32,21 @@ def write_checkpoint(path: Path) -> None:
     save_file({name: value.to(torch.float16).contiguous() for name, value in tensors.items()}, path)
 
 
-def list_only(path: Path) -> None:
-    """An empty file: the editor finds it, nothing opens it."""
+def write_control_net(path: Path) -> None:
+    """A ControlNet for that checkpoint."""
+    from . import networks
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
+    tensors = {name: value.contiguous() for name, value in networks.control_net().state_dict().items()}
+    save_file(tensors, path)
+
+
+def write_picture(path: Path) -> None:
+    """Two colours with an edge between them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.new("RGB", (64, 64), "navy")
+    picture.paste("orange", (20, 20, 44, 44))
+    picture.save(path)
 
 
 def main(models: Path) -> None:
@@ -45,8 +57,8 @@ def main(models: Path) -> None:
     from . import loras, networks
 
     write_checkpoint(models / "checkpoints" / CHECKPOINT)
-    list_only(models / "controlnet" / CONTROL_NET)
-    list_only(models.parent / "input" / PICTURE)
+    write_control_net(models / "controlnet" / CONTROL_NET)
+    write_picture(models.parent / "input" / PICTURE)
     for name, lora in zip(LORAS, loras.three_loras(networks.load(networks.unet()).model), strict=True):
         loras.write_kohya(replace(lora, label=name), models / "loras")
 
