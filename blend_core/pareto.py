@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import statistics
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def simplex_grid(rewards: int, parts: int) -> list[tuple[float, ...]]:
@@ -47,3 +54,47 @@ def hypervolume(points: Iterable[Sequence[float]], reference: Sequence[float]) -
         total += (height - floor) * hypervolume(above, reference[:-1])
         floor = height
     return total
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One point. label: what it is.  means, errors: (rewards,), the errors 0 where unknown.  picture: a thumbnail."""
+
+    label: str
+    means: tuple[float, ...]
+    errors: tuple[float, ...]
+    picture: Image.Image | None = None
+
+    @classmethod
+    def of(cls, label: str, scores: Sequence[Sequence[float]], picture: Image.Image | None = None) -> Scored:
+        """scores: of each reward those of all images; errors are standard errors of their means."""
+        return cls(label, tuple(map(statistics.fmean, scores)), tuple(map(_standard_error, scores)), picture)
+
+
+@dataclass(frozen=True)
+class Trade:
+    """Points under the same rewards. names: (rewards,).  reference: (rewards,), from where hypervolume counts."""
+
+    names: tuple[str, ...]
+    points: tuple[Scored, ...]
+    reference: tuple[float, ...]
+
+    @property
+    def front(self) -> list[int]:
+        """Which points no other one dominates."""
+        return pareto_front([point.means for point in self.points])
+
+    @property
+    def volume(self) -> float:
+        """The hypervolume of all points above the reference."""
+        return hypervolume([point.means for point in self.points], self.reference)
+
+    def to_json(self) -> str:
+        """Points, front and hypervolume."""
+        points = [{"label": each.label, "means": each.means, "standard_errors": each.errors} for each in self.points]
+        facts = {"rewards": self.names, "reference": self.reference, "hypervolume": self.volume, "front": self.front}
+        return json.dumps(facts | {"points": points}, indent=1)
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0

@@ -16,6 +16,21 @@ from .sockets import CATEGORY, BlendSocket, LoRABlend, LoRAStackSocket, RewardLo
 MOST_BASES = 16
 
 
+def target_kl_weight_input(tooltip: str) -> io.Input:
+    """The KL weight that a blend is for; 0 for none."""
+    return io.Float.Input(
+        "target_kl_weight",
+        default=0.0,
+        min=0.0,
+        max=1e6,
+        step=0.0001,
+        round=False,
+        optional=True,
+        advanced=True,
+        tooltip=tooltip,
+    )
+
+
 class BlendWeights(io.ComfyNode):
     """Preferences over rewards (DB-MPA)."""
 
@@ -53,17 +68,9 @@ class BlendWeights(io.ComfyNode):
                     tooltip="On: the weights are shares, divided by their sum. Off: they are taken as they are, so "
                     "that 0.3, 0.3 keeps 0.4 of the base model and 1, 1 goes twice as far as trained.",
                 ),
-                io.Float.Input(
-                    "target_kl_weight",
-                    default=0.0,
-                    min=0.0,
-                    max=1e6,
-                    step=0.0001,
-                    round=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip="The KL weight to blend for, when every LoRA states its own: smaller is further from the "
-                    "base. 0: the average of the LoRAs', by their weights.",
+                target_kl_weight_input(
+                    "The KL weight to blend for, when every LoRA states its own: smaller is further from the base. 0: "
+                    "the average of the LoRAs', by their weights."
                 ),
                 LoRAStackSocket.Input(
                     "lora_stack",

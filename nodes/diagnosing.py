@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import comfy.sample
 import comfy.samplers
 import comfy.utils
-import numpy
 import torch
 from comfy_api.latest import io
 from torch import Tensor
@@ -20,7 +19,7 @@ from .managing import RewardModel, decoded
 from .msdda import is_flow
 from .patching import EXECUTIONS, sample
 from .sampling import BLEND_TOOLTIP, EXECUTION_TOOLTIP, ksampler_inputs
-from .showing import shown
+from .showing import as_image, shown
 from .sockets import CATEGORY, BlendSocket, LoRABlend, RewardModelSocket
 
 
@@ -125,7 +124,7 @@ class Diagnostics(io.ComfyNode):
         spent = plain + count * (1 + len(blend.loras)) + samples * sum(count - k for k in places)
         formula = blend.schedule.formula()
         diagnosis = Diagnosis(blend.names, formula, tuple(recorder.steps), tuple(gaps), spent, plain)
-        picture = torch.from_numpy(numpy.array(draw(diagnosis))).float()[None] / 255
+        picture = as_image(draw(diagnosis))
         text = f"{diagnosis.describe()}\n\n{applied.report}"
         return shown(cls, str(diagnosis.verdict), picture, text, diagnosis.to_json(), latent)
 

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..blend_core import BlendError
 from ..blend_core.duels import FEWEST, MOST, parse_duels, parse_lines
+from .blending import target_kl_weight_input
 from .showing import shown
 from .sockets import CATEGORY, BlendSocket, LoRABlend, RewardLoRA, RewardLoRASocket
 
@@ -61,17 +62,7 @@ class BlendDuel(io.ComfyNode):
                     tooltip="Another number asks about other pairs. Lines that are A, B or = alone belong to the "
                     "number that they were given under.",
                 ),
-                io.Float.Input(
-                    "target_kl_weight",
-                    default=0.0,
-                    min=0.0,
-                    max=1e6,
-                    step=0.0001,
-                    round=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip="As in Blend Weights. 0: the average of the LoRAs', by their weights.",
-                ),
+                target_kl_weight_input("As in Blend Weights. 0: the average of the LoRAs', by their weights."),
             ],
             outputs=[
                 BlendSocket.Output(display_name="blend_a", tooltip="The first of the pair: to one Blended KSampler."),

@@ -1,9 +1,13 @@
-"""Text shown on a node."""
+"""What nodes show: text on themselves, and pictures as ComfyUI passes them on."""
 
 from __future__ import annotations
 
+import numpy
+import torch
 from comfy_api.latest import io, ui
+from PIL import Image
 from server import PromptServer
+from torch import Tensor
 
 
 def shown(node: type[io.ComfyNode], text: str, *outputs, editor: dict | None = None) -> io.NodeOutput:
@@ -18,3 +22,8 @@ def shown(node: type[io.ComfyNode], text: str, *outputs, editor: dict | None = N
         server.send_progress_text(text, hidden.unique_id)
     data = {} if editor is None else {"diffusion_blend": (editor,)}
     return io.NodeOutput(*outputs, ui=ui.PreviewText(text).as_dict() | data)
+
+
+def as_image(picture: Image.Image) -> Tensor:
+    """An IMAGE (1, height, width, 3) in [0, 1]."""
+    return torch.from_numpy(numpy.array(picture)).float()[None] / 255

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import statistics
-
-import numpy
-import torch
 from comfy_api.latest import io
 from PIL import Image
 from torch import Tensor
 
 from ..blend_core import BlendError, parse_numbers
-from ..blend_core.pareto import simplex_grid
-from ..blend_core.pictures.pareto import Scored, Trade, draw
-from .scoring import one_batch
-from .showing import shown
+from ..blend_core.pareto import Scored, Trade, simplex_grid
+from ..blend_core.pictures.pareto import draw
+from .scoring import as_markdown, one_batch
+from .showing import as_image, shown
 from .sockets import CATEGORY, BlendSocket, LoRABlend
 
 MOST_BLENDS = 256  # a slip of the finger on a grid of many rewards is thousands of images
@@ -84,7 +79,11 @@ class Sweep(io.ComfyNode):
     @classmethod
     def execute(cls, blend: LoRABlend, over: dict) -> io.NodeOutput:
         """Lay out the grid and show it."""
-        swept = by_preference(blend, over["parts"]) if over["over"] == "preference" else by_alignment(blend, over)
+        swept = (
+            by_preference(blend, over["parts"])
+            if over["over"] == "preference"
+            else by_alignment(blend, over["alignments"])
+        )
         return shown(cls, "\n".join(label for label, _ in swept), [each for _, each in swept], [x for x, _ in swept])
 
 
@@ -105,11 +104,11 @@ def by_preference(blend: LoRABlend, parts: int) -> list[tuple[str, LoRABlend]]:
     return [(label, blend.preferring(each)) for label, each in zip(labels, grid, strict=True)]
 
 
-def by_alignment(blend: LoRABlend, over: dict) -> list[tuple[str, LoRABlend]]:
+def by_alignment(blend: LoRABlend, alignments: str) -> list[tuple[str, LoRABlend]]:
     """(label, blend) at every distance."""
-    numbers = parse_numbers(over["alignments"], "alignments", "blend", "0, 0.5, 1")
+    numbers = parse_numbers(alignments, "alignments", "blend", "0, 0.5, 1")
     if not numbers or min(numbers) < 0:
-        raise BlendError(f"alignments are {over['alignments']!r}, expected numbers from 0 upwards, such as 0, 0.5, 1.")
+        raise BlendError(f"alignments are {alignments!r}, expected numbers from 0 upwards, such as 0, 0.5, 1.")
     return [(f"alignment {number:g}", blend.aligned(number)) for number in numbers]
 
 
@@ -178,10 +177,9 @@ class ParetoPlot(io.ComfyNode):
         """Average over the images of each blend, and draw."""
         columns = [column for column in scores.values() if column]
         trade = traded(labels, columns, names[0], image, reference[0])
-        picture = torch.from_numpy(numpy.array(draw(trade))).float()[None] / 255
         best = ", ".join(trade.points[i].label for i in trade.front)
         text = f"hypervolume {trade.volume:.4g}\non the front: {best}"
-        return shown(cls, text, picture, trade.volume, as_table(trade), as_json(trade))
+        return shown(cls, text, as_image(draw(trade)), trade.volume, as_markdown(table_of(trade)), trade.to_json())
 
 
 def traded(labels: list[str], columns: list[list[float]], names: str, image: list | None, reference: str) -> Trade:
@@ -196,15 +194,11 @@ def traded(labels: list[str], columns: list[list[float]], names: str, image: lis
     parts = [[column[i : i + each] for i in range(0, len(column), each)] for column in columns]
     pictures = _thumbnails(image, counts[0])[::each] if image else [None] * len(labels)
     points = tuple(
-        Scored(label, tuple(map(statistics.fmean, part)), tuple(map(_standard_error, part)), picture)
+        Scored.of(label, part, picture)
         for label, part, picture in zip(labels, zip(*parts, strict=True), pictures, strict=True)
     )
     lowest = tuple(min(point.means[i] for point in points) for i in range(len(columns)))
     return Trade(_names(names, len(columns)), points, _reference(reference, len(columns)) or lowest)
-
-
-def _standard_error(values: list[float]) -> float:
-    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
 def _names(text: str, count: int) -> tuple[str, ...]:
@@ -230,16 +224,9 @@ def _thumbnails(images: list[Tensor], count: int) -> list[Image.Image]:
     return [Image.fromarray((each[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()) for each in batch]
 
 
-def as_table(trade: Trade) -> str:
-    """A Markdown table, a row per point."""
-    rows = [["blend", *trade.names, "on the front"], ["---", *("---:" for _ in trade.names), "---"]]
+def table_of(trade: Trade) -> list[list[str]]:
+    """A heading, and a row per point."""
+    rows = [["blend", *trade.names, "on the front"]]
     for i, point in enumerate(trade.points):
         rows.append([point.label, *(f"{mean:.4g}" for mean in point.means), "yes" if i in trade.front else ""])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def as_json(trade: Trade) -> str:
-    """Points, front and hypervolume."""
-    points = [{"label": each.label, "means": each.means, "standard_errors": each.errors} for each in trade.points]
-    facts = {"rewards": trade.names, "reference": trade.reference, "hypervolume": trade.volume, "front": trade.front}
-    return json.dumps(facts | {"points": points}, indent=1)
+    return rows

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..blend_core.errors import BlendError
-from ..blend_core.rewards import Library, Rescaled, Reward, Scale, WeightedSum, load_reward
-from .config import Config
+from ..blend_core.rewards import Library, Rescaled, Reward, Scale, WeightedSum, load_reward, rescaled
+from .config import Config, RewardChoice
 from .gathering import Gathering
 
 
@@ -79,13 +79,13 @@ def open_rewards(
     """The rewards that the settings name. Raises BlendError for an unknown one, and for weights that are missing.
 
     held: off for a process that asks another one for scores; then nothing is loaded, and None stands for each reward.
-    load: how one is opened by its name, instead of from the library.
+    load: how one is opened by its name, instead of from the library.  Watched rewards keep their own scale.
     """
     choice = config.reward
     if not held:
         return Rewards(_label(config, [name for _, name in choice.terms]), None, dict.fromkeys(choice.watch))
     load = load or _from_library(config, device)
-    terms = tuple(_multiplied(load(name), weight, choice.factor) for weight, name in choice.terms)
+    terms = tuple(_scaled(load(name), weight, choice) for weight, name in choice.terms)
     watched = {term.name: term.reward for term in map(load, choice.watch)}
     return Rewards(_label(config, [term.name for term in terms]), _sum(terms), watched, terms)
 
@@ -93,18 +93,18 @@ def open_rewards(
 def _from_library(config: Config, device: torch.device | str) -> Callable[[str], Term]:
     folders = {"folders": tuple(Path(folder).expanduser() for folder in config.reward.weights)}
     library = Library(**folders if config.reward.weights else {}, download=config.reward.download)
-
-    def load(name: str) -> Term:
-        reward = load_reward(name, library, device, scale=config.reward.scale)
-        return Term(name, reward, reward.scale if isinstance(reward, Rescaled) else Scale())  # a preset's scale
-
-    return load
+    return lambda name: Term(name, load_reward(name, library, device))
 
 
-def _multiplied(term: Term, weight: float, factor: float) -> Term:
-    """The term under the settings' factor, as one of weight `weight`."""
-    scale = Scale(factor * term.scale.factor, factor * term.scale.shift)
-    reward = term.reward if factor == 1 else Rescaled(term.reward, Scale(factor))
+def _scaled(term: Term, weight: float, choice: RewardChoice) -> Term:
+    """The term under the settings' scale preset and factor, as one of weight `weight`."""
+    reward = rescaled(term.reward, choice.scale)
+    preset = Scale() if reward is term.reward else reward.scale
+    scale = Scale(
+        choice.factor * preset.factor * term.scale.factor,
+        choice.factor * (preset.factor * term.scale.shift + preset.shift),
+    )
+    reward = reward if choice.factor == 1 else Rescaled(reward, Scale(choice.factor))
     return replace(term, reward=reward, scale=scale, weight=weight)
 
 

@@ -3,46 +3,16 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass
 from itertools import combinations
 
 from PIL import Image
 
-from ..pareto import hypervolume, pareto_front
+from ..pareto import Scored, Trade
 from .paper import COLOURS, FAINT, GREY, INK, Paper, even_ticks
 
 PANEL, LEFT, BELOW, ABOVE, BETWEEN = 400, 80, 56, 104, 24  # pixels; of each panel, and around it
 CELL, PICTURE = 132, 108  # of the strip: a cell's width, a thumbnail's longest side
 SHADE, ON_FRONT, BEHIND = "#e8f0f8", COLOURS[0], "#a9a9a9"
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One point. label: what it is.  means, errors: (rewards,), the errors 0 where unknown.  picture: a thumbnail."""
-
-    label: str
-    means: tuple[float, ...]
-    errors: tuple[float, ...]
-    picture: Image.Image | None = None
-
-
-@dataclass(frozen=True)
-class Trade:
-    """Points under the same rewards. names: (rewards,).  reference: (rewards,), from where hypervolume counts."""
-
-    names: tuple[str, ...]
-    points: tuple[Scored, ...]
-    reference: tuple[float, ...]
-
-    @property
-    def front(self) -> list[int]:
-        """Which points no other one dominates."""
-        return pareto_front([point.means for point in self.points])
-
-    @property
-    def volume(self) -> float:
-        """The hypervolume of all points above the reference."""
-        return hypervolume([point.means for point in self.points], self.reference)
 
 
 def draw(trade: Trade) -> Image.Image:

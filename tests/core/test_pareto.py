@@ -3,9 +3,9 @@
 from math import comb
 
 import pytest
-from diffusion_blend.blend_core.pareto import hypervolume, pareto_front, simplex_grid
+from diffusion_blend.blend_core.pareto import Scored, Trade, hypervolume, pareto_front, simplex_grid
 from diffusion_blend.blend_core.pictures.paper import even_ticks
-from diffusion_blend.blend_core.pictures.pareto import BEHIND, ON_FRONT, SHADE, Scored, Trade, draw
+from diffusion_blend.blend_core.pictures.pareto import BEHIND, ON_FRONT, SHADE, draw
 from PIL import Image, ImageColor
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from diffusion_blend.blend_core.errors import BlendError
+from diffusion_blend.blend_core.rewards import load_reward
 from diffusion_blend.trainers.checks import check
 from diffusion_blend.trainers.config import PRESETS, Config, fields, read_config, settings_help, to_flat
 from diffusion_blend.trainers.prompts import epoch_chunks, read_prompts, shuffled
+from diffusion_blend.trainers.rewarding import open_rewards
 from diffusion_blend.trainers.updating import Updater
 
 
@@ -104,3 +107,13 @@ def test_an_update_from_a_loss_that_is_no_number_is_refused():
     with pytest.raises(BlendError, match="not a finite number"):
         update([lambda: ((weight * float("inf")).sum(), {})])
     assert torch.equal(weight, torch.ones(1))
+
+
+def test_scales_are_of_the_trained_reward_alone_and_the_header_states_them():
+    names = {"reward__name": "jpeg_compressibility", "reward__watch": ("jpeg_incompressibility",)}
+    rewards = open_rewards(read_config([], reward__scale="flow-grpo", reward__factor=10.0, **names), "cpu")
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    small, large = (load_reward(name)(images, [""] * 2) for name in ("jpeg_compressibility", "jpeg_incompressibility"))
+    torch.testing.assert_close(rewards.trained(images, [""] * 2), small * 10 / 500)
+    torch.testing.assert_close(rewards.watched["jpeg_incompressibility"](images, [""] * 2), large)
+    assert rewards.facts() == [{"name": "jpeg_compressibility", "weight": 1.0, "scale": 10 / 500, "shift": 0.0}]
