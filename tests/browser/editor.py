@@ -104,6 +104,21 @@ class Editor:
         self.events = self.evaluate("window.events")
         assert self.events[-1][0] == "execution_success", self.events[-1]
 
+    def node_search(self):
+        """The open search for nodes: Playwright's locator of its field.
+
+        A busy machine may take the two clicks for single ones, so they are repeated until it opens.
+        """
+        field = self.page.get_by_role("combobox", name="Add a node")
+        for waits in range(5 * PATIENCE):
+            if field.is_visible():
+                return field
+            if waits % 30 == 0:
+                self.page.keyboard.press("Escape")  # whatever a single click opened
+                self.page.mouse.dblclick(700, 600)
+            self.wait(200)
+        raise AssertionError(f"the search for nodes did not open in {PATIENCE} s: {self.messages[-5:]}")
+
     def undo(self) -> None:
         """Take the last change back."""
         self.evaluate("document.activeElement.blur()")

@@ -27,8 +27,7 @@ COMPLAINTS = """() => {
 def test_every_node_is_found_by_its_name_and_by_its_aliases(editor, address):
     nodes = editor(address)
     nodes.evaluate("app.graph.clear()")
-    nodes.page.mouse.dblclick(700, 600)
-    search = nodes.page.get_by_role("combobox", name="Add a node")
+    search = nodes.node_search()
     wanted = {text["display_name"]: text["display_name"] for text in TEXTS.values()}
     wanted |= {"best of n": "Pick Best", "aesthetic score": "Reward Scorer", "DB-KLA": "KL Interpolate"}
     for words, name in wanted.items():
