@@ -2,6 +2,8 @@
 
     W_i x = W x + scale_i * up_i (down_i x)        for basis i; variant 0 is the base and adds nothing
 
+What is no pair of factors (LoHa, LoKr, DoRA, whole differences) runs beside it, more slowly: see layers.py.
+
 A bank belongs to no host: `attach` finds its modules by name below any network, and only while `Attachment.using` is
 open do those modules carry another `forward`. No weight is ever written.
 """
@@ -17,31 +19,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .adapters import Factors, Target
+from .adapters import Change, Factors, Target
 from .errors import BlendError
+from .layers import CONVOLUTIONS, ChangedLayer, Gains, convolved
 
 
 class LoRABank(nn.Module):
     """The factors of m bases, stacked per target module.
 
-    adapters: one mapping Target -> Factors per basis, in the order of the blend; variant i + 1 is adapters[i].
+    adapters: one mapping Target -> Factors or Change per basis, in the order of the blend; variant i + 1 is
+    adapters[i].
     """
 
-    def __init__(self, adapters: Sequence[Mapping[Target, Factors]]):
+    def __init__(self, adapters: Sequence[Mapping[Target, Factors | Change]]):
         super().__init__()
         self.size = len(adapters)
-        pieces: dict[str, dict[int, list[tuple[Target, Factors]]]] = {}
+        pieces: dict[str, dict[int, list[tuple[Target, Factors | Change]]]] = {}
         for variant, adapter in enumerate(adapters, start=1):
-            for target, factors in adapter.items():
-                pieces.setdefault(target.module, {}).setdefault(variant, []).append((target, factors))
-        self.names = list(pieces)
-        self.slots = nn.ModuleList(_Slot(of_module) for of_module in pieces.values())
+            for target, change in adapter.items():
+                pieces.setdefault(target.module, {}).setdefault(variant, []).append((target, change))
+        slots = [(name, slot) for name, of_module in pieces.items() for slot in _slots(of_module)]
+        self.names = [name for name, _ in slots]
+        self.slots = nn.ModuleList(slot for _, slot in slots)
         self._attachments: WeakKeyDictionary[nn.Module, Attachment] = WeakKeyDictionary()
 
     @property
     def nbytes(self) -> int:
         """Bytes that the factors take."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
+
+    @property
+    def transient_bytes(self) -> int:
+        """Bytes of the largest difference that a pass builds and drops again; 0 for plain LoRAs."""
+        return max((slot.transient_bytes for slot in self.slots if isinstance(slot, ChangedLayer)), default=0)
 
     def attach(self, network: nn.Module) -> Attachment:
         """The handle that switches this bank on for calls of `network`, the same one while its modules are the same.
@@ -54,6 +64,7 @@ class LoRABank(nn.Module):
         attachment = self._attachments.get(network)
         if attachment is None or not attachment.fits(modules):
             attachment = self._attachments[network] = Attachment(self, modules)
+        attachment.measure()
         return attachment
 
 
@@ -62,18 +73,24 @@ class _Site:
     """One target module of one network, and the forward that adds the active deltas to the one found there."""
 
     module: nn.Module
-    slot: _Slot
+    slot: _Slot | ChangedLayer
     attachment: Attachment
     original: object = None
     had_own: bool = False
+    gains: Gains = ()
     forward: object = None  # one function object for ever, so that torch.compile traces it once
 
     def __post_init__(self):
         def forward(x, *args, **kwargs):
             out = self.original(x, *args, **kwargs)
-            return self.slot.add(out, x, self.attachment.selection, self.module)
+            return self.slot.add(out, x, self, lambda other: self.original(other, *args, **kwargs))
 
         self.forward = forward
+
+    @property
+    def selection(self) -> Selection:
+        """Whose rows a call holds, while the bank is in use."""
+        return self.attachment.selection
 
     def install(self) -> None:
         own = self.module.__dict__
@@ -100,15 +117,21 @@ class Attachment:
                 f"{len(missing)} of {len(bank.names)} adapted modules are not in this network "
                 f"({', '.join(missing[:3])}). The LoRAs were matched with another model; match them with this one."
             )
-        grouped = [name for name in bank.names if getattr(modules[name], "groups", 1) != 1]
+        slots = list(zip(bank.names, bank.slots, strict=True))
+        grouped = [n for n, slot in slots if isinstance(slot, _Slot) and getattr(modules[n], "groups", 1) != 1]
         if grouped:
             raise BlendError(
                 f"{len(grouped)} adapted convolutions work on groups of channels ({', '.join(grouped[:3])}), to which "
                 "a low-rank addition cannot be applied. Use a LoRA without these layers."
             )
         self._names = bank.names
-        slots = zip(bank.names, bank.slots, strict=True)
         self._sites = [_Site(modules[name], slot, self) for name, slot in slots]
+
+    def measure(self) -> None:
+        """Take the norms that DoRA needs of the weights as they are now; other patches may have changed them."""
+        for site in self._sites:
+            if isinstance(site.slot, ChangedLayer):
+                site.gains = site.slot.gains(site.module)
 
     def fits(self, modules: Mapping[str, nn.Module]) -> bool:
         """Whether the modules this handle was made for are still the ones of these names."""
@@ -170,6 +193,16 @@ class Selection:
             self._indices[key] = self._build_index(covered, rows, x.device)
         return self._indices[key]
 
+    def rows_of(self, variant: int, x: Tensor) -> Tensor | None:
+        """The rows of x that are this variant's, (n,) long, maybe none; None where all are. Raises as `index` does."""
+        if self.only is not None:
+            return None if self.only == variant else torch.empty(0, dtype=torch.long, device=x.device)
+        _, mask = self.index((variant,), x)
+        key = ("rows", variant, x.shape[0], x.device)
+        if mask is not None and key not in self._indices:
+            self._indices[key] = mask.flatten().nonzero().flatten()
+        return None if mask is None else self._indices[key]
+
     def _build_index(self, covered, rows, device):
         times, rest = divmod(rows, len(self.variants))
         if rest or times == 0:
@@ -187,6 +220,13 @@ class Selection:
         )
 
 
+def _slots(of_module: Mapping[int, Sequence[tuple[Target, Factors | Change]]]) -> list[ChangedLayer | _Slot]:
+    """One module's slots. The changed layer comes first, next to the module, which it may have to call again."""
+    plain = {v: pieces for v, pieces in of_module.items() if all(isinstance(change, Factors) for _, change in pieces)}
+    changed = {v: pieces for v, pieces in of_module.items() if v not in plain}
+    return [*([ChangedLayer(changed)] if changed else []), *([_Slot(plain)] if plain else [])]
+
+
 class _Slot(nn.Module):
     """The factors that all bases have for one module: down (v, rank, ...) and up (v, out, rank), rank padded."""
 
@@ -200,10 +240,11 @@ class _Slot(nn.Module):
         self.register_buffer("up", torch.stack([_pad(up, 1, rank) for _, up in fused]))
         self._cast: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
-    def add(self, out: Tensor, x: Tensor, selection: Selection, module: nn.Module) -> Tensor:
+    def add(self, out: Tensor, x: Tensor, site: _Site, again: object) -> Tensor:
         """out + scale * up (down x), row by row the delta of that row's variant."""
         down, up = self._factors(x)
         convolution = down.dim() > 3
+        module, selection = site.module, site.selection
         if (only := selection.only) is not None:
             place = self.variants.index(only)
             rank = self.ranks[place]
@@ -240,30 +281,20 @@ def _add_linear_per_row(out, x, down, up, places, mask, module):
     return torch.baddbmm(rows, hidden, up[places].transpose(1, 2)).view(out.shape)
 
 
-_CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the dimensions of the input: sound, images, videos
-
-
 def _add_conv_one(out: Tensor, x: Tensor, down: Tensor, up: Tensor, module: nn.Module) -> Tensor:
-    hidden = _down_conv(x, down, module)
-    return out + _CONVOLUTIONS[x.dim()](hidden, up.view(*up.shape, *[1] * (x.dim() - 2)))
+    hidden = convolved(x, down, module)
+    return out + CONVOLUTIONS[x.dim()](hidden, up.view(*up.shape, *[1] * (x.dim() - 2)))
 
 
 def _add_conv_per_row(out, x, down, up, places, mask, module):
     """All downs as one convolution (their channels are few), each row keeping its own variant's channels."""
     count, rank = down.shape[:2]
-    hidden = _down_conv(x, down.flatten(0, 1), module)
+    hidden = convolved(x, down.flatten(0, 1), module)
     hidden = hidden.view(x.shape[0], count, rank, -1)[torch.arange(x.shape[0], device=x.device), places]
     if mask is not None:
         hidden = hidden * mask
     delta = torch.bmm(up[places], hidden)
     return out + delta.view(out.shape)
-
-
-def _down_conv(x: Tensor, down: Tensor, module: nn.Module) -> Tensor:
-    padding = module.padding
-    if module.padding_mode != "zeros":  # seamless tiling sets "circular" on a model's convolutions
-        x, padding = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode), 0
-    return _CONVOLUTIONS[x.dim()](x, down, None, module.stride, padding, module.dilation)
 
 
 def _fuse(pieces: Sequence[tuple[Target, Factors]]) -> tuple[Tensor, Tensor]:

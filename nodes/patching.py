@@ -87,7 +87,17 @@ class AppliedBlend:
     def report(self) -> str:
         """The formula and the load reports, as the nodes show them."""
         formula = self.blend.describe() if self.blend.regions else self.blend.schedule.formula()
-        return "\n".join([formula, *map(str, self.reports)])
+        return "\n".join([formula, *map(str, self.reports), *self._slower()])
+
+    def _slower(self) -> list[str]:
+        """What the kinds that are no plain LoRA cost."""
+        bank = self.hooks.bank
+        if not any(report.kinds for report in self.reports):
+            return []
+        return [
+            f"slower than plain LoRA: {bank.nbytes / 2**20:.1f} MB of factors, and in every pass differences of up to "
+            f"{bank.transient_bytes / 2**20:.1f} MB, one layer at a time"
+        ]
 
     @property
     def plan(self) -> Plan | None:
@@ -185,7 +195,11 @@ def blended_run(model_options: dict) -> BlendedRun | None:
 
 def target_index(base_model: torch.nn.Module) -> TargetIndex:
     """The weights a LoRA may address in this model, under every name ComfyUI knows them by."""
-    weights = {name: m.weight for name, m in base_model.named_modules() if getattr(m, "weight", None) is not None}
+    weights = {
+        name: module.weight
+        for name, module in base_model.named_modules()
+        if getattr(module, "weight", None) is not None and not isinstance(module, torch.nn.Embedding)
+    }
     aliases = {}
     for alias, place in [*comfy.lora.model_lora_keys_unet(base_model, {}).items(), *_further_names(base_model)]:
         key, rows, swap = _read_place(place)

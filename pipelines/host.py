@@ -40,8 +40,11 @@ def network_of(pipe: DiffusionPipeline) -> nn.Module:
     )
 
 
+NORMS = nn.LayerNorm | nn.GroupNorm | nn.RMSNorm
+
+
 def target_index(network: nn.Module) -> TargetIndex:
-    """The weights a LoRA may address in this network: its linear layers and 2D convolutions, by their module paths.
+    """The weights a file may address in this network: its linear layers, 2D convolutions and norms, by module paths.
 
     LDM, BFL and other native names need no entry: the engine renames them to these.
     """
@@ -49,7 +52,7 @@ def target_index(network: nn.Module) -> TargetIndex:
     for name, module in network.named_modules():
         if isinstance(module, nn.Linear):  # the sizes, because a quantised weight is stored in another shape
             shape = (module.out_features, module.in_features)
-        elif isinstance(module, nn.Conv2d):
+        elif isinstance(module, nn.Conv2d | NORMS) and module.weight is not None:
             shape = tuple(module.weight.shape)
         else:
             continue

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..blend_core import Adapter, BlendError, Factors, resolve
+from ..blend_core import Adapter, BlendError, Factors, plain, resolve
 from ..blend_core.adapters.scale import HEADER_KEY
 from ..pipelines import target_index
 from .export import diffusers_names, kohya_names
@@ -33,8 +33,10 @@ class Reduction:
 def by_module(adapter: Adapter, network: nn.Module | None) -> dict[str, Factors]:
     """The adapter's factors by module path. network: the one they are for; without it the file must hold paths.
 
-    Raises BlendError where paths cannot be told from the file alone, or modules do not fit the network.
+    Raises BlendError where paths cannot be told from the file alone, modules do not fit the network, or the file holds
+    other kinds than LoRA.
     """
+    plain(adapter.modules.values(), f"{adapter.label}: another spelling")
     if network is not None:
         factors, report = resolve(adapter, target_index(network))
         if report.matched != report.in_file or any(target.rows for target in factors):

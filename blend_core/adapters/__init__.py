@@ -1,12 +1,13 @@
-"""LoRA files read into low-rank factors, whatever tool wrote them, and matched to the weights of a host network.
+"""LoRA files read, whatever tool wrote them, and matched to the weights of a host network.
 
-    adapter = read_adapter(path)                    # what the file holds: files, spelling, scale, reading
-    factors, report = resolve(adapter, index)       # where it goes: targets, renames, resolving, report
+    adapter = read_adapter(path)                    # what the file holds: files, spelling, scale, changes, reading
+    changes, report = resolve(adapter, index)       # where it goes: targets, renames, resolving, report
 
 `index` is built once per host from the names that host knows its weights by. Nothing here imports a host.
 """
 
-from .factors import Adapter, Factors, soup
+from .changes import Change, Delta, Magnitude
+from .factors import Adapter, Factors, plain, soup
 from .files import adapter_files, is_adapter_file
 from .reading import read_adapter
 from .report import LoadReport
@@ -16,13 +17,17 @@ from .targets import Target, TargetIndex
 
 __all__ = [
     "Adapter",
+    "Change",
+    "Delta",
     "Factors",
     "LoadReport",
+    "Magnitude",
     "Target",
     "TargetIndex",
     "adapter_files",
     "canonical",
     "is_adapter_file",
+    "plain",
     "read_adapter",
     "resolve",
     "soup",

@@ -1,16 +1,22 @@
 """Low-rank factors, the adapter that holds them, and their weighted average."""
 
+from __future__ import annotations
+
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..errors import BlendError
-from .report import left_out_words
+from .report import contents_words, left_out_words
+
+if TYPE_CHECKING:
+    from .changes import Change
 
 METADATA_PREFIX = "diffusion_blend."
 
@@ -32,19 +38,28 @@ class Factors:
     def rank(self) -> int:
         return self.down.shape[0]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(out, in[, kh, kw]) of the weight they add to."""
+        return (self.up.shape[0], *self.down.shape[1:])
+
+    def taken(self, rows: Tensor) -> Factors:
+        """The factors of some output rows."""
+        return replace(self, up=self.up[rows])
+
 
 @dataclass(frozen=True)
 class Adapter:
     """What one LoRA file holds, before a host is known.
 
-    modules: factors by module path, as the file writes it without its prefixes.
+    modules: factors, or another change, by module path as the file writes it without its prefixes.
     skipped: what was left out, with the number of keys or the reason.
     metadata: the safetensors header; empty for a pickle container.
     """
 
     path: str
     label: str
-    modules: Mapping[str, Factors]
+    modules: Mapping[str, Factors | Change]
     spelling: str
     adapter_name: str | None
     scale_source: str
@@ -55,7 +70,12 @@ class Adapter:
     @property
     def ranks(self) -> tuple[int, ...]:
         """The different ranks in the file, ascending; files of mixed rank are normal."""
-        return tuple(sorted({factors.rank for factors in self.modules.values()}))
+        return tuple(sorted({change.rank for change in self.modules.values()} - {None}))
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """How many modules are changed in other ways than by plain LoRA, by the name of the way."""
+        return dict(Counter(change.kind for change in self.modules.values() if not isinstance(change, Factors)))
 
     @property
     def kl_weight(self) -> float | None:
@@ -87,8 +107,7 @@ class Adapter:
     @property
     def summary(self) -> str:
         """What the file holds, for a person to read, before it is matched with a model."""
-        ranks = ", ".join(map(str, self.ranks))
-        first = f"{len(self.modules)} modules, rank {ranks}, {self.spelling}"
+        first = f"{len(self.modules)} modules, {contents_words(self.ranks, self.kinds)}, {self.spelling}"
         left_out = [f"not used: {left_out_words(what, why)}" for what, why in self.skipped.items()]
         return "\n".join([first, self.scale_source, *left_out, *self.notes])
 
@@ -116,15 +135,28 @@ def soup(resolved: Sequence[Mapping[Any, Factors]], weights: Sequence[float]) ->
     """The adapter whose delta is sum_i w_i * scale_i * up_i @ down_i on every target, exactly.
 
     Factors are concatenated along the rank, with w_i * scale_i folded into `up`: the result has scale 1 and the
-    ranks' sum. A target some adapters lack takes the base there; adapters of weight 0 add no rank.
+    ranks' sum. A target some adapters lack takes the base there; adapters of weight 0 add no rank. Raises BlendError
+    for what is no pair of factors.
     """
     _check_weights(resolved, weights)
+    for factors_by_target in resolved:
+        plain(factors_by_target.values(), "an average of weights")
     terms: dict[Any, list[tuple[float, Factors]]] = {}
     for weight, factors_by_target in zip(weights, resolved, strict=True):
         for target, factors in factors_by_target.items():
             if weight != 0:
                 terms.setdefault(target, []).append((float(weight), factors))
     return {target: _concatenated(parts) for target, parts in terms.items()}
+
+
+def plain(changes: Iterable[Factors | Change], what: str) -> None:
+    """Raise BlendError unless all are low-rank factors. what: who needs them."""
+    kinds = sorted({change.kind for change in changes if not isinstance(change, Factors)})
+    if kinds:
+        raise BlendError(
+            f"{what} needs low-rank factors throughout, but {', '.join(kinds)} came. Convert the file to LoRA, or "
+            "leave it out here."
+        )
 
 
 def _concatenated(parts: Sequence[tuple[float, Factors]]) -> Factors:

@@ -6,25 +6,18 @@ from collections.abc import Sequence
 from ..errors import BlendError
 
 _DEPENDS_ON_WEIGHT = "it depends on the model's own weight, so it cannot be blended as low-rank factors"
-_NOT_LOW_RANK = "it is not low-rank"
-_NOT_YET = "it has no low-rank factors of the form up @ down"
-_OTHER_MODEL = "loading it as a plain LoRA would be another model"
+_NOT_READ = "its factors are of a form that is not read"
 
 # (name, pattern at the end of a key, why it is refused)
 _KINDS = tuple(
     (name, re.compile(rf"(?:{pattern})$"), reason)
     for name, pattern, reason in (
-        ("LoHa", r"\.hada_(w[12]_[ab]|t[12])", _NOT_YET),
-        ("LoKr", r"\.lokr_(w[12](_[ab])?|t[12])", _NOT_YET),
-        ("DoRA", r"\.dora_scale|\.lora_magnitude_vector(\.[^.]+)?(\.weight)?", _OTHER_MODEL),
         ("OFT or BOFT", r"\.(oft_blocks|oft_diag|rescale|b?oft_[RS].*)", _DEPENDS_ON_WEIGHT),
         ("IA3", r"\.on_input|\.ia3_l(\..+)?", _DEPENDS_ON_WEIGHT),
         ("GLoRA", r"\.(a[12]|b[12]|bm)\.weight", _DEPENDS_ON_WEIGHT),
-        ("VeRA", r"vera_(lambda_[bd]|[AB])(\.[^.]+)?", _NOT_YET),
-        ("dense difference", r"\.(diff|diff_b|set_weight|reshape_weight)", _NOT_LOW_RANK),
-        ("norm difference", r"\.[wb]_norm", _NOT_LOW_RANK),
+        ("VeRA", r"vera_(lambda_[bd]|[AB])(\.[^.]+)?", _NOT_READ),
+        ("a replaced weight", r"\.(set_weight|reshape_weight)", "it is no difference to add"),
         ("embedding LoRA", r"\.lora_embedding_[AB](\..+)?", "embeddings belong to no linear or convolution layer"),
-        ("LoRA bias", r"\.lora_(B|up)(\.[^.]+)?\.bias|[._]lora\.up\.bias", "a bias is not low-rank"),
     )
 )
 _WHOLE_MODULE = re.compile(r"(^|\.)modules_to_save\.|(\.|^)(weight|bias)$")
@@ -36,8 +29,8 @@ def refuse(keys: Sequence[str], file: str, *, beside_lora: bool) -> None:
         first = next((key for key in keys if pattern.search(key)), None)
         if first is not None:
             raise BlendError(
-                f"{file} holds {name} ({first!r}), expected plain LoRA (down, up); {reason}. "
-                "Merge it into a model with ComfyUI's own loader, or convert it to LoRA."
+                f"{file} holds {name} ({first!r}), expected LoRA, LoHa, LoKr, DoRA or differences; {reason}. "
+                "Merge it into a model, or convert it to LoRA."
             )
     whole = [key for key in keys if _WHOLE_MODULE.search(key)]
     if beside_lora and keys:

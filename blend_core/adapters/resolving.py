@@ -1,5 +1,6 @@
 """An adapter matched to a host: every module to its target, factors in the shape that target wants."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BlendError
+from .changes import Change
 from .factors import Adapter, Factors
 from .families import family_of, likely_reading
 from .foreign import first_of
@@ -17,8 +19,8 @@ from .targets import Target, TargetIndex
 
 def resolve(
     adapter: Adapter, index: TargetIndex, *, allow_partial: bool = False
-) -> tuple[dict[Target, Factors], LoadReport]:
-    """(factors by target, report). Slices keep their Target, so two targets may name one module.
+) -> tuple[dict[Target, Factors | Change], LoadReport]:
+    """(changes by target, report). Slices keep their Target, so two targets may name one module.
 
     Raises BlendError when nothing matches, when some modules do not match (unless allow_partial), when a shape does
     not fit, and when two modules of the file hit the same rows.
@@ -29,7 +31,7 @@ def resolve(
         raise _nothing_matched(adapter, index)
     if unmatched and not allow_partial:
         raise _partly_matched(adapter, index, unmatched)
-    resolved: dict[Target, Factors] = {}
+    resolved: dict[Target, Factors | Change] = {}
     taken: dict[str, list[tuple[Target, str]]] = {}
     for module, targets in found.items():
         for target, factors in _placed(module, adapter.modules[module], targets) if targets else ():
@@ -38,23 +40,26 @@ def resolve(
     return resolved, _report(adapter, index, unmatched)
 
 
-def _placed(module: str, factors: Factors, targets: Sequence[Target]) -> list[tuple[Target, Factors]]:
-    """The factors on their targets: rows of `up` dealt out in order, halves swapped, `down` in the target's kind."""
-    _check_shape(module, factors, targets)
-    blocks = factors.up.split([target.height for target in targets])
-    return [
-        (
-            replace(target, swap_halves=False),
-            Factors(_down_for(target, factors.down), _swapped(up) if target.swap_halves else up, factors.scale),
-        )
-        for target, up in zip(targets, blocks, strict=True)
-    ]
+def _placed(module: str, change: Factors | Change, targets: Sequence[Target]) -> list[tuple[Target, Factors | Change]]:
+    """The change on its targets: output rows dealt out in order, halves swapped, `down` in the target's kind."""
+    _check_shape(module, change, targets)
+    placed, first = [], 0
+    for target in targets:
+        rows = torch.arange(first, first + target.height)
+        first += target.height
+        part = change if len(targets) == 1 and not target.swap_halves else change.taken(_swapped(target, rows))
+        placed.append((replace(target, swap_halves=False), _fitted(target, part)))
+    return placed
 
 
-def _check_shape(module: str, factors: Factors, targets: Sequence[Target]) -> None:
-    came = (factors.up.shape[0], *factors.down.shape[1:])
+def _check_shape(module: str, change: Factors | Change, targets: Sequence[Target]) -> None:
     expected = (sum(target.height for target in targets), *targets[0].shape[1:])
-    if _squeezed(came) == _squeezed(expected):
+    came = change.shape
+    if isinstance(change, Change):
+        _check_beside(module, change, targets, expected)
+        if change.delta is None:
+            return
+    if _squeezed(came) == _squeezed(expected) or came == (expected[0], math.prod(expected[1:])):
         return
     reading = likely_reading(came, expected)
     raise BlendError(
@@ -64,17 +69,41 @@ def _check_shape(module: str, factors: Factors, targets: Sequence[Target]) -> No
     )
 
 
+def _check_beside(module: str, change: Change, targets: Sequence[Target], expected: tuple[int, ...]) -> None:
+    """Raise BlendError for a bias or a magnitude that does not fit the weight."""
+    if change.bias is not None and change.bias.shape[0] != expected[0]:
+        raise BlendError(
+            f"{module}: the file's bias has {change.bias.shape[0]} numbers, the model's layer {expected[0]}. Choose a "
+            "LoRA trained on this model."
+        )
+    magnitude = change.magnitude
+    if magnitude is None or magnitude.of_rows:
+        return
+    if len(targets) > 1 or magnitude.values.numel() != expected[1]:
+        raise BlendError(
+            f"{module}: DoRA's magnitude has {magnitude.values.numel()} numbers, expected {expected[1]}, one per input "
+            f"of a single weight; here it acts on {len(targets)}. Merge the file into a model, or choose a LoRA "
+            "trained on this model."
+        )
+
+
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     """A 1x1 convolution (SD 1.5's proj_in) and a linear layer (SDXL's) are the same thing."""
     return shape[:2] if set(shape[2:]) <= {1} else shape
 
 
-def _down_for(target: Target, down: Tensor) -> Tensor:
-    return down.reshape(down.shape[0], *target.shape[1:])
+def _fitted(target: Target, change: Factors | Change) -> Factors | Change:
+    if isinstance(change, Change):
+        return change if change.delta is None else replace(change, delta=_fitted(target, change.delta))
+    if isinstance(change, Factors):
+        return replace(change, down=change.down.reshape(change.rank, *target.shape[1:]))
+    return change  # built in the target's shape where it is needed
 
 
-def _swapped(up: Tensor) -> Tensor:
-    first, second = up.chunk(2)
+def _swapped(target: Target, rows: Tensor) -> Tensor:
+    if not target.swap_halves:
+        return rows
+    first, second = rows.chunk(2)
     return torch.cat([second, first])
 
 
@@ -106,7 +135,8 @@ def _partly_matched(adapter: Adapter, index: TargetIndex, unmatched: Sequence[st
 
 
 def _family(adapter: Adapter) -> str:
-    return family_of({canonical(module): factors.down.shape[1] for module, factors in adapter.modules.items()})
+    shapes = {canonical(module): change.shape for module, change in adapter.modules.items()}
+    return family_of({name: shape[1] for name, shape in shapes.items() if len(shape) > 1})
 
 
 def _report(adapter: Adapter, index: TargetIndex, unmatched: Sequence[str]) -> LoadReport:
@@ -120,6 +150,7 @@ def _report(adapter: Adapter, index: TargetIndex, unmatched: Sequence[str]) -> L
         ranks=adapter.ranks,
         scale_source=adapter.scale_source,
         family=index.family,
+        kinds=adapter.kinds,
         left_out={**adapter.skipped, **dict.fromkeys(unmatched, "no such module in the model")},
         notes=adapter.notes,
     )

@@ -20,6 +20,7 @@ from ..errors import BlendError
 HEADER_KEY = "lora_adapter_metadata"
 _MOST_BYTES = 2**24  # of a JSON text; peft's are some kilobytes
 _LONGEST_PATTERN, _MOST_REPEATS = 300, 2  # beyond, a pattern can take longer to match than anybody waits
+_READ = ("LORA", "LOHA", "LOKR")  # peft's names of what is read
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -39,6 +40,7 @@ class AlphaConfig:
     alpha: float
     rank: int | None = None
     rslora: bool = False
+    dora: bool = False
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
 
@@ -65,8 +67,16 @@ def alpha_config(folder: Path, metadata: Mapping[str, str]) -> AlphaConfig | Non
     return None
 
 
-def module_scale(module: str, rank: int, alpha: Tensor | None, config: AlphaConfig | None) -> Scale:
-    """Scale of one module from the first source that exists; `alpha` is the tensor beside it, if any."""
+def module_scale(module: str, rank: int | None, alpha: Tensor | None, config: AlphaConfig | None) -> Scale:
+    """Scale of one module from the first source that exists; `alpha` is the tensor beside it, if any.
+
+    rank: None for the product of two whole matrices (LoKr), which LyCORIS does not scale, and peft by its config.
+    """
+    if rank is None:
+        rank = config and config.rank_of(module)
+        if rank is None:
+            return Scale(1.0, "scale 1.0 (whole matrices)")
+        alpha = None
     if alpha is not None:
         return _scale(_alpha_value(alpha, module), rank, False, ".alpha in the file")
     if config is not None:
@@ -83,6 +93,8 @@ def typed_scale(value: float) -> Scale:
 
 def summary(scales: Sequence[Scale]) -> str:
     """One line for a file; it says so when modules differ."""
+    if not scales:
+        return "scale 1.0 (differences)"
     counts = Counter(scale.words for scale in scales)
     if len(counts) == 1:
         return next(iter(counts))
@@ -157,14 +169,16 @@ def _mapping(config: Mapping[str, Any], name: str, source: str) -> Mapping[str, 
 
 def _from_peft(config: Mapping[str, Any], source: str) -> AlphaConfig | None:
     _refuse_other_methods(config, source)
-    if config.get("lora_alpha") is None:
+    alpha = config.get("alpha" if _method(config) in ("LOHA", "LOKR") else "lora_alpha")
+    if alpha is None:
         return None
     rank = config.get("r")
     return AlphaConfig(
         source,
-        _number(config["lora_alpha"], source),
+        _number(alpha, source),
         rank if isinstance(rank, int) else None,
         config.get("use_rslora") is True,
+        config.get("use_dora") is True,
         _mapping(config, "alpha_pattern", source),
         _mapping(config, "rank_pattern", source),
     )
@@ -178,20 +192,21 @@ def _from_lora_params(config: Mapping[str, Any]) -> AlphaConfig | None:
     return AlphaConfig("lora_config.json", _number(alpha, "lora_config.json"), rank if isinstance(rank, int) else None)
 
 
+def _method(config: Mapping[str, Any]) -> str:
+    return str(config.get("peft_type") or "LORA").rpartition(".")[2].upper()
+
+
 def _refuse_other_methods(config: Mapping[str, Any], source: str) -> None:
-    method = str(config.get("peft_type") or "LORA").rpartition(".")[2]
     init = str(config.get("init_lora_weights") or "").lower()
     what = None
-    if method.upper() != "LORA":
-        what = f"peft_type {method}"
-    elif config.get("use_dora") is True:
-        what = "DoRA (use_dora)"
+    if _method(config) not in _READ:
+        what = f"peft_type {_method(config)}"
     elif init.startswith(_CHANGES_THE_BASE):
         what = f"init_lora_weights {init!r}, which also changed the base model's weights"
     if what:
         raise BlendError(
-            f"{source} says {what}, expected plain LoRA; loaded as LoRA it would be another model. "
-            "Convert it to LoRA with peft, or merge it into a model."
+            f"{source} says {what}, expected one of {', '.join(_READ)} on unchanged weights; loaded as that it would "
+            "be another model. Convert it to LoRA with peft, or merge it into a model."
         )
 
 

@@ -25,15 +25,24 @@ _STYLES = tuple(
         ("kohya", r"(?P<module>.+)\.lora_(?P<role>down|up|mid)\.weight"),
         ("dotted", r"(?P<module>.+)\.lora(?:_linear_layer)?\.(?P<role>down|up)\.weight"),
         ("dotted", r"(?P<module>.+)_lora\.(?P<role>down|up)\.weight"),
+        ("bias", r"(?P<module>.+?)(?:\.lora_(?:B|up)(?:\.(?P<adapter>[^.]+))?|[._]lora\.up)\.bias"),
+        ("magnitude", r"(?P<module>.+)\.lora_magnitude_vector(?:\.(?P<adapter>(?!weight$)[^.]+))?(?:\.weight)?"),
+        (
+            "products",
+            r"(?P<module>.+)\.(?P<role>hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"
+            r"(?:\.(?P<adapter>[^.]+))?",
+        ),
+        ("dora_scale", r"(?P<module>.+)\.dora_scale"),
+        ("difference", r"(?P<module>.+)\.(?P<role>diff|diff_b|w_norm|b_norm)"),
         ("alpha", r"(?P<module>.+?)(?:[._]lora)?\.(?P<role>alpha)"),
     )
 )
-_ROLES = {"A": "down", "B": "up"}
+_ROLES = {"A": "down", "B": "up", "w_norm": "diff", "b_norm": "diff_b"}
 
 
 @dataclass(frozen=True)
 class Key:
-    """One key of a file, taken apart. role: down, up, mid or alpha. style: how its last part is written."""
+    """One key of a file, taken apart. role: what its tensor is to the module. style: how its last part is written."""
 
     text: str
     module: str
@@ -44,7 +53,7 @@ class Key:
 
 
 def parse(key: str) -> Key | None:
-    """`key` taken apart, or None when it is no part of a plain LoRA."""
+    """`key` taken apart, or None when it is no part of anything that can be blended."""
     for style, pattern in _STYLES:
         match = pattern.fullmatch(key)
         if match:
@@ -52,7 +61,8 @@ def parse(key: str) -> Key | None:
             prefixes, module = without_prefixes(parts["module"])
             module = _without_processor(module)
             dialect = _dialect(style, prefixes, module, parts.get("adapter"))
-            return Key(key, module, _ROLES.get(parts["role"], parts["role"]), parts.get("adapter"), style, dialect)
+            role = parts.get("role", style)
+            return Key(key, module, _ROLES.get(role, role), parts.get("adapter"), style, dialect)
     return None
 
 

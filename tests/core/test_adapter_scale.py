@@ -154,8 +154,8 @@ def test_a_pattern_that_is_no_regular_expression_raises(tmp_path):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"peft_type": "LOHA"}, "peft_type LOHA"),
-        ({"peft_type": "LORA", "use_dora": True}, "DoRA"),
+        ({"peft_type": "IA3"}, "peft_type IA3"),
+        ({"peft_type": "LORA", "use_dora": True}, "says DoRA"),
         ({"peft_type": "LORA", "init_lora_weights": "pissa_niter_4"}, "changed the base"),
     ],
 )

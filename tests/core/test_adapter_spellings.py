@@ -111,5 +111,31 @@ def test_text_encoder_keys_are_told_from_the_network():
 
 def test_keys_that_are_no_lora_are_not_parsed():
     assert parse("conv_in.weight") is None
-    assert parse("lora_unet_x.dora_scale") is None
-    assert parse("x.lora_B.bias") is None
+    assert parse("lora_unet_x.oft_blocks") is None
+    assert parse("x.lora_B.default.bias.weight") is None
+
+
+@pytest.mark.parametrize(
+    ("suffix", "role", "adapter"),
+    [
+        (".hada_w1_a", "hada_w1_a", None),
+        (".hada_t2.default", "hada_t2", "default"),
+        (".lokr_w1", "lokr_w1", None),
+        (".lokr_w2_b", "lokr_w2_b", None),
+        (".dora_scale", "dora_scale", None),
+        (".lora_magnitude_vector", "magnitude", None),
+        (".lora_magnitude_vector.weight", "magnitude", None),
+        (".lora_magnitude_vector.default.weight", "magnitude", "default"),
+        (".lora_B.bias", "bias", None),
+        (".lora_B.default.bias", "bias", "default"),
+        (".lora_up.bias", "bias", None),
+        (".lora.up.bias", "bias", None),
+        (".diff", "diff", None),
+        (".w_norm", "diff", None),
+        (".diff_b", "diff_b", None),
+        (".b_norm", "diff_b", None),
+    ],
+)
+def test_roles_of_other_kinds_than_lora(suffix, role, adapter):
+    key = parse("diffusion_model.mid_block.attn1.to_q" + suffix)
+    assert (key.module, key.role, key.adapter) == ("mid_block.attn1.to_q", role, adapter)

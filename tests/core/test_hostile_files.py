@@ -13,8 +13,8 @@ import zipfile
 
 import pytest
 import torch
-from diffusion_blend.blend_core import BlendError
-from diffusion_blend.blend_core.adapters import Adapter, read_adapter
+from diffusion_blend.blend_core import BlendError, Factors, LoRABank
+from diffusion_blend.blend_core.adapters import Adapter, Target, TargetIndex, read_adapter, resolve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
@@ -52,9 +52,10 @@ def read_or_refused(path):
         return None
     assert isinstance(adapter, Adapter)
     for factors in adapter.modules.values():
-        assert factors.up.shape[1] == factors.down.shape[0] > 0
-        assert math.isfinite(factors.scale)
-        assert torch.isfinite(factors.down).all() and torch.isfinite(factors.up).all()
+        if isinstance(factors, Factors):
+            assert factors.up.shape[1] == factors.down.shape[0] > 0
+            assert math.isfinite(factors.scale)
+            assert torch.isfinite(factors.down).all() and torch.isfinite(factors.up).all()
     assert adapter.summary
     assert adapter.rewards is not None and math.isfinite(adapter.reward_factor)
     return adapter
@@ -78,6 +79,45 @@ def test_a_file_with_changed_bytes_reads_or_is_refused(tmp_path, data):
     end = data.draw(st.one_of(st.just(len(content)), st.integers(0, len(content))))
     (tmp_path / "lora.safetensors").write_bytes(bytes(content[:end]))
     read_or_refused(tmp_path / "lora.safetensors")
+
+
+ROLES = [
+    "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1", "lokr_w1_a", "lokr_w1_b",
+    "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "lora_down.weight", "lora_up.weight", "dora_scale",
+    "lora_magnitude_vector", "diff", "diff_b", "w_norm", "b_norm", "lora_up.bias", "alpha",
+]  # fmt: skip
+FULL = {
+    "LoHa": {"hada_w1_a": (4, 2), "hada_w1_b": (2, 4), "hada_w2_a": (4, 2), "hada_w2_b": (2, 4)},
+    "LoKr": {"lokr_w1": (2, 2), "lokr_w2_a": (2, 1), "lokr_w2_b": (1, 2)},
+    "DoRA": {"lora_down.weight": (2, 4), "lora_up.weight": (4, 2), "dora_scale": (4, 1)},
+    "difference": {"diff": (4, 4), "diff_b": (4,)},
+}
+SHAPES = st.lists(st.integers(0, 4), max_size=4).map(tuple)
+
+
+@FUZZ
+@given(
+    st.sampled_from(sorted(FULL)),
+    st.dictionaries(st.sampled_from(ROLES), SHAPES, max_size=3),
+    st.sets(st.sampled_from(ROLES), max_size=2),
+)
+def test_other_kinds_with_changed_missing_and_added_parts_run_or_are_refused(tmp_path, kind, changed, missing):
+    shapes = {role: shape for role, shape in (FULL[kind] | changed).items() if role not in missing}
+    if not shapes:
+        return
+    save_file(
+        {f"lora_unet_layer.{role}": torch.ones(shape) for role, shape in shapes.items()}, tmp_path / "x.safetensors"
+    )
+    adapter = read_or_refused(tmp_path / "x.safetensors")
+    if adapter is None:
+        return
+    try:
+        placed, _ = resolve(adapter, TargetIndex({"layer": Target("layer", (4, 4))}))
+    except BlendError:
+        return
+    network = torch.nn.ModuleDict({"layer": torch.nn.Linear(4, 4)})
+    with LoRABank([placed]).attach(network).using([0, 1]):
+        assert network["layer"](torch.ones(2, 4)).shape == (2, 4)
 
 
 SIZES = st.sampled_from([0, 1, 2, 7, 8, 2**31, 2**63 - 1, 2**64, -1, 1.5, None, "8"])

@@ -1,0 +1,190 @@
+"""What a file does to one weight where it is more than a pair of factors: LoHa, LoKr, whole differences, DoRA, biases.
+
+    W' = gain o (W + delta),  b' = b + bias        gain: DoRA's magnitude over the norms of W + delta; 1 without it
+
+Deltas stay as the file holds them and are built when a layer runs, one layer at a time: a LoKr of a megabyte never
+takes the gigabytes of the weights it changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import BlendError
+from .factors import Factors
+
+
+@dataclass(frozen=True)
+class Delta:
+    """The difference scale * formula(tensors) of a weight, or some rows of it.
+
+    kind: the name of its formula.  shape: (out, in, ...) of what the formula gives; a 1x1 kernel may be missing.
+    rows: the output rows that are taken, in order; None for all.
+    """
+
+    kind: str
+    tensors: Mapping[str, Tensor]
+    scale: float
+    shape: tuple[int, ...]
+    rank: int | None = None  # of what it is made of
+    rows: Tensor | None = None
+
+    def taken(self, rows: Tensor) -> Delta:
+        """The same for some of its rows."""
+        return replace(self, rows=rows)
+
+    def built(self, shape: tuple[int, ...], tensors: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The difference in a weight's shape. tensors: the same elsewhere, where the difference is to be."""
+        tensors = self.tensors if tensors is None else tensors
+        whole = _FORMULAS[self.kind](tensors) * self.scale
+        rows = whole if self.rows is None else whole[self.rows.to(whole.device)]
+        return rows.reshape(shape)
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """DoRA's learned norms, (out,) of the rows or (in,) of the columns of W + delta."""
+
+    values: Tensor
+    of_rows: bool
+
+    def gain(self, changed: Tensor) -> Tensor:
+        """What rows or columns of `changed`, W + delta (out, in, ...), are multiplied by to have these norms."""
+        norms = changed.flatten(1).norm(dim=1) if self.of_rows else changed.transpose(0, 1).flatten(1).norm(dim=1)
+        return self.values.to(norms) / norms.clamp(min=torch.finfo(norms.dtype).tiny)
+
+    def taken(self, rows: Tensor) -> Magnitude:
+        """Those of some rows."""
+        return replace(self, values=self.values[rows]) if self.of_rows else self
+
+
+@dataclass(frozen=True)
+class Change:
+    """One file's change of one weight. delta: None where only the bias changes.  bias: (out,), added to the bias."""
+
+    delta: Factors | Delta | None
+    magnitude: Magnitude | None = None
+    bias: Tensor | None = None
+
+    @property
+    def kind(self) -> str:
+        """What it is called, for messages."""
+        if self.magnitude is not None:
+            return "DoRA"
+        if isinstance(self.delta, Delta):
+            return self.delta.kind
+        return "LoRA with a bias" if self.delta is not None else "bias difference"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(out, in, ...) of the weight it changes; (out,) of a bias."""
+        return tuple(self.bias.shape) if self.delta is None else self.delta.shape
+
+    @property
+    def rank(self) -> int | None:
+        """Its rank, where it has one."""
+        return None if self.delta is None else self.delta.rank
+
+    def taken(self, rows: Tensor) -> Change:
+        """The change of some output rows."""
+        parts = (self.delta, self.magnitude, self.bias)
+        return Change(*(part if part is None else _taken(part, rows) for part in parts))
+
+
+def _taken(part: Factors | Delta | Magnitude | Tensor, rows: Tensor):
+    return part[rows] if isinstance(part, Tensor) else part.taken(rows)
+
+
+def loha(tensors: Mapping[str, Tensor]) -> tuple[Delta | Factors, int]:
+    """LoHa, (w1_a w1_b) o (w2_a w2_b), of scale 1, and the rank that its alpha is divided by.
+
+    It comes as plain factors where their rank, the product of the two, is small.
+
+    The product of two matrices of rank r and s, entry by entry, is a matrix of rank r s: factors are exact, and run
+    as any LoRA does. Raises BlendError for shapes that do not fit one another.
+    """
+    left, right = (_pair(tensors, f"hada_w{i}_a", f"hada_w{i}_b", f"hada_t{i}") for i in (1, 2))
+    if left != right:
+        raise BlendError(f"the two factors have shapes {left} and {right}, expected the same. Save the file again.")
+    a, b, c, d = (tensors[f"hada_w{i}_{part}"] for i in (1, 2) for part in "ab")
+    cores = "hada_t1" in tensors or "hada_t2" in tensors
+    rank = b.shape[0]
+    delta = Delta("LoHa", tensors, 1.0, left, rank)
+    product = rank * d.shape[0]
+    columns = b[0].numel()
+    worth = product <= _HIGHEST_PRODUCT and product * (left[0] + columns) <= _SHARE_OF_DENSE * left[0] * columns
+    if cores or not worth:
+        return delta, rank
+    up = (a[:, :, None].float() * c[:, None, :].float()).flatten(1)
+    down = (b[:, None].float() * d[None].float()).flatten(0, 1)
+    return Factors(down, up, 1.0), rank
+
+
+def lokr(tensors: Mapping[str, Tensor]) -> tuple[Delta, int | None]:
+    """LoKr, the Kronecker product of w1 and w2, either of which may be a product itself, of scale 1; and its rank.
+
+    The rank is None where both are whole. Raises BlendError for shapes that do not fit one another.
+    """
+    first, second = (
+        tuple(tensors[whole].shape) if whole in tensors else _pair(tensors, f"{whole}_a", f"{whole}_b", core)
+        for whole, core in (("lokr_w1", ""), ("lokr_w2", "lokr_t2"))
+    )
+    if len(first) != 2 or len(second) < 2:
+        raise BlendError(f"lokr_w1 has shape {first} and lokr_w2 {second}, expected matrices. Save the file again.")
+    # LyCORIS divides alpha by the one rank that both products share, and by none where there is no product.
+    ranks = [tensors[name].shape[0] for name in ("lokr_w1_b", "lokr_w2_b") if name in tensors]
+    shape = (first[0] * second[0], first[1] * second[1], *second[2:])
+    rank = ranks[0] if ranks else None
+    return Delta("LoKr", tensors, 1.0, shape, rank), rank
+
+
+def difference(tensors: Mapping[str, Tensor]) -> Delta:
+    """A whole difference of a weight."""
+    return Delta("whole difference", tensors, 1.0, tuple(tensors["diff"].shape))
+
+
+_SHARE_OF_DENSE = 0.5  # factors that take more than this share of the whole difference's numbers are not worth it
+_HIGHEST_PRODUCT = 1024  # of two ranks; a file's tensors grow by it
+
+
+def _pair(tensors: Mapping[str, Tensor], a: str, b: str, core: str = "") -> tuple[int, ...]:
+    """The shape of a product: (out, rank) by (rank, in), or with a core of shape (rank, rank, kh, kw) between."""
+    left, right = tensors[a], tensors[b]
+    if core in tensors:
+        middle = tensors[core]
+        fits = left.dim() == right.dim() == 2 < middle.dim() and middle.numel()
+        if fits and middle.shape[:2] == (left.shape[0], right.shape[0]):
+            return (left.shape[1], right.shape[1], *middle.shape[2:])
+    elif left.dim() == right.dim() == 2 and left.shape[1] == right.shape[0] > 0:
+        return (left.shape[0], right.shape[1])
+    shapes = ", ".join(f"{name} {tuple(tensors[name].shape)}" for name in (a, b, core) if name in tensors)
+    raise BlendError(f"the shapes {shapes} cannot be multiplied. The file was badly converted: save it again.")
+
+
+def _product(tensors: Mapping[str, Tensor], a: str, b: str, core: str) -> Tensor:
+    if core in tensors:  # a and b then are (rank, out) and (rank, in)
+        return torch.einsum("pq...,po,qi->oi...", tensors[core], tensors[a], tensors[b])
+    return tensors[a] @ tensors[b]
+
+
+def _loha(tensors: Mapping[str, Tensor]) -> Tensor:
+    return _product(tensors, "hada_w1_a", "hada_w1_b", "hada_t1") * _product(
+        tensors, "hada_w2_a", "hada_w2_b", "hada_t2"
+    )
+
+
+def _lokr(tensors: Mapping[str, Tensor]) -> Tensor:
+    first = tensors["lokr_w1"] if "lokr_w1" in tensors else _product(tensors, "lokr_w1_a", "lokr_w1_b", "")
+    second = tensors["lokr_w2"] if "lokr_w2" in tensors else _product(tensors, "lokr_w2_a", "lokr_w2_b", "lokr_t2")
+    return torch.kron(first.reshape(*first.shape, *[1] * (second.dim() - 2)), second.contiguous())
+
+
+_FORMULAS: Mapping[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
+    "LoHa": _loha,
+    "LoKr": _lokr,
+    "whole difference": lambda tensors: tensors["diff"],
+}
