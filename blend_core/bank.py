@@ -53,6 +53,15 @@ class LoRABank(nn.Module):
         """Bytes of the largest difference that a pass builds and drops again; 0 for plain LoRAs."""
         return max((slot.transient_bytes for slot in self.slots if isinstance(slot, ChangedLayer)), default=0)
 
+    def drop_casts(self) -> None:
+        """Let go of the factors' copies in the dtype of a computation, after a run.
+
+        A host that moves the factors off its device to make room does not know of these.
+        """
+        for slot in self.slots:
+            if isinstance(slot, _Slot):
+                slot.drop_casts()
+
     def attach(self, network: nn.Module) -> Attachment:
         """The handle that switches this bank on for calls of `network`, the same one while its modules are the same.
 
@@ -262,8 +271,12 @@ class _Slot(nn.Module):
             self._cast[key] = (self.down.to(*key), self.up.to(*key))
         return self._cast[key]
 
+    def drop_casts(self) -> None:
+        """Let go of the copies that `_factors` made."""
+        self._cast = {}
+
     def _apply(self, fn, recurse=True):
-        self._cast = {}  # moved or cast by the host: keep no second copy where it was
+        self.drop_casts()  # moved or cast by the host: keep no second copy where it was
         return super()._apply(fn, recurse)
 
 

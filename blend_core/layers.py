@@ -85,7 +85,7 @@ class _Piece(nn.Module):
         if self.magnitude is None:
             return None
         first, last = self.target.span
-        weight = _weight_of(module, self.target)[first:last]
+        weight = _weight_of(module, self.target, next(self.buffers()).device)[first:last]
         return self.magnitude.gain(weight + self._weight(weight))
 
     def forward(self, out: Tensor, x: Tensor, gain: Tensor | None, module: nn.Module, again) -> Tensor:
@@ -129,30 +129,31 @@ class _Piece(nn.Module):
     def _weight(self, x: Tensor) -> Tensor:
         """The delta, built in float32: products of small float16 numbers would vanish."""
         named = {name: getattr(self, name) for name in self.names}
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        return _built(self.delta, self.shape, {n: t.to(x.device, dtype) for n, t in named.items()}).to(x.dtype)
+        return _built(self.delta, self.shape, {n: _precise(t.to(x.device)) for n, t in named.items()}).to(x.dtype)
 
 
-def _weight_of(module: nn.Module, target: Target) -> Tensor:
+def _weight_of(module: nn.Module, target: Target, device: torch.device) -> Tensor:
     """The module's weight as numbers, (out, in, ...) in float32 at least, whatever it is stored as.
 
-    A linear layer whose weight is packed, or patched only when it is used, tells it by its output for unit vectors.
+    A linear layer whose weight is packed, or patched only when it is used, tells it by its output for unit vectors on
+    `device`, where it computes.
     """
     weight = module.weight
     as_stored = type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point()
-    dtype = (
-        torch.promote_types(weight.dtype, torch.float32) if as_stored and weight.element_size() > 1 else torch.float32
-    )
     if isinstance(module, nn.modules.conv._ConvNd):
-        return (weight if as_stored else weight.dequantize()).to(dtype)
+        return _precise(weight if as_stored else weight.dequantize())
     if as_stored and not any(getattr(module, name, None) for name in _PATCHED_IN_USE):
-        return weight.to(dtype)
+        return _precise(weight)
     width = target.shape[1]
     zero, *columns = (
-        module(x)
-        for x in (torch.zeros(1, width, device=weight.device), *torch.eye(width, device=weight.device).split(256))
+        module(x) for x in (torch.zeros(1, width, device=device), *torch.eye(width, device=device).split(256))
     )
     return (torch.cat(columns) - zero).t().contiguous()
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    """In float32 at least: there is no arithmetic in eight bits."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 _PATCHED_IN_USE = ("weight_function", "weight_lowvram_function")  # where ComfyUI keeps patches of offloaded weights

@@ -257,6 +257,7 @@ class _Hooks:
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         finally:
             options.pop(KEY, None)
+            self.bank.drop_casts()
             plan.release()  # the node's output, and with it the plan, may be cached for long
 
     def _plan(self, steps: int, seeds: list[int], noise: torch.Tensor) -> Plan:

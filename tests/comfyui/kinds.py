@@ -24,6 +24,12 @@ class _Random:
         return size * torch.randn(*shape, generator=self.generator)
 
 
+def lora(layer: Layer, draw: _Random) -> dict[str, Tensor]:
+    """A plain LoRA."""
+    down = draw(RANK, *layer.shape[1:], size=0.3 / math.prod(layer.shape[1:]) ** 0.5)
+    return {"lora_down.weight": down, "lora_up.weight": draw(layer.shape[0], RANK, *[1] * (len(layer.shape) - 2))}
+
+
 def loha(layer: Layer, draw: _Random) -> dict[str, Tensor]:
     """LoHa; of a high rank on every layer but those of one kernel, so that some are built whole."""
     out, width = layer.shape[0], math.prod(layer.shape[1:])
@@ -64,18 +70,13 @@ def difference(layer: Layer, draw: _Random) -> dict[str, Tensor]:
 def dora_of_columns(layer: Layer, draw: _Random) -> dict[str, Tensor]:
     """LyCORIS's DoRA with magnitudes per input; of square weights ComfyUI reads them as per output."""
     ones = [1] * (len(layer.shape) - 2)
-    return _pair(layer, draw) | {"dora_scale": 1 + draw(1, layer.shape[1], *ones).abs()}
+    return lora(layer, draw) | {"dora_scale": 1 + draw(1, layer.shape[1], *ones).abs()}
 
 
 def dora_of_rows(layer: Layer, draw: _Random) -> dict[str, Tensor]:
     """DoRA with magnitudes per output."""
     ones = [1] * (len(layer.shape) - 1)
-    return _pair(layer, draw) | {"dora_scale": 1 + draw(layer.shape[0], *ones).abs()}
-
-
-def _pair(layer: Layer, draw: _Random) -> dict[str, Tensor]:
-    down = draw(RANK, *layer.shape[1:], size=0.3 / math.prod(layer.shape[1:]) ** 0.5)
-    return {"lora_down.weight": down, "lora_up.weight": draw(layer.shape[0], RANK, *[1] * (len(layer.shape) - 2))}
+    return lora(layer, draw) | {"dora_scale": 1 + draw(layer.shape[0], *ones).abs()}
 
 
 def written(kind: Callable, layers: Iterable[Layer], stem: Callable[[str], str], seed: int) -> dict[str, Tensor]:

@@ -4,9 +4,11 @@ import logging
 
 import pytest
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from .graphs import latent
+from .reference import FP32, assert_equal
 
 
 @pytest.fixture
@@ -51,3 +53,28 @@ def test_an_error_of_a_single_pass_is_raised(graph, base, files):
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", wrapper)
     with pytest.raises(RuntimeError, match="broken"):
         graph.blended(model, graph.blend(files))
+
+
+def test_auto_never_asks_for_more_than_is_free(graph, base, files, monkeypatch):
+    """The more is free, the more variants go into a pass; never more than ComfyUI's own margin allows."""
+    blend, inputs = graph.blend(files, alignment=1.2), {"latent_image": latent(batch=2)}
+    expected = graph.blended(base, blend, "sequential", **inputs)
+    rows, shape = [], [4, 8, 8]
+
+    def counted(executor, x, *args, **kwargs):
+        rows.append(len(x))
+        return executor(x, *args, **kwargs)
+
+    model = base.clone()
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", counted)
+    plain = 4  # conditional and unconditional of two images
+    largest = []
+    for room in (1.0, 2.2, 3.0, 4.0):  # in passes of that many rows
+        free = 1.5 * base.model.memory_required([plain * room, *shape]) + 1
+        monkeypatch.setattr(ModelPatcher, "get_free_memory", lambda self, device, free=free: free)
+        rows.clear()
+        result = graph.blended(model, blend, "auto", **inputs)
+        largest.append(max(rows))
+        assert all(1.5 * base.model.memory_required([n, *shape]) <= free for n in rows)
+        assert_equal(result, expected, FP32)
+    assert largest == [4, 8, 12, 16]

@@ -107,3 +107,16 @@ def test_a_clone_of_a_blended_model_is_blended(graph, base, files):
     del model
     gc.collect()
     assert torch.equal(graph.plain(clone), expected)
+
+
+def test_no_copy_of_the_factors_outlives_a_run(graph, base, files):
+    applied, copies = graph.applied(base, graph.blend(files)), []
+    (factors,) = applied.get_additional_models_with_key("diffusion_blend")
+
+    def count():
+        copies.append(sum(len(slot._cast) for slot in factors.model.slots))
+
+    watched = during(applied, 2, count)
+    graph.plain(watched)
+    count()
+    assert copies[0] > 0 == copies[1]
