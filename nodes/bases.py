@@ -117,7 +117,7 @@ class ModelAsBasis(io.ComfyNode):
         """The node's inputs and outputs."""
         return io.Schema(
             node_id="DiffusionBlendModelAsBasis",
-            display_name="Model as Reward",
+            display_name="Model as Reward LoRA",
             category=CATEGORY,
             description="A whole model in the place of a reward LoRA: a checkpoint that was fully fine-tuned towards a "
             "reward (Diffusion-DPO), or a model with LoRAs of any kind in it. It takes memory of its own.",

@@ -1,4 +1,4 @@
-"""Blending inside ComfyUI's sampling: the only file that touches a ModelPatcher.
+"""Blending inside ComfyUI's sampling, by the wrappers of a ModelPatcher.
 
 A blended MODEL is a clone with four wrappers; nothing of the model itself is changed.
 

@@ -76,7 +76,7 @@ def _copied(model):
 
 def _fresh(model) -> torch.nn.Module:
     """The network as its file has it: read again where ComfyUI knows how, else copied in memory."""
-    if init := getattr(model, "cached_patcher_init", None):  # ComfyUI's own loaders, from 0.15 on
+    if init := getattr(model, "cached_patcher_init", None):  # set by ComfyUI's own loaders, not yet in 0.14
         load, arguments, *place = init
         loaded = load(*arguments)
         return (loaded[place[0]] if place else loaded).model
@@ -98,11 +98,11 @@ class WholeModels:
         for basis in whole.values():
             _check_like(basis, base)
             first = self._models.setdefault(basis.model.model, basis.model)
-            if basis.model.model is base.model or first.patches_uuid != basis.model.patches_uuid:
+            if basis.model.model is base.model or not _same_weights(first, basis.model):
                 raise BlendError(
                     f"{basis.label} shares its weights in memory with the base model or another basis (ComfyUI loads a "
                     "file once, however many loaders name it), and they cannot be patched in two ways at once. Switch "
-                    "on own_copy of its Model as Reward node."
+                    "on own_copy of its Model as Reward LoRA node."
                 )
         self.networks: dict[int, torch.nn.Module] = {variant: each.model.model for variant, each in whole.items()}
         self.report = [_line(each) for each in whole.values()]
@@ -129,6 +129,10 @@ class WholeModels:
                 network.current_patcher = None
 
 
+def _same_weights(first, second) -> bool:
+    return first.patches_uuid == second.patches_uuid and first.object_patches == second.object_patches
+
+
 def _line(basis: WholeModel) -> str:
     return f"{basis.label}: a whole model, {megabytes(basis.model):.0f} MB beside the base, in passes of its own"
 
@@ -138,7 +142,7 @@ def _check_like(basis: WholeModel, base) -> None:
         if own != expected:
             raise BlendError(
                 f"{basis.label} is another kind of model than the base: {what} {own}, expected {expected}. Connect "
-                "to Model as Reward a model that was trained from this base."
+                "to Model as Reward LoRA a model that was trained from this base."
             )
 
 

@@ -47,7 +47,7 @@ class Graph:
         return blend
 
     def whole(self, model, label: str = "whole", kl_weight: float = 0.0, **options):
-        """Model as Reward: a basis."""
+        """Model as Reward LoRA: a basis."""
         node = self.nodes["ModelAsBasis"]
         return node.execute(model=model, label=label, kl_weight=kl_weight, **options).result[0]
 
