@@ -49,9 +49,14 @@ class LoRABank(nn.Module):
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
     @property
+    def changed_layers(self) -> list[ChangedLayer]:
+        """The layers of the slower path; none for plain LoRAs."""
+        return [slot for slot in self.slots if isinstance(slot, ChangedLayer)]
+
+    @property
     def transient_bytes(self) -> int:
         """Bytes of the largest difference that a pass builds and drops again; 0 for plain LoRAs."""
-        return max((slot.transient_bytes for slot in self.slots if isinstance(slot, ChangedLayer)), default=0)
+        return max((layer.transient_bytes for layer in self.changed_layers), default=0)
 
     def drop_casts(self) -> None:
         """Let go of the factors' copies in the dtype of a computation, after a run.
@@ -137,7 +142,7 @@ class Attachment:
         self._sites = [_Site(modules[name], slot, self) for name, slot in slots]
 
     def measure(self) -> None:
-        """Take the norms that DoRA needs of the weights as they are now; other patches may have changed them."""
+        """Take the norms that DoRA needs, of the weights as they are now: other patches may have changed them."""
         for site in self._sites:
             if isinstance(site.slot, ChangedLayer):
                 site.gains = site.slot.gains(site.module)

@@ -7,7 +7,7 @@ stays valid, and code that slices rows by chunk goes on working.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -20,7 +20,14 @@ Call = Callable[[Any, Tensor], Tensor]
 
 
 def evaluate_variants(
-    call: Call, inputs: Any, rows: int, variants: Tensor, attachment: Attachment, group: int, apart: bool = False
+    call: Call,
+    inputs: Any,
+    rows: int,
+    variants: Tensor,
+    attachment: Attachment,
+    group: int,
+    apart: bool = False,
+    alone: Collection[int] = (),
 ) -> Tensor:
     """Predictions (k, rows, ...) of `variants` (k, batch) on `inputs`, `group` variants per pass.
 
@@ -28,11 +35,36 @@ def evaluate_variants(
     Every pass gets containers of its own, because networks empty some of them (ControlNet's lists) while they run.
     apart: no pass holds two variants, and images of unlike variants are evaluated on their own. A network whose layers
     do not get the batch as their first axis needs it.
+    alone: variants that no pass mixes with others, because `call` has another network for each of them.
     """
-    if apart:
-        return torch.stack([_apart(call, inputs, rows, of_images, attachment) for of_images in variants])
-    parts = variants.split(group)
-    return torch.cat([_one_pass(call, inputs, rows, part, attachment) for part in parts])
+    batch = variants.shape[1]
+    blocks = _blocks(variants, None if apart else frozenset(alone))
+    predictions = None
+    for places, images in blocks:
+        own_rows = (torch.arange(0, rows, batch)[:, None] + torch.tensor(images)).flatten()
+        own = take_rows(inputs, rows, own_rows)
+        parts = variants[places][:, images].split(1 if apart else group)
+        found = torch.cat([_one_pass(call, own, len(own_rows), part, attachment) for part in parts])
+        if len(blocks) == 1:
+            return found
+        if predictions is None:
+            predictions = found.new_empty(len(variants), rows, *found.shape[2:])
+        predictions[torch.tensor(places)[:, None], own_rows] = found
+    return predictions
+
+
+def _blocks(variants: Tensor, alone: frozenset[int] | None) -> list[tuple[list[int], list[int]]]:
+    """The entries of `variants` (k, batch) as blocks (rows, columns), in each of which passes may be shared.
+
+    Those are one of the variants in `alone` each, or none of them. None: each block has one variant, whichever.
+    """
+    blocks: dict[tuple, list[int]] = {}
+    for place, of_images in enumerate(variants.tolist()):
+        kinds = [variant if alone is None or variant in alone else None for variant in of_images]
+        for kind in dict.fromkeys(kinds):
+            images = tuple(image for image, each in enumerate(kinds) if each == kind)
+            blocks.setdefault((kind, images), []).append(place)
+    return [(places, list(images)) for (_, images), places in blocks.items()]
 
 
 def _one_pass(call: Call, inputs: Any, rows: int, variants: Tensor, attachment: Attachment) -> Tensor:
@@ -43,19 +75,6 @@ def _one_pass(call: Call, inputs: Any, rows: int, variants: Tensor, attachment: 
         prediction = call(repeat_rows(inputs, rows, chunks, k), variants)
     shape = prediction.shape[1:]
     return prediction.reshape(chunks, k, batch, *shape).transpose(0, 1).reshape(k, rows, *shape)
-
-
-def _apart(call: Call, inputs: Any, rows: int, variants: Tensor, attachment: Attachment) -> Tensor:
-    """Predictions (rows, ...) of one variant per image, `variants` (batch,), in one pass per variant."""
-    batch = len(variants)
-    first_rows = torch.arange(0, rows, batch)[:, None]
-    places, parts = [], []
-    for variant in variants.unique():
-        images = (variants == variant).nonzero().flatten()
-        places.append((first_rows + images).flatten())
-        own = take_rows(inputs, rows, places[-1])
-        parts.append(_one_pass(call, own, len(places[-1]), variants[None, images], attachment)[0])
-    return torch.cat(parts)[torch.cat(places).argsort()]
 
 
 def repeat_rows(inputs: Any, rows: int, chunks: int, k: int) -> Any:

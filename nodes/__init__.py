@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .bases import LoadRewardLoRA
+from .bases import LoadRewardLoRA, ModelAsBasis
 from .blending import BlendRegion, BlendSchedule, BlendWeights, KLInterpolate
 from .diagnosing import Diagnostics
 from .dueling import BlendDuel
@@ -19,6 +19,7 @@ class DiffusionBlendExtension(ComfyExtension):
         """The node classes; their ids are final, because saved workflows hold them."""
         return [
             LoadRewardLoRA,
+            ModelAsBasis,
             BlendWeights,
             BlendDuel,
             KLInterpolate,

@@ -1,4 +1,4 @@
-"""Loading reward LoRAs."""
+"""The bases of a blend: reward LoRAs from files, and whole models."""
 
 from __future__ import annotations
 
@@ -12,6 +12,27 @@ from comfy_api.latest import io
 from ..blend_core import BlendError, is_adapter_file, read_adapter
 from .showing import shown
 from .sockets import CATEGORY, RewardLoRA, RewardLoRASocket
+from .whole_models import megabytes, whole_model
+
+_LABEL = "reward"  # of a model, which has no file's name
+
+
+def kl_weight_input(tooltip: str) -> io.Input:
+    """The KL weight that a basis was trained with."""
+    return io.Float.Input(
+        "kl_weight",
+        default=0.0,
+        min=0.0,
+        max=1e6,
+        step=0.0001,
+        round=False,
+        tooltip=f"{tooltip} Bases with a higher KL weight stayed nearer to the base and count correspondingly more. If "
+        "one basis of a blend does not state it, all count alike.",
+    )
+
+
+def _stated(kl_weight: float | None) -> str:
+    return "not stated" if kl_weight is None else f"{kl_weight:g}"
 
 
 class LoadRewardLoRA(io.ComfyNode):
@@ -41,17 +62,7 @@ class LoadRewardLoRA(io.ComfyNode):
                     tooltip="What this reward is called in the blend, such as faithful or beautiful. Empty: the file's "
                     "name.",
                 ),
-                io.Float.Input(
-                    "kl_weight",
-                    default=0.0,
-                    min=0.0,
-                    max=1e6,
-                    step=0.0001,
-                    round=False,
-                    tooltip="The factor of the KL term in training (alpha in the paper). 0: as the file says. Bases "
-                    "with a higher KL weight stayed nearer to the base and count correspondingly more. If one basis of "
-                    "a blend does not state it, all count alike.",
-                ),
+                kl_weight_input("The factor of the KL term in training (alpha in the paper). 0: as the file says."),
                 io.Float.Input(
                     "scale",
                     default=0.0,
@@ -79,8 +90,7 @@ class LoadRewardLoRA(io.ComfyNode):
     ) -> io.NodeOutput:
         """Read the file and show what it holds."""
         lora = _loaded(lora_name, label, kl_weight, scale, allow_partial)
-        stated = "not stated" if lora.kl_weight is None else f"{lora.kl_weight:g}"
-        return shown(cls, f"{lora.label}\n{lora.adapter.summary}\nKL weight: {stated}", lora)
+        return shown(cls, f"{lora.label}\n{lora.adapter.summary}\nKL weight: {_stated(lora.kl_weight)}", lora)
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str, **_) -> tuple:
@@ -97,6 +107,54 @@ class LoadRewardLoRA(io.ComfyNode):
         except BlendError as error:
             return str(error)
         return True
+
+
+class ModelAsBasis(io.ComfyNode):
+    """A basis that is a model of its own: a full fine-tune, or a LoRA of a kind that is no low-rank addition."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        return io.Schema(
+            node_id="DiffusionBlendModelAsBasis",
+            display_name="Model as Reward LoRA",
+            category=CATEGORY,
+            description="A whole model in the place of a reward LoRA: a checkpoint that was fully fine-tuned towards a "
+            "reward (Diffusion-DPO), or a model with LoRAs of any kind in it. It takes memory of its own.",
+            search_aliases=["full checkpoint", "dpo unet", "model basis", "reward checkpoint", "lokr", "dora"],
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="A model that was trained from the base, of the same architecture and prediction type; "
+                    "ComfyUI's own LoRA loaders may stand before it. Patches of attention or guidance belong on the "
+                    "base instead.",
+                ),
+                io.String.Input(
+                    "label",
+                    default=_LABEL,
+                    tooltip="What this reward is called in the blend, such as faithful or beautiful. Empty: reward.",
+                ),
+                kl_weight_input("The factor of the KL term in training (alpha in the paper). 0: not stated."),
+                io.Boolean.Input(
+                    "own_copy",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="On: its weights are read once more, in memory of their own. Needed where the model is the "
+                    "base with LoRAs in it, since ComfyUI keeps one copy of a file's weights. Off: they are taken as "
+                    "they are.",
+                ),
+            ],
+            outputs=[RewardLoRASocket.Output(display_name="reward", tooltip="Connect to Blend Weights.")],
+        )
+
+    @classmethod
+    def execute(cls, model, label: str, kl_weight: float, own_copy: bool = False) -> io.NodeOutput:
+        """Take the model as it is, or copy it, and show what it takes."""
+        basis = whole_model(model, label.strip() or _LABEL, kl_weight or None, own_copy)
+        held = f"{type(basis.model.model.diffusion_model).__name__}, {megabytes(basis.model):.0f} MB beside the base"
+        return shown(cls, f"{basis.label}\n{held}\nKL weight: {_stated(basis.kl_weight)}", basis)
 
 
 def stacked(stack: Sequence[tuple[str, float, float]] | None) -> tuple[RewardLoRA, ...]:

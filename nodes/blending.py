@@ -11,7 +11,7 @@ from torch import Tensor
 from ..blend_core import CURVES, BlendError, Schedule, normalised, parse_positions, parse_weights
 from .bases import stacked
 from .showing import shown
-from .sockets import CATEGORY, BlendSocket, LoRABlend, LoRAStackSocket, RewardLoRA, RewardLoRASocket, joined
+from .sockets import CATEGORY, Basis, BlendSocket, LoRABlend, LoRAStackSocket, RewardLoRASocket, joined
 
 MOST_BASES = 16
 
@@ -85,7 +85,7 @@ class BlendWeights(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        loras: dict[str, RewardLoRA | None],
+        loras: dict[str, Basis | None],
         weights: str,
         normalise: bool,
         target_kl_weight: float = 0.0,
@@ -135,9 +135,9 @@ class KLInterpolate(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, blend: LoRABlend | RewardLoRA, alignment: float) -> io.NodeOutput:
+    def execute(cls, blend: LoRABlend | Basis, alignment: float) -> io.NodeOutput:
         """Scale the blend's distance from the base and show its coefficients."""
-        if isinstance(blend, RewardLoRA):
+        if not isinstance(blend, LoRABlend):
             blend = LoRABlend.of((blend,), (1.0,))
         blend = blend.aligned(alignment)
         return shown(cls, blend.describe(), blend)

@@ -176,7 +176,7 @@ class Probe:
                 "the latent has a mask, and samples of the base model are drawn for the whole image. Remove Set Latent "
                 "Noise Mask, or disconnect the reward model."
             )
-        return cls(name, lora.kl_weight, lora.adapter.reward_factor, reward, vae, prompt)
+        return cls(name, lora.kl_weight, lora.reward_factor, reward, vae, prompt)
 
     def gaps(self, model, recorder: Recorder, places: list[int], samples: int, ksampler: dict) -> list[Gap]:
         """The Jensen gap before each of the steps `places`, from the base model's posterior there."""

@@ -8,7 +8,7 @@ from ..blend_core import BlendError
 from ..blend_core.duels import FEWEST, MOST, parse_duels, parse_lines
 from .blending import target_kl_weight_input
 from .showing import shown
-from .sockets import CATEGORY, BlendSocket, LoRABlend, RewardLoRA, RewardLoRASocket
+from .sockets import CATEGORY, Basis, BlendSocket, LoRABlend, RewardLoRASocket
 
 
 class BlendDuel(io.ComfyNode):
@@ -79,7 +79,7 @@ class BlendDuel(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        loras: dict[str, RewardLoRA | None],
+        loras: dict[str, Basis | None],
         answers: str,
         noise: float = 0.05,
         pairs_seed: int = 0,

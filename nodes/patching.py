@@ -1,4 +1,4 @@
-"""Blending inside ComfyUI's sampling: the only file that touches a ModelPatcher.
+"""Blending inside ComfyUI's sampling, by the wrappers of a ModelPatcher.
 
 A blended MODEL is a clone with four wrappers; nothing of the model itself is changed.
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 
 import comfy.lora
@@ -26,7 +26,7 @@ import comfy.model_patcher
 import comfy.model_sampling
 import comfy.utils
 import torch
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
 from nodes import common_ksampler  # ComfyUI's own nodes module: ours is only ever imported relatively
 
@@ -47,11 +47,11 @@ from ..blend_core.parameterization import State
 from ..blend_core.plan import Call
 from ..blend_core.regions import painted
 from .clock import StepClock
-from .sockets import LoRABlend
+from .sockets import KEY, LoRABlend, RewardLoRA
+from .whole_models import WholeModels
 
 log = logging.getLogger(__name__)
 
-KEY = "diffusion_blend"
 EXECUTIONS = ("auto", "batched", "sequential")
 FINE = 64  # steps at which a schedule is looked at before the run's own number is known
 Record = Callable[[int, float, torch.Tensor, list[torch.Tensor], list[float]], None]
@@ -76,23 +76,23 @@ as a VAE takes them. It may replace run.plan."""
 
 @dataclass(frozen=True)
 class AppliedBlend:
-    """A blended model and how its LoRAs matched."""
+    """A blended model and how its bases matched."""
 
     model: comfy.model_patcher.ModelPatcher
     blend: LoRABlend
-    reports: tuple[LoadReport, ...]
+    reports: tuple[LoadReport | str, ...]
     hooks: _Hooks
 
     @property
     def report(self) -> str:
-        """The formula and the load reports, as the nodes show them."""
+        """The formula, the load reports and what whole models take, as the nodes show them."""
         formula = self.blend.describe() if self.blend.regions else self.blend.schedule.formula()
         return "\n".join([formula, *map(str, self.reports), *self._slower()])
 
     def _slower(self) -> list[str]:
         """What the kinds that are no plain LoRA cost."""
         bank = self.hooks.bank
-        if not any(report.kinds for report in self.reports):
+        if not bank.changed_layers:
             return []
         return [
             f"slower than plain LoRA: {bank.nbytes / 2**20:.1f} MB of factors, and in every pass differences of up to "
@@ -158,23 +158,35 @@ def apply_blend(
             "this model is blended already. Put all reward LoRAs into one Blend Weights node, "
             "or connect the model from before Apply Blend."
         )
-    index = target_index(model.model)
-    resolved, reports = zip(
-        *(resolve(lora.adapter, index, allow_partial=lora.allow_partial) for lora in blend.loras), strict=True
-    )
+    bank, load_reports = _bank(blend, target_index(model.model))
+    whole = WholeModels(blend.loras, model)
+    reports = (*load_reports, *whole.report)
     for report in reports:
         log.info("%s", report)
     _check_evaluation(blend, estimator)
-    bank = LoRABank(resolved)
-    hooks = _Hooks(bank, blend, estimator, execution, seed, image_indices, steered)
+    hooks = _Hooks(bank, whole, blend, estimator, execution, seed, image_indices, steered)
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, hooks.prepare_sampling)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, hooks.outer_sample)
     patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, hooks.predict_noise)
     patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, hooks.apply_model)
-    factors = comfy.model_patcher.CoreModelPatcher(bank, model.load_device, model.offload_device)
-    patched.set_additional_models(KEY, [factors])  # ComfyUI loads, counts and evicts them with the model
+    if bank.names:
+        factors = comfy.model_patcher.CoreModelPatcher(bank, model.load_device, model.offload_device)
+        patched.set_additional_models(KEY, [factors])  # ComfyUI loads, counts and evicts them with the model
+    whole.attach(patched)
     return AppliedBlend(patched, blend, reports, hooks)
+
+
+def _bank(blend: LoRABlend, index: TargetIndex) -> tuple[LoRABank, list[LoadReport]]:
+    """The factors of a blend's LoRAs, nothing for its whole models, and how the LoRAs matched."""
+    adapters, reports = [], []
+    for basis in blend.loras:
+        factors = {}
+        if isinstance(basis, RewardLoRA):
+            factors, report = resolve(basis.adapter, index, allow_partial=basis.allow_partial)
+            reports.append(report)
+        adapters.append(factors)
+    return LoRABank(adapters), reports
 
 
 def _check_evaluation(blend: LoRABlend, estimator: Estimator) -> None:
@@ -228,8 +240,9 @@ def _read_place(place) -> tuple[str, tuple[int, int] | None, bool]:
 class _Hooks:
     """The wrappers of one blended model. The state of a run is in the run's own options; `plan` is kept to be read."""
 
-    def __init__(self, bank, blend: LoRABlend, estimator: Estimator, execution, seed, image_indices, steered):
+    def __init__(self, bank, whole, blend: LoRABlend, estimator: Estimator, execution, seed, image_indices, steered):
         self.bank = bank
+        self.whole = whole
         self.blend = blend
         self.estimator = estimator
         self.plan: Plan | None = None
@@ -248,13 +261,20 @@ class _Hooks:
         plan = self._plan(max(len(sigmas) - 1, 1), seeds, noise)
         sampler_function = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
         options[KEY] = BlendedRun(
-            plan, StepClock(sigmas, sampler_function), self.bank, self.execution, self.blend, self.estimator
+            plan,
+            StepClock(sigmas, sampler_function),
+            self.bank,
+            self.whole.networks,
+            self.execution,
+            self.blend,
+            self.estimator,
         )
         self.plan, self.calls = plan, 0
         self.steering = self.steered() if self.steered else None
         options[KEY].steering = self.steering
         try:
-            return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+            with self.whole.running():
+                return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         finally:
             options.pop(KEY, None)
             self.bank.drop_casts()
@@ -273,10 +293,11 @@ class _Hooks:
     def prepare_sampling(self, executor, model, noise_shape, conds, *args, **kwargs):
         exactly = self.estimator is exact  # regions, which need the variants of all layers, are exact
         layers = self.blend.layers(FINE)
-        k = self.blend.evaluated(FINE) if exactly else self.estimator(layers[0], FINE, [0]).most_per_step
+        k = self.blend.batched(FINE)
+        k = k if exactly else min(k, self.estimator(layers[0], FINE, [0]).most_per_step)
         if self.execution != "sequential" and k > 1:
             batch = [noise_shape[0] * k, *noise_shape[1:]]
-            needed = model.model_size() + model.model.memory_required([batch[0] * 2, *batch[1:]])
+            needed = model.model_size() + self.whole.size + model.model.memory_required([batch[0] * 2, *batch[1:]])
             if needed * MEMORY_MARGIN < comfy.model_management.get_total_memory(model.load_device):
                 noise_shape = batch  # else weights would be offloaded for a batch that is split anyway
         return executor(model, noise_shape, conds, *args, **kwargs)
@@ -325,7 +346,17 @@ class _SharedCall:
 class BlendedRun:
     """One sampling run: its plan, its step, and where the bank is attached."""
 
-    def __init__(self, plan: Plan, clock: StepClock, bank: LoRABank, execution: str, blend: LoRABlend, estimator):
+    def __init__(
+        self,
+        plan: Plan,
+        clock: StepClock,
+        bank: LoRABank,
+        networks: Mapping[int, torch.nn.Module],
+        execution: str,
+        blend: LoRABlend,
+        estimator: Estimator,
+    ):
+        self.networks = networks  # of the variants that are whole models
         self.blend = blend
         self.estimator = estimator
         self.plan = plan
@@ -399,12 +430,13 @@ class BlendedRun:
                 own = options.copy()
                 if len(part) < len(variants) or len(variants) == 1:
                     own["uuids"] = [_variant_uuid(u, part) for u in options.get("uuids", [])]
-                return executor(*repeated["args"], own, **repeated["kwargs"])
+                return self._executor(executor, part)(*repeated["args"], own, **repeated["kwargs"])
 
             def run(group):
-                return evaluate_variants(call, inputs, rows, variants, attachment, group, self.apart)
+                return evaluate_variants(call, inputs, rows, variants, attachment, group, self.apart, self.networks)
 
-            return self._fitting(run, self._group(network, x, len(variants)))
+            shared = sum(not self.networks.keys() >= set(of_images) for of_images in variants.tolist())
+            return self._fitting(run, self._group(network, x, max(shared, 1)))
 
         images = rows // chunks if rows % chunks == 0 else rows
         if self._shared is None:
@@ -427,6 +459,18 @@ class BlendedRun:
         if call.x.shape == x.shape and torch.equal(call.x, x) and torch.equal(call.sigma, sigma):
             return call.predictions[self._turn]
         return evaluate(variants[self._turn : self._turn + 1])[0]
+
+    def _executor(self, executor, variants: torch.Tensor):
+        """What evaluates a pass of `variants`: `executor`, or the same upon the whole model that the variant is."""
+        network = self.networks.get(int(variants[0, 0]))
+        if network is None:
+            return executor
+        if getattr(executor.class_obj.current_patcher, "current_hooks", None) is not None:
+            raise BlendError(
+                "a prompt carries a LoRA hook, which changes the weights of the base model and would not reach a basis "
+                "that is a whole model. Remove the hook, or put its LoRA into both models with Load LoRA."
+            )
+        return WrapperExecutor.new_class_executor(network._apply_model, network, executor.wrappers, executor.idx)
 
     def _attachment(self, network: torch.nn.Module):
         if id(network) not in self._attachments:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -18,6 +20,7 @@ LoRAStackSocket = io.Custom("LORA_STACK")  # as other packs name it
 RewardModelSocket = io.Custom("REWARD_MODEL")
 
 CATEGORY = "Diffusion Blend"
+KEY = "diffusion_blend"  # what is ours in the dictionaries of a MODEL
 
 
 @dataclass(frozen=True)
@@ -29,20 +32,45 @@ class RewardLoRA:
     kl_weight: float | None = None
     allow_partial: bool = False
 
+    @property
+    def eta(self) -> float | None:
+        """How ancestral the sampler of its training was; None where the file does not say."""
+        return self.adapter.eta
+
+    @property
+    def reward_factor(self) -> float:
+        """What the reward was multiplied by in training."""
+        return self.adapter.reward_factor
+
+
+@dataclass(frozen=True)
+class WholeModel:
+    """A basis that is a model of its own: a full fine-tune, or a model with ComfyUI's own LoRAs in it."""
+
+    label: str
+    model: ModelPatcher
+    kl_weight: float | None = None
+
+    eta: ClassVar[None] = None  # no file states them
+    reward_factor: ClassVar[float] = 1.0
+
+
+Basis = RewardLoRA | WholeModel
+
 
 @dataclass(frozen=True)
 class LoRABlend:
-    """A blend, or a schedule of blends, and the LoRAs it blends in the order of its names.
+    """A blend, or a schedule of blends, and the bases it blends in the order of its names.
 
     regions: (mask, schedule) pairs, each painted over what lies below it; masks are (1 or images, height, width).
     """
 
     schedule: Schedule
-    loras: tuple[RewardLoRA, ...]
+    loras: tuple[Basis, ...]
     regions: tuple[tuple[Tensor, Schedule], ...] = ()
 
     @classmethod
-    def of(cls, loras: tuple[RewardLoRA, ...], preference: tuple[float, ...], **settings) -> LoRABlend:
+    def of(cls, loras: tuple[Basis, ...], preference: tuple[float, ...], **settings) -> LoRABlend:
         """The blend of `loras` at `preference`; `settings` are the other fields of Blend."""
         names = _distinct([lora.label for lora in loras])
         kl_weights = tuple(lora.kl_weight for lora in loras)
@@ -59,7 +87,16 @@ class LoRABlend:
 
     def evaluated(self, steps: int) -> int:
         """The most variants that one of `steps` steps evaluates exactly."""
-        return int((torch.stack(self.layers(steps)) != 0).any(0).sum(1).max())
+        return int(self._used(steps).sum(1).max())
+
+    def batched(self, steps: int) -> int:
+        """The same of those that may share a pass: all but the whole models."""
+        shared = [0, *(i for i, basis in enumerate(self.loras, start=1) if isinstance(basis, RewardLoRA))]
+        return int(self._used(steps)[:, shared].sum(1).max())
+
+    def _used(self, steps: int) -> Tensor:
+        """(steps, 1 + m) bool: which variants have a coefficient in some layer."""
+        return (torch.stack(self.layers(steps)) != 0).any(0)
 
     def aligned(self, alignment: float) -> LoRABlend:
         """The same blend at another distance from the base."""
@@ -71,7 +108,7 @@ class LoRABlend:
             lambda schedule: replace(schedule, blends=tuple(replace(b, preference=preference) for b in schedule.blends))
         )
 
-    def over(self, loras: tuple[RewardLoRA, ...]) -> LoRABlend:
+    def over(self, loras: tuple[Basis, ...]) -> LoRABlend:
         """The same blend expressed over more LoRAs, the new ones at weight 0. `loras` holds all of its own."""
         names, kl_weights = _distinct([lora.label for lora in loras]), tuple(lora.kl_weight for lora in loras)
 

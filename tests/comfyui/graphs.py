@@ -31,15 +31,25 @@ class Graph:
     negative: list
 
     def blend(self, files, weights: str = "", alignment: float | None = None, **options):
-        """Load Reward LoRA for each file -> Blend Weights -> KL Interpolate (where `alignment` is given)."""
+        """Load Reward LoRA for each file -> Blend Weights -> KL Interpolate (where `alignment` is given).
+
+        files: names, or bases that were loaded before.
+        """
         load, weigh, interpolate = (self.nodes[n] for n in ("LoadRewardLoRA", "BlendWeights", "KLInterpolate"))
         slots = {}
         for i, file in enumerate(files):
-            (slots[f"lora_{i}"],) = load.execute(lora_name=file, label=f"r{i}", kl_weight=0.0, scale=0.0).result
+            slots[f"lora_{i}"] = file
+            if isinstance(file, str):
+                (slots[f"lora_{i}"],) = load.execute(lora_name=file, label=f"r{i}", kl_weight=0.0, scale=0.0).result
         (blend,) = weigh.execute(**{"loras": slots, "weights": weights, "normalise": True, **options}).result
         if alignment is not None:
             (blend,) = interpolate.execute(blend=blend, alignment=alignment).result
         return blend
+
+    def whole(self, model, label: str = "whole", kl_weight: float = 0.0, **options):
+        """Model as Reward LoRA: a basis."""
+        node = self.nodes["ModelAsBasis"]
+        return node.execute(model=model, label=label, kl_weight=kl_weight, **options).result[0]
 
     def blended(self, model, blend, execution: str = "batched", **inputs) -> Tensor:
         """Blended KSampler."""

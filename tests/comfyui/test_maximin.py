@@ -66,6 +66,17 @@ def test_where_nothing_moves_it_is_blended_ksampler(graph, base, blend, vae, rew
     assert text.count("r0 0.625, r1 0.375") == 2 * 4  # the start and three changes of two images
 
 
+def test_a_whole_model_moves_as_the_lora_that_is_merged_into_it(graph, base, files, reward_loras, vae, reward):
+    model = networks.load(networks.unet())
+    reward_loras[1][0].merge_into(model.model)
+    results = [
+        maximin(graph, base, graph.blend([files[0], second], "0.6, 0.4"), vae, map(reward, ("light.py", "dark.py")))
+        for second in (graph.whole(model, "r1"), files[1])
+    ]
+    assert_equal(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
+
+
 def steered(graph, base, blend, vae, rewards, every=1, rate=2.0, **inputs):
     """The run of the node, with its steering: (latents, moves)."""
     module, patching = submodule("nodes.maximin"), submodule("nodes.patching")

@@ -15,6 +15,7 @@ from .server import PACK, Server
 
 NODE_IDS = {
     "DiffusionBlendLoadRewardLoRA",
+    "DiffusionBlendModelAsBasis",
     "DiffusionBlendBlendWeights",
     "DiffusionBlendDuel",
     "DiffusionBlendKLInterpolate",

@@ -431,6 +431,31 @@ def test_apart_no_pass_holds_two_variants_and_the_predictions_are_the_same():
     torch.testing.assert_close(out, together, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("group", [1, 2, 4])
+def test_a_variant_with_a_network_of_its_own_shares_no_pass(group, apart):
+    net, x = network(), inputs(6)  # two chunks of three images
+    own = {2: merged(net, adapters()[1]), 4: merged(net, adapters()[0])}  # a bank has nothing for these two
+    attachment = LoRABank([adapters()[0], {}, adapters()[2], {}]).attach(net)
+    variants = torch.tensor([[0, 0, 0], [2, 2, 2], [1, 2, 3], [4, 2, 1], [3, 3, 3]])
+    passes = []
+
+    def call(repeated, part):
+        passes.append(part.tolist())
+        return own.get(int(part[0, 0]), net)(repeated)
+
+    out = evaluate_variants(call, x, 6, variants, attachment, group, apart, alone=own)
+    for part in passes:
+        held = {variant for row in part for variant in row}
+        assert len(held) == 1 or held.isdisjoint(own)
+    shared = [part for part in passes if own.keys().isdisjoint(part[0])]
+    if not apart:  # steps 0 and 4 together where two fit; then one image of 1 and 3 each, and one of 1
+        assert [len(part) for part in shared] == ([2, 1, 1] if group > 1 else [1, 1, 1, 1])
+    references = [net, merged(net, adapters()[0]), own[2], merged(net, adapters()[2]), own[4]]
+    expected = [torch.cat([references[row[i % 3]](x[i : i + 1]) for i in range(6)]) for row in variants.tolist()]
+    torch.testing.assert_close(out, torch.stack(expected), rtol=0, atol=1e-11)
+
+
 def test_a_blend_of_one_network_is_the_weighted_sum_of_its_merged_variants():
     net, x, coefficients = network(), inputs(4), (-0.4, 0.7, 0.2, 0.5)
     attachment, plan = LoRABank(adapters()).attach(net), exact(coefficients, 1, [0, 1])

@@ -1,0 +1,173 @@
+"""Whole models as bases: a network of their own beside the base's, which ComfyUI loads, counts and evicts with it.
+
+A whole model gives its weights, with what ComfyUI's loaders patched into them. Guidance, attention patches, ControlNets
+and wrappers come from the model that is blended, and reach every basis.
+"""
+
+from __future__ import annotations
+
+import copy
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import comfy.model_management
+import comfy.model_sampling
+import torch
+
+from ..blend_core import BlendError
+from .sockets import KEY, Basis, WholeModel
+
+MODELS_KEY = f"{KEY}_models"
+MB = 2**20
+_HELD = ("backup", "backup_buffers", "object_patches_backup", "hook_backup")  # what a patcher replaced in its network
+
+
+def whole_model(model, label: str, kl_weight: float | None, own_copy: bool) -> WholeModel:
+    """`model` as a basis; own_copy: with weights that no other MODEL shares.
+
+    Raises BlendError for a blended model, and for one with patches that a basis could not keep.
+    """
+    if KEY in _wrapped(model):
+        raise BlendError(
+            "this model is blended already, so it cannot be a basis of another blend. Connect the model from before "
+            "Apply Blend; to mix blends, put all of their rewards into one Blend Weights node."
+        )
+    if patches := _patches(model):
+        raise BlendError(
+            f"this model carries patches besides those of its weights ({', '.join(patches)}), which a basis cannot "
+            "keep. Connect the model from before them, and patch the one that goes into Apply Blend or the sampler: "
+            "that reaches every basis."
+        )
+    return WholeModel(label, _copied(model) if own_copy else model, kl_weight)
+
+
+def megabytes(model) -> float:
+    """What the weights of a model take, in MiB."""
+    return model.model_size() / MB
+
+
+def _wrapped(model) -> set[str]:
+    return {str(key) for of_kind in model.wrappers.values() for key, wrappers in of_kind.items() if wrappers}
+
+
+def _patches(model) -> list[str]:
+    options = {name for name, value in model.model_options.items() if name != "transformer_options" and value}
+    inner = {name for name, value in model.model_options.get("transformer_options", {}).items() if value}
+    objects = set(model.object_patches) - {"model_sampling"}
+    return sorted(options | inner | objects | _wrapped(model))
+
+
+def _copied(model):
+    """A patcher with the same patches on a network of its own."""
+    if model.injections:
+        raise BlendError(
+            "this model has a LoRA that was put into its modules (a bypass loader), which a copy of the weights would "
+            "lose. Use ComfyUI's Load LoRA instead, or switch own_copy off."
+        )
+    comfy.model_management.unload_all_models()  # puts every patched weight back
+    own = model.clone()
+    own.model, own.parent, own.pinned = _fresh(model), None, set()
+    own.clone_base_uuid = uuid.uuid4()
+    for held in _HELD:
+        setattr(own, held, {})
+    return own
+
+
+def _fresh(model) -> torch.nn.Module:
+    """The network as its file has it: read again where ComfyUI knows how, else copied in memory."""
+    if init := getattr(model, "cached_patcher_init", None):  # set by ComfyUI's own loaders, not yet in 0.14
+        load, arguments, *place = init
+        loaded = load(*arguments)
+        return (loaded[place[0]] if place else loaded).model
+    if model.is_dynamic():
+        raise BlendError(
+            "this model streams its weights, and its loader does not say how to read them again, so they cannot be "
+            "copied. Load it with ComfyUI's own Load Checkpoint or Load Diffusion Model."
+        )
+    config = model.model.model_config  # never written to, and its class has no way to be copied
+    return copy.deepcopy(model.model, {id(config): config})
+
+
+class WholeModels:
+    """The whole models among a blend's bases. Raises BlendError for those that do not go with the base."""
+
+    def __init__(self, bases: Sequence[Basis], base):
+        whole = {variant: each for variant, each in enumerate(bases, start=1) if isinstance(each, WholeModel)}
+        self._models: dict[torch.nn.Module, object] = {}  # by network, so that a model that stands twice is loaded once
+        for basis in whole.values():
+            _check_like(basis, base)
+            first = self._models.setdefault(basis.model.model, basis.model)
+            if basis.model.model is base.model or not _same_weights(first, basis.model):
+                raise BlendError(
+                    f"{basis.label} shares its weights in memory with the base model or another basis (ComfyUI loads a "
+                    "file once, however many loaders name it), and they cannot be patched in two ways at once. Switch "
+                    "on own_copy of its Model as Reward LoRA node."
+                )
+        self.networks: dict[int, torch.nn.Module] = {variant: each.model.model for variant, each in whole.items()}
+        self.report = [_line(each) for each in whole.values()]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all of them."""
+        return sum(model.model_size() for model in self._models.values())
+
+    def attach(self, patcher) -> None:
+        """Have ComfyUI load them with `patcher`, and with its clones."""
+        if self._models:
+            patcher.set_additional_models(MODELS_KEY, list(self._models.values()))
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """While open, each network knows its patcher, as ComfyUI has it during a run."""
+        for network, model in self._models.items():
+            network.current_patcher = model
+        try:
+            yield
+        finally:
+            for network in self._models:
+                network.current_patcher = None
+
+
+def _same_weights(first, second) -> bool:
+    return first.patches_uuid == second.patches_uuid and first.object_patches == second.object_patches
+
+
+def _line(basis: WholeModel) -> str:
+    return f"{basis.label}: a whole model, {megabytes(basis.model):.0f} MB beside the base, in passes of its own"
+
+
+def _check_like(basis: WholeModel, base) -> None:
+    for what, own, expected in _compared(basis.model, base):
+        if own != expected:
+            raise BlendError(
+                f"{basis.label} is another kind of model than the base: {what} {own}, expected {expected}. Connect "
+                "to Model as Reward LoRA a model that was trained from this base."
+            )
+
+
+def _compared(model, base) -> Iterator[tuple[str, object, object]]:
+    """(what, of the model, of the base): what has to be alike."""
+    networks = [_plain(each.model.diffusion_model) for each in (model, base)]
+    yield "its network is", *(type(network).__name__ for network in networks)
+    shapes, expected = map(_shapes, networks)
+    for name in [*expected, *(shapes.keys() - expected.keys())]:
+        yield f"{name} has the shape", shapes.get(name), expected.get(name)
+    yield "its latents are", *(type(each.model.latent_format).__name__ for each in (model, base))
+    yield "it predicts as", *(_prediction(each) for each in (model, base))
+    yield "it runs on", model.load_device, base.load_device
+
+
+def _plain(network: torch.nn.Module) -> torch.nn.Module:
+    return getattr(network, "_orig_mod", network)  # torch.compile puts a module around it
+
+
+def _shapes(network: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    modules = network.named_modules()
+    return {name: tuple(module.weight.shape) for name, module in modules if getattr(module, "weight", None) is not None}
+
+
+def _prediction(model) -> str:
+    """eps, v, flow...: what ComfyUI's classes say of a model's output and its noise."""
+    kinds = type(model.get_model_object("model_sampling")).mro()
+    return " ".join(kind.__name__ for kind in kinds if kind.__module__ == comfy.model_sampling.__name__)
