@@ -7,6 +7,7 @@ from __future__ import annotations
 import inspect
 import unittest.mock
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -199,7 +200,7 @@ class StepCache:
     attributes, as for Flux.
     """
 
-    NAMES = {
+    NAMES: ClassVar = {
         "teacache": ("teacache_state", "accumulated_rel_l1_distance", "previous_modulated_input", "previous_residual"),
         "magcache": ("magcache_state", "accumulated_err", "accumulated_ratio", "residual_cache"),
     }
@@ -251,11 +252,11 @@ class StepCache:
     def _changed(self, network, seen: Tensor, options) -> bool:
         states, changed = self._states(network, options), False
         for state, part in zip(states, seen.chunk(len(states)), strict=True):
+            far = True
             if self.distance in state:
-                state[self.distance] += float((part - state[self.before]).abs().mean() / state[self.before].abs().mean())
+                before = state[self.before]
+                state[self.distance] += float((part - before).abs().mean() / before.abs().mean())
                 far = state[self.distance] >= self.threshold
-            else:
-                far = True
             changed = changed or far
             state[self.distance] = 0.0 if far else state[self.distance]
             state[self.before] = part

@@ -15,6 +15,8 @@ from .graphs import latent
 from .host import submodule
 from .reference import assert_differ
 
+BlendError = submodule("blend_core").BlendError
+
 
 def test_an_image_prompt(cases):
     """One for all images: several chunks and variants in a batch, layers of unlike weight."""
@@ -56,7 +58,7 @@ def test_unlike_rewards_meet_an_image_prompt_of_each_image(cases):
     case = cases("SDXL")
     model = companions.image_prompt(case.model, images=2)
     applied = case.graph.applied(model, case.blend(0.8), evaluation="random", seed=1)
-    with pytest.raises(submodule("blend_core").BlendError, match="an image, a mask or a weight for each of the 2 images"):
+    with pytest.raises(BlendError, match="an image, a mask or a weight for each of the 2 images"):
         case.graph.plain(applied, **{**case.inputs, "steps": 6})
     one = {**case.inputs, "latent_image": latent(1), "steps": 6}
     assert case.graph.plain(applied, **one).isfinite().all()
@@ -131,9 +133,7 @@ def test_a_cache_on_the_network(cases, kind, per_prompt):
         computed.append(cache.computed)
         return result
 
-    assert_blends(
-        case, patch, sample=sample, through=lambda network: cache.wrapper(network.diffusion_model), steps=8
-    )
+    assert_blends(case, patch, sample=sample, through=lambda network: cache.wrapper(network.diffusion_model), steps=8)
     assert len(set(computed)) == 1, computed
     assert 3 * 4 < computed[0] < 8 * 3 * 4  # 4 rows, of images and prompts: more than the first step, less than all
     assert computed[0] % (3 * 4), "three bases that skip the same steps would not show whose decision it is"
@@ -150,5 +150,5 @@ def test_a_cache_that_nobody_reaches_is_refused(cases, execution):
     wrapper.__module__ = "/models/ComfyUI/custom_nodes/Comfy-WaveSpeed.fbcache_nodes"
     model = case.graph.applied(case.model, case.blend(1.0), execution)
     model.set_model_unet_function_wrapper(wrapper)
-    with pytest.raises(submodule("blend_core").BlendError, match=r"Apply First Block Cache \(WaveSpeed\) keeps one"):
+    with pytest.raises(BlendError, match=r"Apply First Block Cache \(WaveSpeed\) keeps one"):
         case.graph.plain(model, **case.inputs)
