@@ -45,11 +45,15 @@ def refuse(model_options: Mapping) -> None:
         )
 
 
-def separates(network, options: Mapping) -> bool:
-    """Whether no pass may hold two variants, because of a patch that keeps or numbers what is in a pass."""
-    return (
-        _records(options) or _counts_images(options) or _easycache(options) is not None or bool(_cached_names(network))
-    )
+def separates(network, options: Mapping) -> str:
+    """Why no pass may hold two variants: what keeps or numbers the rows of a pass. Empty where nothing does."""
+    reasons = {
+        "self-attention guidance takes its mask from a whole batch": _records(options),
+        "an image prompt has something of its own for each image": _counts_images(options),
+        "EasyCache decides for a whole batch": _easycache(options) is not None,
+        "a cache of the network's steps decides for a whole batch": bool(_cached_names(network)),
+    }
+    return next((reason for reason, found in reasons.items() if found), "")
 
 
 def check_choices(options: Mapping, variants: torch.Tensor) -> None:

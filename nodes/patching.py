@@ -342,12 +342,12 @@ class BlendedRun:
         return self._in_turn(len(self.plan.active(step)[0]), predict)
 
     def every_variant(self, predict: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
-        """The same under every variant, base first, whatever its coefficient."""
-        self._every = True
+        """The same under every variant, base first, whatever its coefficient; the run's caches see nothing of it."""
+        caches, self._caches, self._every = self._caches, Caches(), True
         try:
             return self._in_turn(1 + len(self.blend.loras), predict)
         finally:
-            self._every = False
+            self._caches, self._every = caches, False
 
     def _in_turn(self, turns: int, predict: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
         self._shared, results = [], []
@@ -377,7 +377,9 @@ class BlendedRun:
         network, x = executor.class_obj, inputs["args"][0]
         attachment = self._attachment(network)
         rows, chunks = x.shape[0], len(options.get("cond_or_uncond", [])) or 1
-        self.apart = self.apart or separates(network, options)
+        if not self.apart and (reason := separates(network, options)):
+            log.info("one variant per pass: %s", reason)
+            self.apart = True
         inputs = inputs | {"rows": torch.arange(rows)}  # of which a pass finds its own, as of every other input
 
         def evaluate(variants):

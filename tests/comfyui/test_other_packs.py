@@ -6,14 +6,15 @@ import comfy.controlnet
 import pytest
 import torch
 from comfy.t2i_adapter.adapter import Adapter
+from comfy_extras.nodes_easycache import EasyCacheNode
 
 from nodes import ControlNetApply
 
 from . import companions, networks
-from .family_cases import EXECUTIONS, assert_blends
+from .family_cases import assert_blends
 from .graphs import latent
 from .host import submodule
-from .reference import assert_differ
+from .reference import assert_differ, assert_equal
 
 BlendError = submodule("blend_core").BlendError
 
@@ -114,6 +115,26 @@ def test_tiles_in_one_batch(cases, at_once):
     assert_differ(case.graph.plain(patch(case.model), **whole), case.graph.plain(case.model, **whole))
 
 
+def test_one_reward_per_step_in_tiles(cases):
+    """The tiles of one image take one reward at a step; those of two images cannot be told apart in one batch."""
+    case = cases("SDXL")
+
+    def sample(images, at_once):
+        model = case.graph.applied(case.model, case.blend(0.8), evaluation="stratified", seed=1)
+        model.set_model_unet_function_wrapper(companions.in_tiles((6, 8), overlap=2, at_once=at_once))
+        return case.graph.plain(model, **{**case.inputs, "latent_image": latent(images, (4, 10, 14)), "steps": 4})
+
+    assert_equal(sample(1, at_once=2), sample(1, at_once=1))
+    with pytest.raises(BlendError, match="a step evaluates 4 images at once where the batch has 2"):
+        sample(2, at_once=2)
+
+
+def _cached(model, cache):
+    clone = model.clone()
+    clone.set_model_unet_function_wrapper(cache.wrapper(clone.get_model_object("diffusion_model")))
+    return clone
+
+
 @pytest.mark.parametrize("per_prompt", [False, True], ids=["one state", "one state per prompt"])
 @pytest.mark.parametrize("kind", companions.StepCache.NAMES)
 def test_a_cache_on_the_network(cases, kind, per_prompt):
@@ -122,17 +143,13 @@ def test_a_cache_on_the_network(cases, kind, per_prompt):
     cache = companions.StepCache(kind, 0.3, per_prompt)
     inputs = {**case.inputs, "steps": 8}
 
-    def patch(model):
-        clone = model.clone()
-        clone.set_model_unet_function_wrapper(cache.wrapper(clone.get_model_object("diffusion_model")))
-        return clone
-
     def sample(model, **inputs):
         cache.computed = 0
         result = case.graph.plain(model, **inputs)
         computed.append(cache.computed)
         return result
 
+    patch = partial(_cached, cache=cache)
     assert_blends(case, patch, sample=sample, through=lambda network: cache.wrapper(network.diffusion_model), steps=8)
     assert len(set(computed)) == 1, computed
     assert 3 * 4 < computed[0] < 8 * 3 * 4  # 4 rows, of images and prompts: more than the first step, less than all
@@ -140,15 +157,17 @@ def test_a_cache_on_the_network(cases, kind, per_prompt):
     assert_differ(case.graph.plain(patch(case.model), **inputs), case.graph.plain(case.model, **inputs))
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
-def test_a_cache_that_nobody_reaches_is_refused(cases, execution):
+@pytest.mark.parametrize(
+    "cached",
+    [partial(EasyCacheNode.execute, reuse_threshold=0.5, start_percent=0.15, end_percent=0.95, verbose=False), None],
+    ids=["EasyCache", "teacache"],
+)
+def test_a_look_at_every_basis_leaves_the_caches_alone(cases, cached):
+    """Blend Diagnostics evaluates every basis beside the run; its latent is Blended KSampler's."""
     case = cases("Flux")
-
-    def wrapper(apply_model, call):
-        return apply_model(call["input"], call["timestep"], **call["c"])
-
-    wrapper.__module__ = "/models/ComfyUI/custom_nodes/Comfy-WaveSpeed.fbcache_nodes"
-    model = case.graph.applied(case.model, case.blend(1.0), execution)
-    model.set_model_unet_function_wrapper(wrapper)
-    with pytest.raises(BlendError, match=r"Apply First Block Cache \(WaveSpeed\) keeps one"):
-        case.graph.plain(model, **case.inputs)
+    inputs = {**case.inputs, "steps": 8}
+    model = cached(case.model).result[0] if cached else _cached(case.model, companions.StepCache("teacache", 0.3, True))
+    expected = case.graph.blended(model, case.blend(1.2), **inputs)
+    options = {"execution": "batched", **case.graph._inputs(inputs)}
+    latents = case.graph.nodes["Diagnostics"].execute(model=model, blend=case.blend(1.2), **options).result[3]
+    assert torch.equal(latents["samples"], expected)
