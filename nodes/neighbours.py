@@ -41,7 +41,7 @@ def refuse(model_options: Mapping) -> None:
     if name:
         raise BlendError(
             f"{name} keeps one residual for every call of the network, so a blend would get what it kept of one basis "
-            "as another's. Remove that node; with EasyCache, LazyCache or TeaCache every basis keeps its own."
+            "as another's. Remove that node; EasyCache, LazyCache and TeaCache work beside a blend."
         )
 
 

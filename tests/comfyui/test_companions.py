@@ -28,7 +28,7 @@ from comfy_extras.nodes_tcfg import TCFG
 from comfy_extras.nodes_torch_compile import TorchCompileModel
 
 from . import networks
-from .family_cases import ALIGNMENT, assert_blends, coefficients
+from .family_cases import ALIGNMENT, EXECUTIONS, assert_blends, coefficients
 from .graphs import latent
 from .reference import assert_differ, assert_equal, blended_reference
 
@@ -191,12 +191,14 @@ BACKENDS = [
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("first", ["compiled, then blended", "blended, then compiled"])
-def test_torch_compile(cases, first, backend):
+def test_torch_compile(cases, first, execution, backend):
     """While it runs, the network lies inside a module of torch's."""
     case = cases("Qwen-Image")
     inputs = {**case.inputs, "steps": 1, "cfg": 1.0, "latent_image": latent(1, case.family.latent)}
-    compiled, blended = node(TorchCompileModel, backend), partial(case.graph.applied, blend=case.blend(ALIGNMENT))
+    compiled = node(TorchCompileModel, backend)
+    blended = partial(case.graph.applied, blend=case.blend(ALIGNMENT), execution=execution)
     model = blended(compiled(case.model)) if first.startswith("compiled") else compiled(blended(case.model))
     reference = blended_reference(case.model, case.networks, coefficients(ALIGNMENT))
     torch._dynamo.reset()  # what was compiled before counts towards a limit, above which it runs uncompiled
