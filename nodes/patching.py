@@ -47,6 +47,7 @@ from ..blend_core.parameterization import State
 from ..blend_core.plan import Call
 from ..blend_core.regions import painted
 from .clock import StepClock
+from .neighbours import Caches, check_choices, refuse, separates
 from .sockets import KEY, LoRABlend, RewardLoRA
 from .whole_models import WholeModels
 
@@ -65,9 +66,6 @@ APART = {
     "HiDreamImageTransformer2DModel": "its experts get the tokens of all images in one list",
 }
 """Networks, by class, in which rows cannot be told apart: no pass of theirs holds two variants."""
-
-RECORDING = ("nodes_sag",)  # its mask comes from the attention of a whole batch; ComfyUI puts a path before the name
-"""Modules whose attention patches keep what they saw: rows of several variants would mix images."""
 
 Steering = Callable[["BlendedRun", torch.Tensor], None]
 """steering(run, denoised): called between two steps with the guided prediction of the one before, (batch, ...) latents
@@ -255,6 +253,7 @@ class _Hooks:
         self.steering: Steering | None = None
 
     def outer_sample(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+        refuse(executor.class_obj.model_options)
         options = executor.class_obj.model_options["transformer_options"]
         images = self.image_indices or range(noise.shape[0])
         seeds = [image_seed(self.seed, index) for index in images]
@@ -369,6 +368,7 @@ class BlendedRun:
         self.denoised: torch.Tensor | None = None  # the guided prediction before, where a run is steered
         self._calls: Counter = Counter()  # of this step, by what they ask for
         self._attachments = {}  # per network: there are several on several devices
+        self._caches = Caches()
         self._shared: list[_SharedCall] | None = None  # None: predictions are blended
         self._turn = self._call = 0
         self._every = False  # variant in turn, and not those that count at the step alone
@@ -388,12 +388,12 @@ class BlendedRun:
         return self._in_turn(len(self.plan.active(step)[0]), predict)
 
     def every_variant(self, predict: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
-        """The same under every variant, base first, whatever its coefficient."""
-        self._every = True
+        """The same under every variant, base first, whatever its coefficient; the run's caches see nothing of it."""
+        caches, self._caches, self._every = self._caches, Caches(), True
         try:
             return self._in_turn(1 + len(self.blend.loras), predict)
         finally:
-            self._every = False
+            self._caches, self._every = caches, False
 
     def _in_turn(self, turns: int, predict: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
         self._shared, results = [], []
@@ -423,14 +423,22 @@ class BlendedRun:
         network, x = executor.class_obj, inputs["args"][0]
         attachment = self._attachment(network)
         rows, chunks = x.shape[0], len(options.get("cond_or_uncond", [])) or 1
-        self.apart = self.apart or _records(options)
+        if not self.apart and (reason := separates(network, options)):
+            log.info("one variant per pass: %s", reason)
+            self.apart = True
+        inputs = inputs | {"rows": torch.arange(rows)}  # of which a pass finds its own, as of every other input
 
         def evaluate(variants):
+            check_choices(options, variants)
+
             def call(repeated, part):
-                own = options.copy()
-                if len(part) < len(variants) or len(variants) == 1:
-                    own["uuids"] = [_variant_uuid(u, part) for u in options.get("uuids", [])]
-                return self._executor(executor, part)(*repeated["args"], own, **repeated["kwargs"])
+                images = repeated["rows"][: part.shape[1]]
+                basis = (id(network), tuple(part.flatten().tolist()), tuple(images.tolist()))
+                own = options | {"uuids": [_uuid_of(u, basis[1:]) for u in options.get("uuids", [])]}
+                x, *others = repeated["args"]
+                with self._caches.of(basis, network, own):
+                    run = self._executor(executor, part)
+                    return run(x.clone(), *others, own, **repeated["kwargs"])  # EasyCache writes into x
 
             def run(group):
                 return evaluate_variants(call, inputs, rows, variants, attachment, group, self.apart, self.networks)
@@ -516,12 +524,6 @@ def _state(network, x: torch.Tensor, sigma: torch.Tensor) -> State:
     return State(x, 1 - noise if flow else 1.0, noise)
 
 
-def _records(options: dict) -> bool:
-    """Whether a patch keeps what the attention of a pass was (self-attention guidance)."""
-    replaced = options.get("patches_replace", {}).get("attn1", {}).values()
-    return any(getattr(patch, "__module__", "").endswith(RECORDING) for patch in replaced)
-
-
-def _variant_uuid(conditioning: uuid.UUID, variants: torch.Tensor) -> uuid.UUID:
-    """A conditioning's id under one variant: caches keyed by it must not take another variant's residual."""
-    return uuid.uuid5(conditioning, str(variants.tolist()))
+def _uuid_of(conditioning: uuid.UUID, basis: Hashable) -> uuid.UUID:
+    """A conditioning's id in the passes of one basis: caches keyed by it must not take another's residual."""
+    return uuid.uuid5(conditioning, str(basis))

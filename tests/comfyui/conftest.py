@@ -3,6 +3,8 @@
 import json
 import os
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,8 @@ if OBSTACLE is None:
     import torch
 
     from . import loras, networks, spellings
-    from .families import FAMILIES
+    from .families import FAMILIES, named
+    from .family_cases import Case
     from .graphs import Graph
 
     comfy.utils.set_progress_bar_enabled(False)
@@ -99,6 +102,23 @@ def lora_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("loras")
     folder_paths.add_model_folder_path("loras", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def cases(nodes, lora_folder):
+    """cases(name): a family made ready, once; "inpainting": an SDXL that also gets a mask and a masked image."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            family = named("SDXL" if name == "inpainting" else name)
+            if name == "inpainting":
+                load = partial(family.load.func, *family.load.args, **family.load.keywords | {"in_channels": 9})
+                family = replace(family, kind="SDXL_inpaint", load=load)
+            made[name] = Case(family, nodes, lora_folder)
+        return made[name]
+
+    return make
 
 
 @pytest.fixture(scope="session")

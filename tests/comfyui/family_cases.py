@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 
 import comfy.model_sampling
 from torch import nn
@@ -10,6 +10,10 @@ from torch import nn
 from . import loras
 from .families import Family
 from .graphs import Graph, latent
+from .reference import FP32, assert_differ, assert_equal, blended_reference
+
+ALIGNMENT = 1.2
+EXECUTIONS = ("batched", "sequential")
 
 
 class Case:
@@ -45,3 +49,24 @@ class Case:
 def coefficients(alignment: float) -> tuple[float, float, float]:
     """What Case.blend(alignment) multiplies, base first."""
     return (1 - alignment, 0.6 * alignment, 0.4 * alignment)
+
+
+def assert_blends(
+    case: Case, patch=lambda model: model, tolerance=FP32, sample=None, shows=True, through=None, **inputs
+) -> None:
+    """With patch(model) before the blend and after it, in either execution, the blend equals that of merged copies.
+
+    sample: instead of KSampler.  shows: whether what is varied must make a difference.  through: of each network in the
+    reference, see blended_reference.
+    """
+    inputs = {**case.inputs, **inputs}
+    sample = sample or case.graph.plain
+    reference = partial(blended_reference, networks=case.networks, coefficients=coefficients(ALIGNMENT))
+    expected = sample(reference(patch(case.model), through=through), **inputs)
+    if shows:
+        assert_differ(expected, case.graph.plain(reference(case.model), **case.inputs))
+    for execution in EXECUTIONS:
+        before = case.graph.applied(patch(case.model), case.blend(ALIGNMENT), execution)
+        assert_equal(sample(before, **inputs), expected, tolerance)
+        after = patch(case.graph.applied(case.model, case.blend(ALIGNMENT), execution))
+        assert_equal(sample(after, **inputs), expected, tolerance)

@@ -76,7 +76,9 @@ def layers_of(base_model: nn.Module, diffusers_names: dict) -> list[Layer]:
         if not any(other.module == layer.module and other.rows in (None, layer.rows) for other in layers):
             layers.append(layer)
     fused = {layer.module for layer in layers if layer.rows}
-    return [layer for layer in layers if layer.rows or layer.module not in fused]
+    distinct = (layer for layer in layers if layer.rows or layer.module not in fused)
+    # Some of comfy.utils' maps are made of sets: without an order of ours, a seed would not fix the factors.
+    return sorted(distinct, key=lambda layer: (layer.module, layer.rows or (0, 0)))
 
 
 def random_lora(label: str, layers: Iterable[Layer], rank: int, alpha: float, seed: int) -> RandomLoRA:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import comfy.samplers
@@ -16,9 +16,27 @@ from .host import submodule
 FP32 = 1e-4  # relative: over a few steps of a sampler, low-rank and merged arithmetic differ by some 1e-6
 
 
-def blended_reference(model, networks: Sequence[nn.Module], coefficients: Sequence[float]):
-    """`model` with its predictions replaced by sum_i c_i networks[i](x); its own patches reach every network."""
-    return _replaced(model, lambda call: sum(c * _apply(n, call) for n, c in zip(networks, coefficients, strict=True)))
+Wrapper = Callable[[Callable, dict], Tensor]
+"""wrapper(apply_model, call): ComfyUI's function wrapper."""
+
+
+def blended_reference(
+    model,
+    networks: Sequence[nn.Module],
+    coefficients: Sequence[float],
+    through: Callable[[nn.Module], Wrapper] | None = None,
+):
+    """`model` with its predictions replaced by sum_i c_i networks[i](x); its own patches reach every network.
+
+    through: the function wrapper of each network, where the patch in question is one: a model has place for one only.
+    """
+    wrappers = [through(network) if through else None for network in networks]
+
+    def predict(call):
+        calls = zip(coefficients, networks, wrappers, strict=True)
+        return sum(c * _apply(network, call, wrapper) for c, network, wrapper in calls)
+
+    return _replaced(model, predict)
 
 
 def switching_reference(model, networks: Sequence[nn.Module], choices: Tensor, steps_of_calls: Sequence[int]):
@@ -107,11 +125,14 @@ def _replaced(model, predict):
     return clone
 
 
-def _apply(network: nn.Module, call: dict) -> Tensor:
+def _apply(network: nn.Module, call: dict, wrapper: Wrapper | None = None) -> Tensor:
     arguments = {**call["c"], "transformer_options": call["c"]["transformer_options"].copy()}
     if arguments.get("control"):  # UNets empty these lists while they run
         arguments["control"] = {place: list(outputs) for place, outputs in arguments["control"].items()}
-    return network.apply_model(call["input"], call["timestep"], **arguments)
+    own = {**call, "input": call["input"].clone(), "c": arguments}  # EasyCache writes into the input
+    if wrapper is not None:
+        return wrapper(network.apply_model, own)
+    return network.apply_model(own["input"], own["timestep"], **arguments)
 
 
 def relative_error(result: Tensor, expected: Tensor) -> float:

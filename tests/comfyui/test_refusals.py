@@ -113,3 +113,14 @@ def test_a_file_that_is_no_lora(graph, lora_folder, error):
     loras.save({"model.diffusion_model.out.2.weight": torch.zeros(4, 4)}, lora_folder, "checkpoint.safetensors")
     with pytest.raises(error, match="load it as a model"):
         graph.blend(["checkpoint.safetensors"])
+
+
+def test_a_cache_that_nobody_else_reaches(graph, base, files, error):
+    def wrapper(apply_model, call):
+        return apply_model(call["input"], call["timestep"], **call["c"])
+
+    wrapper.__module__ = "/models/ComfyUI/custom_nodes/Comfy-WaveSpeed.fbcache_nodes"  # as ComfyUI names it
+    model = graph.applied(base, graph.blend(files))
+    model.set_model_unet_function_wrapper(wrapper)
+    with pytest.raises(error, match=r"Apply First Block Cache \(WaveSpeed\) keeps one"):
+        graph.plain(model)

@@ -29,14 +29,19 @@ def unpatched(graph, base, merged):
 
 @pytest.fixture
 def assert_blends(graph, files, merged, unpatched):
-    """assert_blends(model, **inputs): both executions equal the reference under the same patches and inputs."""
+    """assert_blends(model, patch, **inputs): equal to the reference under the same patches and inputs.
 
-    def check(model, copies=merged, **inputs):
+    With patch(model) before the blend, by Blended KSampler, and after it, by Apply Blend and KSampler; in either
+    execution.
+    """
+
+    def check(model, patch=lambda model: model, copies=merged, **inputs):
         inputs = {"steps": 2, **inputs}
         blend = graph.blend(files, WEIGHTS, alignment=1.2)
-        reference = graph.plain(blended_reference(model, copies, COEFFICIENTS), **inputs)
+        reference = graph.plain(blended_reference(patch(model), copies, COEFFICIENTS), **inputs)
         for execution in ("batched", "sequential"):
-            assert_equal(graph.blended(model, blend, execution, **inputs), reference)
+            assert_equal(graph.blended(patch(model), blend, execution, **inputs), reference)
+            assert_equal(graph.plain(patch(graph.applied(model, blend, execution)), **inputs), reference)
         assert_differ(reference[:1], unpatched)
 
     return check
@@ -45,11 +50,11 @@ def assert_blends(graph, files, merged, unpatched):
 def test_freeu(base, assert_blends, monkeypatch):
     # FreeU acts on layers of 4 and 2 times the network's width; the tiny network has them all at one.
     monkeypatch.setitem(base.model.model_config.unet_config, "model_channels", 80)
-    assert_blends(FreeU_V2.execute(base, 1.3, 1.4, 0.9, 0.2).result[0])
+    assert_blends(base, lambda model: FreeU_V2.execute(model, 1.3, 1.4, 0.9, 0.2).result[0])
 
 
 def test_rescale_cfg(base, assert_blends):
-    assert_blends(RescaleCFG().patch(base, 0.7)[0])
+    assert_blends(base, lambda model: RescaleCFG().patch(model, 0.7)[0])
 
 
 def test_a_patch_of_the_attentions_output_on_the_conditional_rows(base, assert_blends):
@@ -60,13 +65,16 @@ def test_a_patch_of_the_attentions_output_on_the_conditional_rows(base, assert_b
         out[start : start + rows] += 0.5 * out[start : start + rows].mean(1, keepdim=True)
         return out
 
-    model = base.clone()
-    model.set_model_attn1_output_patch(on_conditional_rows)
-    assert_blends(model)
+    def patch(model):
+        clone = model.clone()
+        clone.set_model_attn1_output_patch(on_conditional_rows)
+        return clone
+
+    assert_blends(base, patch)
 
 
 def test_an_image_prompt_in_the_cross_attention(base, assert_blends):
-    """As IPAdapter does: extra keys for the conditional rows, zeros for the others."""
+    """Extra keys for the conditional rows, zeros for the others. As IPAdapter does it: test_other_packs."""
     image = torch.randn(1, 4, networks.CONTEXT, generator=torch.Generator().manual_seed(31))
 
     def with_image(query, keys, values, options):
@@ -75,21 +83,26 @@ def test_an_image_prompt_in_the_cross_attention(base, assert_blends):
         extra = torch.cat(extra).to(keys)
         return query, torch.cat([keys, extra], 1), torch.cat([values, 2 * extra], 1)
 
-    model = base.clone()
-    model.set_model_attn2_patch(with_image)
-    assert_blends(model)
+    def patch(model):
+        clone = model.clone()
+        clone.set_model_attn2_patch(with_image)
+        return clone
+
+    assert_blends(base, patch)
 
 
-def test_a_stock_lora_below_the_blend(base, merged, assert_blends):
+def test_a_stock_lora_beside_the_blend(base, merged, assert_blends):
     names = comfy.utils.unet_to_diffusers(base.model.model_config.unet_config)
     style = loras.random_lora("style", loras.layers_of(base.model, names), rank=2, alpha=2.0, seed=9)
     state = loras.native_keys(style)
-    with_style, _ = comfy.sd.load_lora_for_models(base, None, state, 0.8, 0.0)
-    copies = [_patcher(network, base) for network in merged[1:]]
-    copies = [comfy.sd.load_lora_for_models(copy, None, state, 0.8, 0.0)[0] for copy in copies]
+
+    def styled(model):
+        return comfy.sd.load_lora_for_models(model, None, state, 0.8, 0.0)[0]
+
+    copies = [styled(_patcher(network, base)) for network in merged[1:]]
     comfy.model_management.load_models_gpu(copies)
     try:
-        assert_blends(with_style, [base.model, *(copy.model for copy in copies)])
+        assert_blends(base, styled, [base.model, *(copy.model for copy in copies)])
     finally:
         for copy in copies:
             copy.unpatch_model()
