@@ -26,7 +26,7 @@ import comfy.model_patcher
 import comfy.model_sampling
 import comfy.utils
 import torch
-from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from comfy.patcher_extension import WrappersMP
 
 from nodes import common_ksampler  # ComfyUI's own nodes module: ours is only ever imported relatively
 
@@ -49,7 +49,7 @@ from ..blend_core.regions import painted
 from .clock import StepClock
 from .neighbours import Caches, check_choices, refuse, separates
 from .sockets import KEY, LoRABlend, RewardLoRA
-from .whole_models import WholeModels
+from .whole_models import WholeModels, moved
 
 log = logging.getLogger(__name__)
 
@@ -471,14 +471,7 @@ class BlendedRun:
     def _executor(self, executor, variants: torch.Tensor):
         """What evaluates a pass of `variants`: `executor`, or the same upon the whole model that the variant is."""
         network = self.networks.get(int(variants[0, 0]))
-        if network is None:
-            return executor
-        if getattr(executor.class_obj.current_patcher, "current_hooks", None) is not None:
-            raise BlendError(
-                "a prompt carries a LoRA hook, which changes the weights of the base model and would not reach a basis "
-                "that is a whole model. Remove the hook, or put its LoRA into both models with Load LoRA."
-            )
-        return WrapperExecutor.new_class_executor(network._apply_model, network, executor.wrappers, executor.idx)
+        return executor if network is None else moved(executor, network)
 
     def _attachment(self, network: torch.nn.Module):
         if id(network) not in self._attachments:

@@ -14,12 +14,14 @@ from contextlib import contextmanager
 import comfy.model_management
 import comfy.model_sampling
 import torch
+from comfy.patcher_extension import WrapperExecutor
 
 from ..blend_core import BlendError
 from .sockets import KEY, Basis, WholeModel
 
 MODELS_KEY = f"{KEY}_models"
 MB = 2**20
+_COMPILING = "comfy_api.torch_helpers.torch_compile"
 _HELD = ("backup", "backup_buffers", "object_patches_backup", "hook_backup")  # what a patcher replaced in its network
 
 
@@ -89,6 +91,22 @@ def _fresh(model) -> torch.nn.Module:
     return copy.deepcopy(model.model, {id(config): config})
 
 
+def moved(executor: WrapperExecutor, network: torch.nn.Module) -> WrapperExecutor:
+    """What APPLY_MODEL has still to do for the base, done upon another network: wrappers below ours, then the network.
+
+    Compiled modules are left out, for they would put the base's in the place of the other's. Raises BlendError for
+    LoRA hooks of a prompt, which change the base's weights alone.
+    """
+    if getattr(executor.class_obj.current_patcher, "current_hooks", None) is not None:
+        raise BlendError(
+            "a prompt carries a LoRA hook, which changes the weights of the base model and would not reach a basis "
+            "that is a whole model. Remove the hook, or put its LoRA into both models with Load LoRA."
+        )
+    done, rest = executor.wrappers[: executor.idx + 1], executor.wrappers[executor.idx + 1 :]
+    rest = [wrapper for wrapper in rest if getattr(wrapper, "__module__", "") != _COMPILING]
+    return WrapperExecutor.new_class_executor(network._apply_model, network, [*done, *rest], executor.idx)
+
+
 class WholeModels:
     """The whole models among a blend's bases. Raises BlendError for those that do not go with the base."""
 
@@ -106,6 +124,10 @@ class WholeModels:
                 )
         self.networks: dict[int, torch.nn.Module] = {variant: each.model.model for variant, each in whole.items()}
         self.report = [_line(each) for each in whole.values()]
+        if whole and (changed := _changed(base)):
+            self.report.append(
+                f"note: {' and '.join(changed)} of the base model do not act in whole models; put them into both"
+            )
 
     @property
     def size(self) -> int:
@@ -135,6 +157,12 @@ def _same_weights(first, second) -> bool:
 
 def _line(basis: WholeModel) -> str:
     return f"{basis.label}: a whole model, {megabytes(basis.model):.0f} MB beside the base, in passes of its own"
+
+
+def _changed(base) -> list[str]:
+    """What was done to the base's own weights and modules."""
+    modules = set(base.object_patches) - {"diffusion_model"} or base.injections
+    return [name for name, there in (("LoRAs", base.patches), ("patches of modules", modules)) if there]
 
 
 def _check_like(basis: WholeModel, base) -> None:

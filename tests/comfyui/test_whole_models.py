@@ -13,6 +13,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_hooks import CreateHookLoraModelOnly
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, RescaleCFG
+from comfy_extras.nodes_torch_compile import TorchCompileModel
 
 from nodes import ControlNetApplyAdvanced, LoraLoaderModelOnly, UNETLoader
 
@@ -188,6 +189,23 @@ def test_patches_of_the_base_reach_the_whole_model(sd15):
         assert seen == [2] * passes * sd15.inputs["steps"]
 
 
+@pytest.mark.parametrize("first", ["compiled, then blended", "blended, then compiled"])
+def test_a_compiled_base_is_not_put_in_the_whole_models_place(small, first):
+    blend, copies, coefficients = small.mixture("mixed")
+
+    def compiled(model):
+        return TorchCompileModel.execute(model, "eager").result[0]
+
+    expected = small.graph.plain(blended_reference(small.model, copies, coefficients), **small.inputs)
+    for execution in ("batched", "sequential"):
+        if first.startswith("compiled"):
+            model = small.graph.applied(compiled(small.model), blend, execution)
+        else:
+            model = compiled(small.graph.applied(small.model, blend, execution))
+        assert_equal(small.graph.plain(model, **small.inputs), expected)
+    torch.compiler.reset()
+
+
 # --- what a whole model with a LoRA's weights does is what that LoRA does
 
 
@@ -314,6 +332,20 @@ def test_the_nodes_say_what_a_whole_model_takes(small):
         model=small.model, blend=small.mixture("mixed")[0], evaluation="exact", execution="auto", seed=0
     )
     assert f"whole: a whole model, {size} beside the base" in node.ui["text"][0]
+
+
+def test_what_reaches_the_base_alone_is_said(small):
+    (with_lora,) = LoraLoaderModelOnly().load_lora_model_only(small.model, small.files[0], 1.0)
+    blend, _, _ = small.mixture("mixed")
+
+    def shown(model, blend):
+        node = small.graph.nodes["ApplyBlend"]
+        made = node.execute(model=model, blend=blend, evaluation="exact", execution="auto", seed=0)
+        return made.ui["text"][0]
+
+    assert "note: LoRAs of the base model do not act in whole models" in shown(with_lora, blend)
+    assert "note:" not in shown(small.model, blend)
+    assert "note:" not in shown(with_lora, small.graph.blend(small.files))
 
 
 def test_comfyui_loads_and_counts_it_with_the_base(small, monkeypatch):
