@@ -13,7 +13,8 @@ from ..blend_core import Blend, BlendError, exact, parse_numbers
 from ..blend_core.maximin import attained, personal, worse_first
 from ..blend_core.rewards import check_images
 from .managing import RewardModel, decoded
-from .patching import EXECUTIONS, BlendedRun, sample
+from .patching import EXECUTIONS, sample
+from .running import BlendedRun
 from .sampling import BLEND_TOOLTIP, EXECUTION_TOOLTIP, ksampler_inputs
 from .scoring import MOST_REWARDS
 from .showing import shown

@@ -13,7 +13,7 @@ from tqdm.auto import trange
 from ..blend_core import BlendError, Plan, parse_numbers
 from ..blend_core.gaussian import basis_etas, fused_step
 from ..blend_core.regions import PaintedPlan
-from .patching import BlendedRun, blended_run
+from .running import BlendedRun, blended_run
 
 
 @torch.no_grad()

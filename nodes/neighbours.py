@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..blend_core import BlendError
+from .rows import network_of
 
 RECORDING = ("nodes_sag",)  # its mask comes from the attention of a whole batch; ComfyUI puts a path before the name
 """Modules whose attention patches keep what they saw: rows of several variants would mix images."""
@@ -89,13 +90,9 @@ def _easycache(options: Mapping):
     return holder if type(holder).__name__ == "EasyCacheHolder" else None
 
 
-def _plain(network) -> torch.nn.Module:
-    return getattr(network.diffusion_model, "_orig_mod", network.diffusion_model)  # torch.compile wraps it
-
-
 def _cached_names(network) -> tuple[str, ...]:
     """The attributes that a cache keeps on the network, while its forward stands there; else none."""
-    own = vars(_plain(network))
+    own = vars(network_of(network))
     forwards = [_name(own[name]) for name in ("forward", "_forward", "forward_orig") if name in own]
     found = (names for word, names in CACHES.items() if any(word in forward for forward in forwards))
     return tuple(name for names in found for name in names)
@@ -145,7 +142,7 @@ class Caches:
         if not (names := _cached_names(network)):
             yield
             return
-        place = vars(_plain(network))
+        place = vars(network_of(network))
         for name in self._left - place.keys():  # the cache's node removed it, for a new start
             for kept in self._kept.values():
                 kept.pop(name, None)

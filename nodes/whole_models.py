@@ -17,6 +17,7 @@ import torch
 from comfy.patcher_extension import WrapperExecutor
 
 from ..blend_core import BlendError
+from .rows import network_of
 from .sockets import KEY, Basis, WholeModel
 
 MODELS_KEY = f"{KEY}_models"
@@ -176,7 +177,7 @@ def _check_like(basis: WholeModel, base) -> None:
 
 def _compared(model, base) -> Iterator[tuple[str, object, object]]:
     """(what, of the model, of the base): what has to be alike."""
-    networks = [_plain(each.model.diffusion_model) for each in (model, base)]
+    networks = [network_of(each.model) for each in (model, base)]
     yield "its network is", *(type(network).__name__ for network in networks)
     shapes, expected = map(_shapes, networks)
     for name in [*expected, *(shapes.keys() - expected.keys())]:
@@ -184,10 +185,6 @@ def _compared(model, base) -> Iterator[tuple[str, object, object]]:
     yield "its latents are", *(type(each.model.latent_format).__name__ for each in (model, base))
     yield "it predicts as", *(_prediction(each) for each in (model, base))
     yield "it runs on", model.load_device, base.load_device
-
-
-def _plain(network: torch.nn.Module) -> torch.nn.Module:
-    return getattr(network, "_orig_mod", network)  # torch.compile puts a module around it
 
 
 def _shapes(network: torch.nn.Module) -> dict[str, tuple[int, ...]]:

@@ -7,7 +7,10 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
+from .families import named
+from .family_cases import Case
 from .graphs import latent
+from .host import submodule
 from .reference import FP32, assert_equal
 
 
@@ -78,3 +81,32 @@ def test_auto_never_asks_for_more_than_is_free(graph, base, files, monkeypatch):
         assert all(1.5 * base.model.memory_required([n, *shape]) <= free for n in rows)
         assert_equal(result, expected, FP32)
     assert largest == [4, 8, 12, 16]
+
+
+@pytest.fixture
+def unknown(monkeypatch):
+    """No network is known to keep rows apart, or to mix them."""
+    rows = submodule("nodes.rows")
+    monkeypatch.setattr(rows, "APART", {})
+    monkeypatch.setattr(rows, "TESTED", frozenset())
+    monkeypatch.setattr(rows, "_shown", {})
+    return rows
+
+
+@pytest.mark.parametrize("evaluation", ["exact", "stratified"])
+def test_a_network_that_no_test_has_seen_shows_whether_it_mixes_rows(nodes, lora_folder, unknown, caplog, evaluation):
+    """Once per process: SD 1.5's stays in batches; Cosmos 1's, whose layers get frames first, goes one at a time."""
+    for name, kept in (("SD 1.5", True), ("Cosmos 1", False)):
+        case = Case(named(name), nodes, lora_folder)
+        inputs = {**case.inputs, "steps": 1}
+
+        def sampled(execution, case=case, inputs=inputs):
+            applied = case.graph.applied(case.model, case.blend(0.9), execution, evaluation, 4)
+            return case.graph.plain(applied, **inputs)
+
+        expected = sampled("sequential")
+        with caplog.at_level(logging.WARNING):
+            assert_equal(sampled("batched"), expected, FP32)
+        kind = type(case.model.model.diffusion_model)
+        assert unknown._shown.get(kind, False) == kept
+        assert (f"{kind.__name__} mixes the rows" in caplog.text or "one at a time" in caplog.text) is not kept

@@ -83,8 +83,7 @@ def test_a_blend_equals_merged_copies(case, expected, evaluation, execution):
 
 
 def test_the_network_is_known_to_need_one_variant_at_a_time(case):
-    known = submodule("nodes.patching").APART
-    assert (type(case.model.model.diffusion_model).__name__ in known) == bool(case.family.sequential)
+    assert submodule("nodes.rows").keeps_rows_apart(case.model.model) is not bool(case.family.sequential)
 
 
 @pytest.mark.parametrize("evaluation", EVALUATIONS)
