@@ -242,38 +242,54 @@ def _slots(of_module: Mapping[int, Sequence[tuple[Target, Factors | Change]]]) -
 
 
 class _Slot(nn.Module):
-    """The factors that all bases have for one module: down (v, rank, ...) and up (v, out, rank), rank padded."""
+    """The factors that all bases have for one module, rank padded: down (v, rank, ...), up (v, out, rank).
+
+    scale: (v, rank), of each column of `up`. It is applied as the factors are: multiplied into `up`, a scale below 1
+    could push float16 numbers into the subnormal range, or would make them float32, twice as large.
+    """
 
     def __init__(self, of_module: Mapping[int, Sequence[tuple[Target, Factors]]]):
         super().__init__()
         self.variants = tuple(of_module)
         fused = [_fuse(pieces) for pieces in of_module.values()]
-        self.ranks = [down.shape[0] for down, _ in fused]
+        self.ranks = [down.shape[0] for down, _, _ in fused]
+        self.alphas = [scales[0] if len(set(scales)) == 1 else None for _, _, scales in fused]  # of all columns
         rank = max(self.ranks)
-        self.register_buffer("down", torch.stack([_pad(down, 0, rank) for down, _ in fused]))
-        self.register_buffer("up", torch.stack([_pad(up, 1, rank) for _, up in fused]))
-        self._cast: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self.register_buffer("down", torch.stack([_pad(down, 0, rank) for down, _, _ in fused]))
+        self.register_buffer("up", torch.stack([_pad(up, 1, rank) for _, up, _ in fused]))
+        scales = [torch.tensor(scales, dtype=torch.float64) for *_, scales in fused]
+        self.scale = torch.stack([_pad(each, 0, rank) for each in scales])  # no buffer: not every device has float64
+        self._cast: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor, Tensor]] = {}
 
     def add(self, out: Tensor, x: Tensor, site: _Site, again: object) -> Tensor:
         """out + scale * up (down x), row by row the delta of that row's variant."""
-        down, up = self._factors(x)
+        down, up, scale = self._factors(x)
         convolution = down.dim() > 3
         module, selection = site.module, site.selection
         if (only := selection.only) is not None:
             place = self.variants.index(only)
             rank = self.ranks[place]
+            weights = self.alphas[place]
+            weights = scale[place, :rank] if weights is None else weights
             one = _add_conv_one if convolution else _add_linear_one
-            return one(out, x, down[place, :rank], up[place, :, :rank], module)
+            return one(out, x, down[place, :rank], up[place, :, :rank], weights, module)
         places, mask = selection.index(self.variants, x)
         per_row = _add_conv_per_row if convolution else _add_linear_per_row
-        return per_row(out, x, down, up, places, mask, module)
+        return per_row(out, x, down, up, places, self._row_weights(scale, places, mask), module)
 
-    def _factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _row_weights(self, scale: Tensor, places: Tensor, mask: Tensor | None) -> Tensor | float:
+        """What the rows' hidden vectors are multiplied by: (rows, 1, rank), or one number where all are alike."""
+        if mask is None and len(set(self.alphas)) == 1 and self.alphas[0] is not None:
+            return self.alphas[0]
+        weights = scale[places][:, None]
+        return weights if mask is None else weights * mask
+
+    def _factors(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The factors in the device and dtype of the computation; weights may be stored in fp8 or fewer bits."""
         key = (x.device, x.dtype)
         if key not in self._cast:
             self._cast.clear()
-            self._cast[key] = (self.down.to(*key), self.up.to(*key))
+            self._cast[key] = (self.down.to(*key), self.up.to(*key), self.scale.to(x.dtype).to(x.device))
         return self._cast[key]
 
     def drop_casts(self) -> None:
@@ -285,54 +301,65 @@ class _Slot(nn.Module):
         return super()._apply(fn, recurse)
 
 
-def _add_linear_one(out: Tensor, x: Tensor, down: Tensor, up: Tensor, module: nn.Module) -> Tensor:
+def _split(weights: Tensor | float) -> tuple[Tensor | None, float]:
+    """(what to multiply hidden vectors by, the number that a product takes for nothing)."""
+    return (weights, 1.0) if isinstance(weights, Tensor) else (None, weights)
+
+
+def _add_linear_one(out, x, down, up, weights, module):
+    weights, alpha = _split(weights)
     hidden = F.linear(x, down)
-    flat = torch.addmm(out.reshape(-1, out.shape[-1]), hidden.reshape(-1, hidden.shape[-1]), up.t())
+    if weights is not None:
+        hidden = hidden * weights
+    flat = torch.addmm(out.reshape(-1, out.shape[-1]), hidden.reshape(-1, hidden.shape[-1]), up.t(), alpha=alpha)
     return flat.view(out.shape)
 
 
-def _add_linear_per_row(out, x, down, up, places, mask, module):
+def _add_linear_per_row(out, x, down, up, places, weights, module):
+    weights, alpha = _split(weights)
     hidden = torch.bmm(x.reshape(x.shape[0], -1, x.shape[-1]), down[places].transpose(1, 2))
-    if mask is not None:
-        hidden = hidden * mask
+    if weights is not None:
+        hidden = hidden * weights
     rows = out.reshape(out.shape[0], -1, out.shape[-1])
-    return torch.baddbmm(rows, hidden, up[places].transpose(1, 2)).view(out.shape)
+    return torch.baddbmm(rows, hidden, up[places].transpose(1, 2), alpha=alpha).view(out.shape)
 
 
-def _add_conv_one(out: Tensor, x: Tensor, down: Tensor, up: Tensor, module: nn.Module) -> Tensor:
+def _add_conv_one(out, x, down, up, weights, module):
+    weights, alpha = _split(weights)
     hidden = convolved(x, down, module)
-    return out + CONVOLUTIONS[x.dim()](hidden, up.view(*up.shape, *[1] * (x.dim() - 2)))
+    if weights is not None:
+        hidden = hidden * weights.view(-1, *[1] * (x.dim() - 2))
+    delta = CONVOLUTIONS[x.dim()](hidden, up.view(*up.shape, *[1] * (x.dim() - 2)))
+    return torch.add(out, delta, alpha=alpha)
 
 
-def _add_conv_per_row(out, x, down, up, places, mask, module):
+def _add_conv_per_row(out, x, down, up, places, weights, module):
     """All downs as one convolution (their channels are few), each row keeping its own variant's channels."""
+    weights, alpha = _split(weights)
     count, rank = down.shape[:2]
     hidden = convolved(x, down.flatten(0, 1), module)
     hidden = hidden.view(x.shape[0], count, rank, -1)[torch.arange(x.shape[0], device=x.device), places]
-    if mask is not None:
-        hidden = hidden * mask
-    delta = torch.bmm(up[places], hidden)
-    return out + delta.view(out.shape)
+    if weights is not None:
+        hidden = hidden * weights.transpose(1, 2)
+    return torch.add(out, torch.bmm(up[places], hidden).view(out.shape), alpha=alpha)
 
 
-def _fuse(pieces: Sequence[tuple[Target, Factors]]) -> tuple[Tensor, Tensor]:
-    """One (down, up) for all pieces on a module: ranks side by side, a slice's `up` zero outside its rows.
+def _fuse(pieces: Sequence[tuple[Target, Factors]]) -> tuple[Tensor, Tensor, list[float]]:
+    """One (down, up, scale per column) for all pieces on a module, a slice's `up` zero outside its rows.
 
-    Three adapters on q, k and v of one fused weight become one of three times the rank, exactly. The scale goes into
-    `up`; it stays in float32 where a scale below 1 could push float16 factors into the subnormal range.
+    Three adapters on q, k and v of one fused weight become one of three times the rank, exactly.
     """
-    downs, ups = [], []
+    downs, ups, scales = [], [], []
     for target, factors in pieces:
-        up = factors.up.to(torch.promote_types(factors.up.dtype, torch.float32)) * factors.scale
+        up = factors.up
         if target.rows is not None:
             offset, length = target.rows
             up = F.pad(up, (0, 0, offset, target.shape[0] - offset - length))
         downs.append(factors.down)
         ups.append(up)
+        scales += [float(factors.scale)] * factors.rank
     dtype = downs[0].dtype
-    if any(factors.scale < 1 for _, factors in pieces):
-        dtype = torch.promote_types(dtype, torch.float32)
-    return torch.cat([down.to(dtype) for down in downs]), torch.cat(ups, dim=1).to(dtype)
+    return torch.cat([down.to(dtype) for down in downs]), torch.cat([up.to(dtype) for up in ups], dim=1), scales
 
 
 def _pad(factor: Tensor, dim: int, rank: int) -> Tensor:

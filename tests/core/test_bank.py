@@ -502,6 +502,24 @@ def test_a_call_that_empties_its_lists_gets_fresh_ones_in_every_pass():
 # --- cost
 
 
+def test_a_small_scale_leaves_small_float16_factors_as_they_are():
+    """Multiplied into `up`, it would push them below float16's normal numbers, where bits are lost."""
+    target = Target("blocks.0.out.0", (WIDTH, WIDTH))
+    generator = torch.Generator().manual_seed(5)
+    down = torch.randn(2, WIDTH, generator=generator).half()
+    up = (7e-5 * (1 + torch.rand(WIDTH, 2, generator=generator))).half()
+    net, x = network(torch.float32), torch.randn(3, 5, WIDTH, generator=generator)
+    layer, rows = net.blocks[0].out[0], [[1] * 3, [0, 1, 1]]
+    layer.weight.zero_()
+    bank = LoRABank([{target: Factors(down, up, 1 / 64)}])
+    for selection in rows:
+        with bank.attach(net).using(selection):
+            came = layer(x)[1:]
+        expected = x[1:] @ (up.float() @ down.float()).T / 64
+        assert (came - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert bank.slots[0].up.dtype == torch.float16
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_four_rank_8_bases_take_less_than_three_percent_of_sd15(dtype):
     diffusers = pytest.importorskip("diffusers")
@@ -516,7 +534,7 @@ def test_four_rank_8_bases_take_less_than_three_percent_of_sd15(dtype):
     assert len(targets) == 128
     one = {
         t: Factors(torch.empty(8, t.shape[1], dtype=dtype, device="meta"),
-                   torch.empty(t.shape[0], 8, dtype=dtype, device="meta"), 1.0)
+                   torch.empty(t.shape[0], 8, dtype=dtype, device="meta"), 0.5)  # alpha below the rank, as usual
         for t in targets
     }  # fmt: skip
     bank = LoRABank([one] * 4)
