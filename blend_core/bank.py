@@ -67,12 +67,17 @@ class LoRABank(nn.Module):
             if isinstance(slot, _Slot):
                 slot.drop_casts()
 
-    def attach(self, network: nn.Module) -> Attachment:
+    def attach(self, network: nn.Module, dtype: torch.dtype | None = None) -> Attachment:
         """The handle that switches this bank on for calls of `network`, the same one while its modules are the same.
 
-        It walks the network, to notice modules that were replaced since: call it once per run. Raises BlendError where
-        the network lacks a module.
+        dtype: of the network's computation; factors are then kept in it alone. Layers that compute in another get a
+        copy. It walks the network, to notice modules that were replaced since: call it once per run. Raises BlendError
+        where the network lacks a module.
         """
+        if dtype is not None:
+            for slot in self.slots:
+                if isinstance(slot, _Slot):
+                    slot.keep_as(dtype)
         # torch.compile puts a module around the network, whose weights lie one name deeper while it runs.
         modules = {name.replace("._orig_mod", ""): module for name, module in network.named_modules()}
         attachment = self._attachments.get(network)
@@ -251,15 +256,21 @@ class _Slot(nn.Module):
     def __init__(self, of_module: Mapping[int, Sequence[tuple[Target, Factors]]]):
         super().__init__()
         self.variants = tuple(of_module)
-        fused = [_fuse(pieces) for pieces in of_module.values()]
+        self._files = tuple(of_module.values())  # as they were read, for another dtype than the one kept
+        fused = [_fuse(pieces) for pieces in self._files]
         self.ranks = [down.shape[0] for down, _, _ in fused]
         self.alphas = [scales[0] if len(set(scales)) == 1 else None for _, _, scales in fused]  # of all columns
-        rank = max(self.ranks)
-        self.register_buffer("down", torch.stack([_pad(down, 0, rank) for down, _, _ in fused]))
-        self.register_buffer("up", torch.stack([_pad(up, 1, rank) for _, up, _ in fused]))
-        scales = [torch.tensor(scales, dtype=torch.float64) for *_, scales in fused]
-        self.scale = torch.stack([_pad(each, 0, rank) for each in scales])  # no buffer: not every device has float64
+        down, up, self.scale = _stacked(fused)  # scale is no buffer: not every device has its float64
+        self.register_buffer("down", down)
+        self.register_buffer("up", up)
         self._cast: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor, Tensor]] = {}
+
+    def keep_as(self, dtype: torch.dtype) -> None:
+        """Keep the factors in the dtype of the computation alone, where they are."""
+        if self.down.dtype != dtype:
+            device = self.down.device
+            self.down, self.up, _ = (t.to(device, dtype) for t in _stacked([_fuse(pieces) for pieces in self._files]))
+            self.drop_casts()
 
     def add(self, out: Tensor, x: Tensor, site: _Site, again: object) -> Tensor:
         """out + scale * up (down x), row by row the delta of that row's variant."""
@@ -299,6 +310,14 @@ class _Slot(nn.Module):
     def _apply(self, fn, recurse=True):
         self.drop_casts()  # moved or cast by the host: keep no second copy where it was
         return super()._apply(fn, recurse)
+
+
+def _stacked(fused: Sequence[tuple[Tensor, Tensor, list[float]]]) -> tuple[Tensor, Tensor, Tensor]:
+    """down (v, rank, ...), up (v, out, rank) and scale (v, rank), of the largest rank."""
+    rank = max(down.shape[0] for down, _, _ in fused)
+    down = torch.stack([_pad(down, 0, rank) for down, _, _ in fused])
+    up = torch.stack([_pad(up, 1, rank) for _, up, _ in fused])
+    return down, up, torch.stack([_pad(torch.tensor(scales, dtype=torch.float64), 0, rank) for *_, scales in fused])
 
 
 def _split(weights: Tensor | float) -> tuple[Tensor | None, float]:

@@ -182,7 +182,8 @@ class BlendedRun:
 
     def _attachment(self, network: torch.nn.Module):
         if id(network) not in self._attachments:
-            self._attachments[id(network)] = self.bank.attach(network)
+            dtype = network.get_dtype_inference()
+            self._attachments[id(network)] = self.bank.attach(network, dtype if dtype.itemsize > 1 else None)
         return self._attachments[id(network)]
 
     def _group(self, network, x: torch.Tensor, k: int) -> int:

@@ -502,6 +502,20 @@ def test_a_call_that_empties_its_lists_gets_fresh_ones_in_every_pass():
 # --- cost
 
 
+def test_factors_are_kept_in_the_computations_dtype_alone_and_lose_nothing_by_it():
+    bases = adapters(torch.float32)
+    bank, fresh = LoRABank(bases), LoRABank(bases)
+    whole = bank.nbytes
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        net, x = network(dtype), inputs(4, dtype)
+        with bank.attach(net, dtype).using([0, 1, 2, 3]):
+            came = net(x)
+        assert bank.nbytes * 4 == whole * dtype.itemsize
+        assert all(slot._cast[key][0] is slot.down for slot in bank.slots for key in slot._cast)
+        with fresh.attach(net).using([0, 1, 2, 3]):
+            assert torch.equal(came, net(x))
+
+
 def test_a_small_scale_leaves_small_float16_factors_as_they_are():
     """Multiplied into `up`, it would push them below float16's normal numbers, where bits are lost."""
     target = Target("blocks.0.out.0", (WIDTH, WIDTH))
