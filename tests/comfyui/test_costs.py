@@ -1,0 +1,82 @@
+"""The benchmark's ways to sample: they make the same picture, and do the work that its floors say."""
+
+import pytest
+import torch
+
+from . import host, networks
+
+modes, floors, bench, measuring = (
+    host.submodule(f"benchmarks.costs.{name}") for name in ("modes", "floors", "networks", "measuring")
+)
+SAMPLING = bench.Sampling(steps=3, cfg=7.0)
+SETTINGS = measuring.Settings("small", 8, SAMPLING.steps, SAMPLING.cfg, rounds=1, rewards=[3], copies=3, rank=8)
+M = 3
+HOOKS = "ComfyUI's LoRA hooks"
+SAME = ("exact, one batch", HOOKS, modes.COPIES)
+EVALUATIONS = {"stratified": 3, "sampled": 3, "control variate": 2 + M, "exact, one batch": 3 * M}
+
+
+@pytest.fixture(scope="module")
+def network():
+    state = networks.unet()
+    prompts = networks.conditioning(1), networks.conditioning(2)
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    return bench.Network(networks.load(state), lambda: networks.load(state), prompts, latent, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def made(network):
+    """made(name): a mode that has run once, and its latents."""
+    loras = [network.lora(seed, SETTINGS.rank) for seed in range(M)]
+
+    def make(name):
+        mode = modes.MODES[name](network, SAMPLING, loras)
+        return mode, mode.run()
+
+    return make
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_what_is_compared_makes_the_same_picture(made, network, name):
+    _, expected = made("exact, one after another")
+    _, latents = made(name)
+    away = (expected - network.sample(SAMPLING)).norm()
+    assert away > 0.01 * expected.norm()
+    assert (latents - expected).norm() < 1e-3 * away
+
+
+@pytest.mark.parametrize("name", [name for name in modes.MODES if name != HOOKS])
+def test_a_run_does_the_multiply_adds_of_its_floor(made, network, name):
+    mode, _ = made(name)
+    floor = measuring.floors_of(network, SETTINGS)
+    own = floor if mode.low_rank else floors.Floors(floor.network)
+    assert floors.counted(mode.run) == own.work(mode.passes()).multiply_adds
+
+
+def test_hooks_merge_weights_anew_in_every_run(made, network):
+    mode, _ = made(HOOKS)
+    merging = M * SETTINGS.rank * sum(layer.weight.numel() for layer in network.adapted().values())
+    base = floors.Floors(measuring.floors_of(network, SETTINGS).network)
+    assert floors.counted(mode.run) == base.work(mode.passes()).multiply_adds + merging
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_the_passes_are_those_of_the_evaluation(made, name):
+    mode, _ = made(name)
+    assert sum(passes.count * passes.variants for passes in mode.passes()) == EVALUATIONS[name]
+
+
+def test_factors_in_the_dtype_of_the_file_and_of_the_network_are_held(made, network):
+    mode, _ = made("exact, one batch")
+    layers = network.adapted().values()
+    elements = sum(floors.factor_elements(layer.weight.shape, SETTINGS.rank) for layer in layers)
+    assert mode.held() == M * elements * (2 + 4)
+
+
+@pytest.mark.parametrize("name", bench.SHAPES)
+def test_comfyui_knows_the_networks_by_their_weights(name):
+    shape = bench.SHAPES[name].small()
+    state = {key: value.to("meta") for key, value in bench.unet(shape, torch.float16).state_dict().items()}
+    from comfy.model_detection import model_config_from_unet
+
+    assert type(model_config_from_unet(state, "")).__name__ == name.replace("SD 1.5", "SD15")
