@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import platform
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import comfy.model_management
@@ -15,13 +15,13 @@ import torch
 from tqdm import tqdm
 
 from . import clock
-from .floors import Floors, Machine, Passes, adapter_work, factor_elements, network_work, watched
-from .modes import COPIES, MODES, Mode, plain
+from .floors import Floors, Machine, adapter_work, network_work, watched
+from .modes import COPIES, MODES, Mode, State, plain
 from .networks import SHAPES, Network, Sampling, build
 
 DEFAULTS = {
-    "cuda": {"size": "real", "dtypes": ["float16", "bfloat16"], "steps": 20, "rounds": 5},
-    "cpu": {"size": "small", "dtypes": ["float32"], "steps": 4, "rounds": 3},
+    "cuda": {"size": "real", "dtypes": ["float16", "bfloat16"], "steps": 20, "rewards": [2, 3, 4], "rounds": 5},
+    "cpu": {"size": "small", "dtypes": ["float32"], "steps": 3, "rewards": [2, 4], "rounds": 3},
 }
 """By kind of device, what the command line leaves open."""
 
@@ -49,48 +49,94 @@ class Taken:
     peak: int | None
 
 
-def sections(networks: list[str], dtypes: list[str], settings: Settings) -> Iterator[dict]:
+@dataclass(frozen=True)
+class Bench:
+    """One network, what its passes need at least, and what this machine can."""
+
+    network: Network
+    settings: Settings
+    floors: Floors
+    machine: Machine
+
+    @classmethod
+    def of(cls, name: str, dtype: torch.dtype, settings: Settings) -> Bench:
+        """The bench of the shape `name`."""
+        shape = SHAPES[name].small() if settings.size == "small" else SHAPES[name]
+        settings = replace(settings, latent=settings.latent or shape.latent)
+        network = build(shape, dtype, settings.latent)
+        return cls(network, settings, floors_of(network, settings), Machine.measured(network.device, dtype))
+
+    @property
+    def sampling(self) -> Sampling:
+        """How every mode makes an image."""
+        return Sampling(self.settings.steps, self.settings.cfg)
+
+    def modes(self, loras: Sequence[State]) -> dict[str, Mode]:
+        """All ways to sample these LoRAs' blend that the settings allow."""
+        left_out = {COPIES} if len(loras) > self.settings.copies else set()
+        chosen = {name: make for name, make in MODES.items() if name not in left_out}
+        return {name: make(self.network, self.sampling, loras) for name, make in chosen.items()}
+
+    def facts(self) -> dict:
+        """What all rows share."""
+        return {
+            "dtype": str(self.network.dtype).removeprefix("torch."),
+            **_surroundings(self.network.device),
+            "settings": asdict(self.settings),
+            "base_bytes": self.network.bytes,
+            "pass": {"network": asdict(self.floors.network), "adapter": asdict(self.floors.adapter)},
+            "rates": asdict(self.machine),
+        }
+
+    def row(self, name: str, m: int, mode: Mode, taken: Taken) -> dict:
+        """What a mode took, beside what it needs."""
+        network, steps = self.network, self.settings.steps
+        own = self.floors if mode.low_rank else Floors(self.floors.network)
+        work, base = own.work(mode.passes()), self.floors.network.times(steps)
+        seconds, floor = statistics.median(taken.seconds), own.seconds(mode.passes(), self.machine)
+        return {
+            "mode": name,
+            "m": m,
+            "seconds": seconds,
+            "ratio": statistics.median(taken.ratios),
+            "lowest": min(taken.ratios),
+            "highest": max(taken.ratios),
+            "multiply_adds_ratio": work.multiply_adds / base.multiply_adds,
+            "bytes_ratio": work.bytes / base.bytes,
+            "floor_seconds": floor,
+            "floor_ratio": floor / (steps * self.machine.seconds(self.floors.network)),
+            "left": seconds / floor,
+            "peak_bytes": taken.peak,
+            "held_share": mode.held() / network.bytes,
+            "held_share_floor": m * self.floors.adapter.bytes / network.bytes,
+        }
+
+
+def sections(networks: Sequence[str], dtypes: Sequence[str], settings: Settings) -> Iterator[dict]:
     """What was measured of each network and dtype, again after every number of rewards."""
     comfy.utils.PROGRESS_BAR_ENABLED = False
     for name in networks:
         for dtype in dtypes:
-            yield from _sections_of(name, getattr(torch, dtype), settings)
+            bench = Bench.of(name, getattr(torch, dtype), settings)
+            yield from ({"network": name, **bench.facts(), "rows": rows} for rows in _growing_rows(bench))
+            del bench
             _unload()
 
 
-def _sections_of(name: str, dtype: torch.dtype, settings: Settings) -> Iterator[dict]:
-    shape = SHAPES[name].small() if settings.size == "small" else SHAPES[name]
-    network = build(shape, dtype, settings.latent or shape.latent)
-    settings, sampling = (
-        replace(settings, latent=network.latent["samples"].shape[-1]),
-        Sampling(settings.steps, settings.cfg),
-    )
-    machine, floors = Machine.measured(network.device, dtype), floors_of(network, settings)
-    loras = [network.lora(seed, settings.rank) for seed in range(max(settings.rewards))]
-    beside = plain(network, sampling)
-    facts = {
-        "network": name,
-        "dtype": str(dtype).removeprefix("torch."),
-        **_surroundings(network.device),
-        "settings": asdict(settings),
-        "base_bytes": network.bytes,
-        "pass": {"network": asdict(floors.network), "adapter": asdict(floors.adapter)},
-        "rates": asdict(machine),
-    }
-    plain_seconds, rows = [], []
+def _growing_rows(bench: Bench) -> Iterator[list[dict]]:
+    """The rows so far, the plain sampler's first, after every number of rewards."""
+    device, settings = bench.network.device, bench.settings
+    loras = [bench.network.lora(seed, settings.rank) for seed in range(max(settings.rewards))]
+    beside, plain_seconds, rows = plain(bench.network, bench.sampling), [], []
     for m in settings.rewards:
-        modes = {
-            mode: make(network, sampling, loras[:m])
-            for mode, make in MODES.items()
-            if mode != COPIES or m <= settings.copies
-        }
-        taken, seconds = measured(beside, modes, settings.rounds, network.device)
+        modes = bench.modes(loras[:m])
+        taken, seconds = measured(beside, modes, settings.rounds, device)
         plain_seconds += seconds
-        rows += [_row(mode, m, modes[mode], taken[mode], network, floors, machine, settings) for mode in modes]
+        rows += [bench.row(name, m, mode, taken[name]) for name, mode in modes.items()]
         modes.clear()
         _unload()
-        alone = Taken(plain_seconds, [1.0], clock.peak(beside.run, network.device))
-        yield {**facts, "rows": [_row("plain sampler", 0, beside, alone, network, floors, machine, settings), *rows]}
+        alone = Taken(plain_seconds, [1.0], clock.peak(beside.run, device))
+        yield [bench.row("plain sampler", 0, beside, alone), *rows]
 
 
 def floors_of(network: Network, settings: Settings) -> Floors:
@@ -120,31 +166,6 @@ def measured(
             taken[name].seconds.append(clock.seconds(mode.run, device))
             taken[name].ratios.append(taken[name].seconds[-1] / plain_seconds[-1])
     return taken, plain_seconds
-
-
-def _row(
-    name: str, m: int, mode: Mode, taken: Taken, network: Network, floors: Floors, machine: Machine, settings: Settings
-) -> dict:
-    own = floors if mode.low_rank else Floors(floors.network)
-    once, work = floors.network.times(settings.steps), own.work(mode.passes())
-    seconds, floor = statistics.median(taken.seconds), own.seconds(mode.passes(), machine)
-    elements = sum(factor_elements(module.weight.shape, settings.rank) for module in network.adapted().values())
-    return {
-        "mode": name,
-        "m": m,
-        "seconds": seconds,
-        "ratio": statistics.median(taken.ratios),
-        "lowest": min(taken.ratios),
-        "highest": max(taken.ratios),
-        "multiply_adds_ratio": work.multiply_adds / once.multiply_adds,
-        "bytes_ratio": work.bytes / once.bytes,
-        "floor_seconds": floor,
-        "floor_ratio": floor / floors.seconds([Passes(settings.steps)], machine),
-        "left": seconds / floor,
-        "peak_bytes": taken.peak,
-        "held_share": mode.held() / network.bytes,
-        "held_share_floor": m * elements * network.dtype.itemsize / network.bytes,
-    }
 
 
 def _unload() -> None:

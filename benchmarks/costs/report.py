@@ -25,16 +25,16 @@ _END = """
 *multiply-adds* and *bytes* are the least that a way's own passes need, as multiples of the plain sampler's: products of
 matrices, convolutions and attention as torch counts them; weights (once per pass) and factors. *floor* is the time that
 these take at the rates above each table, per pass the longer of the two; the rates are the best of {tries} products of
-large square matrices and of {tries} copies, measured in the same process. What activations move and what a call costs to
-launch come on top, so nothing runs at the floor. *left* is time over floor: a way whose *left* is the plain sampler's
-wastes nothing beyond it. *times plain* can lie below *multiply-adds* where the plain sampler leaves much of the machine
-idle, which one batch of m variants fills.
+large square matrices and of {tries} copies, measured in the same process. What activations move and what a call costs
+to launch come on top, so nothing runs at the floor. *left* is time over floor: a way whose *left* is the plain
+sampler's wastes nothing beyond it. *times plain* can lie below *multiply-adds* where the plain sampler leaves much of
+the machine idle, which one batch of m variants fills.
 
 *floor over floor* is the way's floor over the plain sampler's: the ratio if both ran as well as the machine can.
 
 *held above base* is what a way keeps beside the base's weights; its floor is the factors once, in the network's dtype.
-(LoRA files are float16 here; for a network of another dtype the file's factors stay beside the cast ones.) *peak* is the
-most that tensors took on the GPU with only this way's models there; a CPU does not count it. `control variate` and
+(LoRA files are float16 here; for a network of another dtype the file's factors stay beside the cast ones.) *peak* is
+the most that tensors took on the GPU with only this way's models there; a CPU does not count it. `control variate` and
 `budget 1.1` ask all rewards at their first step, which weighs more the fewer the steps. ComfyUI's hooks merge their
 weights anew in every run, beyond the floor. DynamicVRAM, which only ComfyUI's server starts, is off.
 """
