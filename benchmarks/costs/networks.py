@@ -10,7 +10,7 @@ import comfy.ops
 import comfy.sd
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from nodes import common_ksampler
 
@@ -122,10 +122,10 @@ class Network:
             (made,) = common_ksampler(model or self.model, seed, *asked)
         return made["samples"]
 
-    def adapted(self) -> dict[str, torch.nn.Module]:
+    def adapted(self) -> dict[str, nn.Module]:
         """The layers that the LoRAs adapt, by name."""
-        modules = self.model.model.named_modules()
-        return {name: m for name, m in modules if name.startswith("diffusion_model.") and name.endswith(ATTENTION)}
+        layers = attention_layers(self.model.model.diffusion_model)
+        return {f"diffusion_model.{name}": layer for name, layer in layers.items()}
 
     def lora(self, seed: int, rank: int) -> dict[str, Tensor]:
         """A random LoRA in float16, in ComfyUI's own spelling."""
@@ -154,6 +154,11 @@ def build(shape: Shape, dtype: torch.dtype, latent: int) -> Network:
 def unet(shape: Shape, dtype: torch.dtype) -> UNetModel:
     """The network without any weights."""
     return UNetModel(**shape.config, dtype=dtype, device="meta", operations=comfy.ops.disable_weight_init)
+
+
+def attention_layers(network: nn.Module) -> dict[str, nn.Module]:
+    """The attention projections of a network, by name."""
+    return {name: module for name, module in network.named_modules() if name.endswith(ATTENTION)}
 
 
 def _random_state(shape: Shape, dtype: torch.dtype) -> dict[str, Tensor]:

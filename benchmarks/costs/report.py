@@ -33,10 +33,13 @@ the machine idle, which one batch of m variants fills.
 *floor over floor* is the way's floor over the plain sampler's: the ratio if both ran as well as the machine can.
 
 *held above base* is what a way keeps beside the base's weights; its floor is the factors once, in the network's dtype.
-(LoRA files are float16 here; for a network of another dtype the file's factors stay beside the cast ones.) *peak* is
-the most that tensors took on the GPU with only this way's models there; a CPU does not count it. `control variate` and
+LoRA files are float16 here: for a network of another dtype the file's factors stay beside the cast ones. *peak* is the
+most that tensors took on the GPU with only this way's models there; a CPU does not count it. `control variate` and
 `budget 1.1` ask all rewards at their first step, which weighs more the fewer the steps. ComfyUI's hooks merge their
 weights anew in every run, beyond the floor. DynamicVRAM, which only ComfyUI's server starts, is off.
+
+The goals are meant for networks of real size, of which four LoRAs of rank 8 are 0.74% (SD 1.5) and 1.81% (SDXL) in the
+network's dtype; of a small network they are more.
 """
 
 
@@ -112,7 +115,7 @@ def _goals(section: dict) -> Iterator[tuple[str, ...]]:
 
 
 def _goal(what: str, row: dict, wanted: float) -> tuple[str, ...]:
-    return what, f"{row['ratio']:.2f}", f"{row['floor_ratio']:.2f}", f"{wanted:.2f}", _met(row["ratio"], wanted)
+    return what, f"{row['ratio']:.3f}", f"{row['floor_ratio']:.3f}", f"{wanted:.2f}", _met(row["ratio"], wanted)
 
 
 def _met(value: float, wanted: float) -> str:

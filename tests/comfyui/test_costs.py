@@ -73,6 +73,15 @@ def test_factors_in_the_dtype_of_the_file_and_of_the_network_are_held(made, netw
     assert mode.held() == M * elements * (2 + 4)
 
 
+@pytest.mark.parametrize(("name", "millions", "share"), [("SD 1.5", 859.5, 0.0074), ("SDXL", 2567.5, 0.0181)])
+def test_four_adapters_of_rank_8_are_the_stated_share_of_a_network_of_real_size(name, millions, share):
+    unet = bench.unet(bench.SHAPES[name], torch.float16)
+    parameters = sum(parameter.numel() for parameter in unet.parameters())
+    elements = sum(floors.factor_elements(layer.weight.shape, 8) for layer in bench.attention_layers(unet).values())
+    assert parameters == pytest.approx(millions * 1e6, rel=1e-4)
+    assert 4 * elements / parameters == pytest.approx(share, abs=5e-5)
+
+
 @pytest.mark.parametrize("name", bench.SHAPES)
 def test_comfyui_knows_the_networks_by_their_weights(name):
     shape = bench.SHAPES[name].small()
