@@ -118,12 +118,12 @@ def sections(networks: Sequence[str], dtypes: Sequence[str], settings: Settings)
     for name in networks:
         for dtype in dtypes:
             bench = Bench.of(name, getattr(torch, dtype), settings)
-            yield from ({"network": name, **bench.facts(), "rows": rows} for rows in _growing_rows(bench))
+            yield from ({"network": name, **bench.facts(), "rows": rows} for rows in growing_rows(bench))
             del bench
             _unload()
 
 
-def _growing_rows(bench: Bench) -> Iterator[list[dict]]:
+def growing_rows(bench: Bench) -> Iterator[list[dict]]:
     """The rows so far, the plain sampler's first, after every number of rewards."""
     device, settings = bench.network.device, bench.settings
     loras = [bench.network.lora(seed, settings.rank) for seed in range(max(settings.rewards))]

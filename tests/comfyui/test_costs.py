@@ -1,12 +1,14 @@
 """The benchmark's ways to sample: they make the same picture, and do the work that its floors say."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from . import host, networks
 
-modes, floors, bench, measuring = (
-    host.submodule(f"benchmarks.costs.{name}") for name in ("modes", "floors", "networks", "measuring")
+modes, floors, bench, measuring, report = (
+    host.submodule(f"benchmarks.costs.{name}") for name in ("modes", "floors", "networks", "measuring", "report")
 )
 SAMPLING = bench.Sampling(steps=3, cfg=7.0)
 SETTINGS = measuring.Settings("small", 8, SAMPLING.steps, SAMPLING.cfg, rounds=1, rewards=[3], copies=3, rank=8)
@@ -71,6 +73,20 @@ def test_factors_in_the_dtype_of_the_file_and_of_the_network_are_held(made, netw
     layers = network.adapted().values()
     elements = sum(floors.factor_elements(layer.weight.shape, SETTINGS.rank) for layer in layers)
     assert mode.held() == M * elements * (2 + 4)
+
+
+def test_every_way_gets_a_row_and_every_goal_a_line(network):
+    settings = replace(SETTINGS, rewards=[4], copies=3)
+    measuring_bench = measuring.Bench(
+        network, settings, measuring.floors_of(network, settings), floors.Machine(multiply_adds=1e12, bytes=1e12)
+    )
+    (rows,) = measuring.growing_rows(measuring_bench)
+    allowed = [name for name in modes.MODES if name != modes.COPIES]
+    assert [row["mode"] for row in rows] == ["plain sampler", *allowed]
+    text = report.section_text({"network": "tiny", **measuring_bench.facts(), "rows": rows})
+    cells = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    assert [(mode, m) for mode, m, *_ in cells[2:][: len(rows)]] == [(r["mode"], str(r["m"] or "")) for r in rows]
+    assert sum(row[-1] in ("met", "missed") for row in cells) == 1 + len(report.ONE_EVALUATION) + 2
 
 
 @pytest.mark.parametrize(("name", "millions", "share"), [("SD 1.5", 859.5, 0.0074), ("SDXL", 2567.5, 0.0181)])
