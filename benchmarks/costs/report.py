@@ -30,8 +30,8 @@ to launch come on top, so nothing runs at the floor. *left* is time over floor: 
 sampler's wastes nothing beyond it. *times plain* can lie below *multiply-adds* where the plain sampler leaves much of
 the machine idle, which one batch of m variants fills.
 
-On a machine that others use, too, compare *times plain*, whose two runs lie side by side: *time*, and with it *left*, of
-another m was taken at another moment.
+On a machine that others use, too, compare *times plain*, whose two runs lie side by side: *time*, and with it *left*,
+of another m was taken at another moment.
 
 *floor over floor* is the way's floor over the plain sampler's: the ratio if both ran as well as the machine can.
 
@@ -61,7 +61,8 @@ def _lines(section: dict) -> Iterator[str]:
     yield f"## {section['network']}, {section['dtype']}, {section['machine']}"
     yield ""
     yield (
-        f"{_CLOCKS[section['device']]} {_SIZES[settings['size']]}, {_size(section['base_bytes'])} of weights; latents {settings['latent']} x "
+        f"{_CLOCKS[section['device']]} {_SIZES[settings['size']]}, "
+        f"{_size(section['base_bytes'])} of weights; latents {settings['latent']} x "
         f"{settings['latent']}, {settings['steps']} steps, cfg {settings['cfg']:g}, rank {settings['rank']}, "
         f"{settings['rounds']} rounds; torch {section['torch']}, ComfyUI {section['comfyui']}. Measured rates: "
         f"{rates['multiply_adds'] / 1e12:.3g} T multiply-adds and {rates['bytes'] / 1e9:.3g} GB per second. One pass: "
