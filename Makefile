@@ -20,7 +20,8 @@ toy: $(VENV)/.installed
 results: $(VENV)/.installed
 	$(BIN)/python -m diffusion_blend.lab.toy.results
 
-# Costs of the engine side by side with ComfyUI's own ways, in a real ComfyUI; distances of the cheap evaluations.
+# Costs of the engine side by side with ComfyUI's own ways, in a real ComfyUI, into docs/costs.md: on a GPU in real size,
+# else small. Then distances of the cheap evaluations.
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/estimators.py

@@ -1,0 +1,1 @@
+"""The parts of cost.py: networks, ways to sample, clocks, floors, the report. They run inside a ComfyUI."""

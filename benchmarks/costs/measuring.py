@@ -1,0 +1,185 @@
+"""Measuring the modes of one network in turn, each beside a plain run."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import comfy.model_management
+import comfy.utils
+import comfyui_version
+import torch
+from tqdm import tqdm
+
+from . import clock
+from .floors import Floors, Machine, adapter_work, network_work, watched
+from .modes import COPIES, MODES, Mode, State, plain
+from .networks import SHAPES, Network, Sampling, build
+
+DEFAULTS = {
+    "cuda": {"size": "real", "dtypes": ["float16", "bfloat16"], "steps": 20, "rewards": [2, 3, 4], "rounds": 5},
+    "cpu": {"size": "small", "dtypes": ["float32"], "steps": 3, "rewards": [2, 4], "rounds": 3},
+}
+"""By kind of device, what the command line leaves open."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """size: real or small.  latent: its side, None for the shape's own.  copies: the most whole networks to hold."""
+
+    size: str
+    latent: int | None
+    steps: int
+    cfg: float
+    rounds: int
+    rewards: list[int]
+    copies: int
+    rank: int
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What one mode took: seconds and ratios to the plain run beside it, by round."""
+
+    seconds: list[float]
+    ratios: list[float]
+    peak: int | None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One network, what its passes need at least, and what this machine can."""
+
+    network: Network
+    settings: Settings
+    floors: Floors
+    machine: Machine
+
+    @classmethod
+    def of(cls, name: str, dtype: torch.dtype, settings: Settings) -> Bench:
+        """The bench of the shape `name`."""
+        shape = SHAPES[name].small() if settings.size == "small" else SHAPES[name]
+        settings = replace(settings, latent=settings.latent or shape.latent)
+        network = build(shape, dtype, settings.latent)
+        return cls(network, settings, floors_of(network, settings), Machine.measured(network.device, dtype))
+
+    @property
+    def sampling(self) -> Sampling:
+        """How every mode makes an image."""
+        return Sampling(self.settings.steps, self.settings.cfg)
+
+    def modes(self, loras: Sequence[State]) -> dict[str, Mode]:
+        """All ways to sample these LoRAs' blend that the settings allow."""
+        left_out = {COPIES} if len(loras) > self.settings.copies else set()
+        chosen = {name: make for name, make in MODES.items() if name not in left_out}
+        return {name: make(self.network, self.sampling, loras) for name, make in chosen.items()}
+
+    def facts(self) -> dict:
+        """What all rows share."""
+        return {
+            "dtype": str(self.network.dtype).removeprefix("torch."),
+            **_surroundings(self.network.device),
+            "settings": asdict(self.settings),
+            "base_bytes": self.network.bytes,
+            "pass": {"network": asdict(self.floors.network), "adapter": asdict(self.floors.adapter)},
+            "rates": asdict(self.machine),
+        }
+
+    def row(self, name: str, m: int, mode: Mode, taken: Taken) -> dict:
+        """What a mode took, beside what it needs."""
+        network, steps = self.network, self.settings.steps
+        own = self.floors if mode.low_rank else Floors(self.floors.network)
+        work, base = own.work(mode.passes()), self.floors.network.times(steps)
+        seconds, floor = statistics.median(taken.seconds), own.seconds(mode.passes(), self.machine)
+        return {
+            "mode": name,
+            "m": m,
+            "seconds": seconds,
+            "ratio": statistics.median(taken.ratios),
+            "lowest": min(taken.ratios),
+            "highest": max(taken.ratios),
+            "multiply_adds_ratio": work.multiply_adds / base.multiply_adds,
+            "bytes_ratio": work.bytes / base.bytes,
+            "floor_seconds": floor,
+            "floor_ratio": floor / (steps * self.machine.seconds(self.floors.network)),
+            "left": seconds / floor,
+            "peak_bytes": taken.peak,
+            "held_share": mode.held() / network.bytes,
+            "held_share_floor": m * self.floors.adapter.bytes / network.bytes,
+        }
+
+
+def sections(networks: Sequence[str], dtypes: Sequence[str], settings: Settings) -> Iterator[dict]:
+    """What was measured of each network and dtype, again after every number of rewards."""
+    comfy.utils.PROGRESS_BAR_ENABLED = False
+    for name in networks:
+        for dtype in dtypes:
+            bench = Bench.of(name, getattr(torch, dtype), settings)
+            yield from ({"network": name, **bench.facts(), "rows": rows} for rows in growing_rows(bench))
+            del bench
+            _unload()
+
+
+def growing_rows(bench: Bench) -> Iterator[list[dict]]:
+    """The rows so far, the plain sampler's first, after every number of rewards."""
+    device, settings = bench.network.device, bench.settings
+    loras = [bench.network.lora(seed, settings.rank) for seed in range(max(settings.rewards))]
+    beside, plain_seconds, rows = plain(bench.network, bench.sampling), [], []
+    for m in settings.rewards:
+        modes = bench.modes(loras[:m])
+        taken, seconds = measured(beside, modes, settings.rounds, device)
+        plain_seconds += seconds
+        rows += [bench.row(name, m, mode, taken[name]) for name, mode in modes.items()]
+        modes.clear()
+        _unload()
+        alone = Taken(plain_seconds, [1.0], clock.peak(beside.run, device))
+        yield [bench.row("plain sampler", 0, beside, alone), *rows]
+
+
+def floors_of(network: Network, settings: Settings) -> Floors:
+    """The work of one pass, from one step of the plain sampler."""
+    adapted = network.adapted()
+    with watched(adapted) as positions:
+        base = network_work(lambda: network.sample(Sampling(1, settings.cfg)), network.bytes)
+    return Floors(base, adapter_work(adapted, positions, settings.rank, network.dtype.itemsize))
+
+
+def measured(
+    beside: Mode, modes: Mapping[str, Mode], rounds: int, device: torch.device
+) -> tuple[dict[str, Taken], list[float]]:
+    """What each mode took, and the seconds of every plain run."""
+    peaks = {}
+    for name, mode in modes.items():
+        _unload()  # a peak of this mode alone
+        peaks[name] = clock.peak(mode.run, device)
+    for mode in (beside, *modes.values()):
+        mode.run()  # loads weights and fills caches
+    taken = {name: Taken([], [], peaks[name]) for name in modes}
+    plain_seconds = []
+    for _ in tqdm(range(rounds), desc="rounds"):
+        for name, mode in modes.items():
+            # Beside every mode: what else the machine does changes by the second.
+            plain_seconds.append(clock.seconds(beside.run, device))
+            taken[name].seconds.append(clock.seconds(mode.run, device))
+            taken[name].ratios.append(taken[name].seconds[-1] / plain_seconds[-1])
+    return taken, plain_seconds
+
+
+def _unload() -> None:
+    """Let go of every model on the device and of those nobody holds any more."""
+    gc.collect()
+    comfy.model_management.unload_all_models()
+    comfy.model_management.soft_empty_cache()
+
+
+def _surroundings(device: torch.device) -> dict:
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "device": device.type,
+        "machine": gpu or f"CPU ({platform.machine()}, threads: {torch.get_num_threads()})",
+        "torch": torch.__version__,
+        "comfyui": comfyui_version.__version__,
+    }
