@@ -36,9 +36,9 @@ of another m was taken at another moment.
 *floor over floor* is the way's floor over the plain sampler's: the ratio if both ran as well as the machine can.
 
 *held above base* is what a way keeps beside the base's weights; its floor is the factors once, in the network's dtype.
-*peak* is the most that tensors took on the GPU with only this way's models there; a CPU does not count it. `control variate` and
-`budget 1.1` ask all rewards at their first step, which weighs more the fewer the steps. ComfyUI's hooks merge their
-weights anew in every run, beyond the floor. DynamicVRAM, which only ComfyUI's server starts, is off.
+*peak* is the most that tensors took on the GPU with only this way's models there; a CPU does not count it.
+`control variate` and `budget 1.1` ask all rewards at their first step, which weighs more the fewer the steps. ComfyUI's
+hooks merge their weights anew in every run, beyond the floor. DynamicVRAM, which only ComfyUI's server starts, is off.
 
 The goals are meant for networks of real size, of which four LoRAs of rank 8 are 0.74% (SD 1.5) and 1.81% (SDXL) in the
 network's dtype; of a small network they are more.
