@@ -166,8 +166,8 @@ class Probe:
         lora = blend.loras[blend.names.index(name)]
         if lora.kl_weight is None:
             raise BlendError(
-                f"{name} does not state the KL weight it was trained with, which the probe needs. Type it in Load "
-                "Reward LoRA, or disconnect the reward model."
+                f"{name} does not state the KL weight it was trained with, which the probe needs. Type it where "
+                "the basis is loaded, or disconnect the reward model."
             )
         if vae is None:
             raise BlendError("a reward model is connected, but no VAE, which decodes what it scores. Connect one.")

@@ -186,6 +186,32 @@ def test_four_images_are_scored_with_two_rewards_and_the_best_is_saved(server, f
     assert total == pytest.approx([c + s / 2 for c, s in zip(colour, size, strict=True)], rel=1e-2)
 
 
+def with_a_whole_model(files, **options) -> dict:
+    """The same, with the second LoRA put into a model of its own."""
+    graph, lora = workflow(files), {"lora_name": files[1], "strength_model": 1.0}
+    more = {
+        "patched": ("LoraLoaderModelOnly", {"model": ["again", 0], **lora}),
+        "again": ("CheckpointLoaderSimple", {"ckpt_name": CHECKPOINT}),
+        "second": (
+            "DiffusionBlendModelAsBasis",
+            {"model": ["patched", 0], "label": "merged", "kl_weight": 0.0, **options},
+        ),
+    }
+    return graph | {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in more.items()}
+
+
+def test_a_lora_in_a_model_of_its_own_is_that_lora(server, files):
+    """The base with a LoRA, copied; a kohya file, because ComfyUI's loader does not read the alpha of peft's config."""
+    kohya_last = [files[1], files[0]]
+    expected = pixels(server.picture(workflow(kohya_last)))
+    history = server.finish(server.queue(with_a_whole_model(kohya_last, own_copy=True)))
+    assert history["status"]["status_str"] == "success", history["status"]
+    (image,) = history["outputs"]["saved"]["images"]
+    difference = pixels(server.folder / "output" / image["filename"]).astype(int) - expected
+    assert abs(difference).max() <= 1  # rounding may cross the border between two of 256 levels
+    assert re.search(r"merged: a whole model, \d+ MB beside the base", "".join(history["outputs"]["sampler"]["text"]))
+
+
 def test_a_sweep_runs_the_graph_once_per_blend_and_is_plotted(server, files):
     graph = workflow(files)
     graph["sampler"]["inputs"]["blend"] = ["sweep", 0]
