@@ -3,7 +3,8 @@
     y' = gain o (W x + delta x) + b + bias         for magnitudes of rows
     y' = (W + delta) (gain o x) + b + bias         for magnitudes of columns
 
-The slower path: a delta is built when the layer runs, applied to the rows of its variant, and dropped.
+The slower path: a delta is built when the layer runs, applied to the rows of its variant, and dropped. A LoKr of a
+linear layer needs no building.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .adapters import Change, Factors, Target
+from .adapters import Change, Delta, Factors, Target
 from .errors import BlendError
 
 CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the dimensions of the input: sound, images, videos
@@ -77,8 +78,8 @@ class _Piece(nn.Module):
     @property
     def transient_bytes(self) -> int:
         """Bytes of its delta when it is built, in float32; factors are never multiplied out."""
-        built = self.delta is not None and not isinstance(self.delta, Factors)
-        return 4 * torch.Size(self.shape).numel() if built else 0
+        factored = self.delta is None or isinstance(self.delta, Factors) or self.delta.factored
+        return 0 if factored else 4 * torch.Size(self.shape).numel()
 
     def gain(self, module: nn.Module) -> Tensor | None:
         """What DoRA multiplies rows or columns of the changed weight by, (out,) or (in,); None without DoRA."""
@@ -124,12 +125,17 @@ class _Piece(nn.Module):
                 if axis == -1
                 else CONVOLUTIONS[x.dim()](hidden, up.view(*up.shape, *[1] * (x.dim() - 2)))
             )
+        if axis == -1 and isinstance(self.delta, Delta) and self.delta.factored:
+            return self.delta.applied(x, self._tensors(x))
         return _layer(x, self._weight(x), module)
 
+    def _tensors(self, x: Tensor) -> dict[str, Tensor]:
+        """What the delta is made of, in float32: products of small float16 numbers would vanish."""
+        return {name: _precise(getattr(self, name).to(x.device)) for name in self.names}
+
     def _weight(self, x: Tensor) -> Tensor:
-        """The delta, built in float32: products of small float16 numbers would vanish."""
-        named = {name: getattr(self, name) for name in self.names}
-        return _built(self.delta, self.shape, {n: _precise(t.to(x.device)) for n, t in named.items()}).to(x.dtype)
+        """The delta, built for x's device and dtype."""
+        return _built(self.delta, self.shape, self._tensors(x)).to(x.dtype)
 
 
 def _weight_of(module: nn.Module, target: Target, device: torch.device) -> Tensor:

@@ -2,8 +2,8 @@
 
     W' = gain o (W + delta),  b' = b + bias        gain: DoRA's magnitude over the norms of W + delta; 1 without it
 
-Deltas stay as the file holds them and are built when a layer runs, one layer at a time: a LoKr of a megabyte never
-takes the gigabytes of the weights it changes.
+Deltas stay as the file holds them and are built when a layer runs, one layer at a time, or need no building: a LoKr of
+a megabyte never takes the gigabytes of the weights it changes.
 """
 
 from __future__ import annotations
@@ -43,6 +43,17 @@ class Delta:
         whole = _FORMULAS[self.kind](tensors) * self.scale
         rows = whole if self.rows is None else whole[self.rows.to(whole.device)]
         return rows.reshape(shape)
+
+    @property
+    def factored(self) -> bool:
+        """Whether `applied` needs no building."""
+        return self.kind == "LoKr" and self.rows is None and len(self.shape) == 2
+
+    def applied(self, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """A linear layer's difference for x (..., in), where it is `factored`: w1 and w2 each on its share of x."""
+        first, second = (matrix.to(x.dtype) for matrix in _kronecker(tensors))
+        inner = x.unflatten(-1, (first.shape[1], second.shape[1])) @ second.t()
+        return (first @ inner).flatten(-2) * self.scale
 
 
 @dataclass(frozen=True)
@@ -177,9 +188,15 @@ def _loha(tensors: Mapping[str, Tensor]) -> Tensor:
     )
 
 
-def _lokr(tensors: Mapping[str, Tensor]) -> Tensor:
+def _kronecker(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """w1 and w2 of a LoKr, products multiplied."""
     first = tensors["lokr_w1"] if "lokr_w1" in tensors else _product(tensors, "lokr_w1_a", "lokr_w1_b", "")
     second = tensors["lokr_w2"] if "lokr_w2" in tensors else _product(tensors, "lokr_w2_a", "lokr_w2_b", "lokr_t2")
+    return first, second
+
+
+def _lokr(tensors: Mapping[str, Tensor]) -> Tensor:
+    first, second = _kronecker(tensors)
     return torch.kron(first.reshape(*first.shape, *[1] * (second.dim() - 2)), second.contiguous())
 
 
