@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import torch
@@ -34,6 +35,7 @@ class LoRABank(nn.Module):
     def __init__(self, adapters: Sequence[Mapping[Target, Factors | Change]]):
         super().__init__()
         self.size = len(adapters)
+        self._adapters = tuple(adapters)
         pieces: dict[str, dict[int, list[tuple[Target, Factors | Change]]]] = {}
         for variant, adapter in enumerate(adapters, start=1):
             for target, change in adapter.items():
@@ -42,6 +44,10 @@ class LoRABank(nn.Module):
         self.names = [name for name, _ in slots]
         self.slots = nn.ModuleList(slot for _, slot in slots)
         self._attachments: WeakKeyDictionary[nn.Module, Attachment] = WeakKeyDictionary()
+
+    def copied(self) -> LoRABank:
+        """A bank of the same adapters for another device, as they were read."""
+        return LoRABank(self._adapters)
 
     @property
     def nbytes(self) -> int:
@@ -192,7 +198,7 @@ class Selection:
     variants: tuple[int, ...]
     _indices: dict = field(default_factory=dict)
 
-    @property
+    @cached_property
     def only(self) -> int | None:
         """The variant, when all rows have the same one."""
         first = self.variants[0]
@@ -227,8 +233,9 @@ class Selection:
         if rest or times == 0:
             raise self._mixed(rows)
         place = {variant: i for i, variant in enumerate(covered)}
-        places = torch.tensor([place.get(variant, -1) for variant in self.variants]).repeat_interleave(times)
-        mask = None if bool((places >= 0).all()) else (places >= 0).view(-1, 1, 1).to(device)
+        found = [place.get(variant, -1) for variant in self.variants]
+        places = torch.tensor(found).repeat_interleave(times)
+        mask = (places >= 0).view(-1, 1, 1).to(device) if -1 in found else None
         return places.clamp(min=0).to(device), mask
 
     def _mixed(self, rows: int) -> BlendError:
@@ -263,7 +270,7 @@ class _Slot(nn.Module):
         down, up, self.scale = _stacked(fused)  # scale is no buffer: not every device has its float64
         self.register_buffer("down", down)
         self.register_buffer("up", up)
-        self._cast: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor, Tensor]] = {}
+        self._cast: dict[tuple[torch.device, torch.dtype], _Cast] = {}
 
     def keep_as(self, dtype: torch.dtype) -> None:
         """Keep the factors in the dtype of the computation alone, where they are."""
@@ -274,19 +281,14 @@ class _Slot(nn.Module):
 
     def add(self, out: Tensor, x: Tensor, site: _Site, again: object) -> Tensor:
         """out + scale * up (down x), row by row the delta of that row's variant."""
-        down, up, scale = self._factors(x)
-        convolution = down.dim() > 3
-        module, selection = site.module, site.selection
-        if (only := selection.only) is not None:
-            place = self.variants.index(only)
-            rank = self.ranks[place]
-            weights = self.alphas[place]
-            weights = scale[place, :rank] if weights is None else weights
-            one = _add_conv_one if convolution else _add_linear_one
-            return one(out, x, down[place, :rank], up[place, :, :rank], weights, module)
-        places, mask = selection.index(self.variants, x)
-        per_row = _add_conv_per_row if convolution else _add_linear_per_row
-        return per_row(out, x, down, up, places, self._row_weights(scale, places, mask), module)
+        factors = self._factors(x)
+        if (only := site.selection.only) is not None:
+            one = _add_conv_one if self.down.dim() > 3 else _add_linear_one
+            return one(out, x, *factors.alone[only], site.module)
+        places, mask = site.selection.index(self.variants, x)
+        per_row = _add_conv_per_row if self.down.dim() > 3 else _add_linear_per_row
+        weights = self._row_weights(factors.scale, places, mask)
+        return per_row(out, x, factors.down, factors.up, places, weights, site.module)
 
     def _row_weights(self, scale: Tensor, places: Tensor, mask: Tensor | None) -> Tensor | float:
         """What the rows' hidden vectors are multiplied by: (rows, 1, rank), or one number where all are alike."""
@@ -295,12 +297,17 @@ class _Slot(nn.Module):
         weights = scale[places][:, None]
         return weights if mask is None else weights * mask
 
-    def _factors(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _factors(self, x: Tensor) -> _Cast:
         """The factors in the device and dtype of the computation; weights may be stored in fp8 or fewer bits."""
         key = (x.device, x.dtype)
         if key not in self._cast:
             self._cast.clear()
-            self._cast[key] = (self.down.to(*key), self.up.to(*key), self.scale.to(x.dtype).to(x.device))
+            down, up, scale = self.down.to(*key), self.up.to(*key), self.scale.to(x.dtype).to(x.device)
+            alone = {
+                variant: (down[i, :rank], up[i, :, :rank], scale[i, :rank] if alpha is None else alpha)
+                for i, (variant, rank, alpha) in enumerate(zip(self.variants, self.ranks, self.alphas, strict=True))
+            }
+            self._cast[key] = _Cast(down, up, scale, alone)
         return self._cast[key]
 
     def drop_casts(self) -> None:
@@ -310,6 +317,16 @@ class _Slot(nn.Module):
     def _apply(self, fn, recurse=True):
         self.drop_casts()  # moved or cast by the host: keep no second copy where it was
         return super()._apply(fn, recurse)
+
+
+@dataclass
+class _Cast:
+    """The factors where they are used. alone: (down, up, scale or scales) of each variant, by the variant."""
+
+    down: Tensor
+    up: Tensor
+    scale: Tensor
+    alone: dict[int, tuple[Tensor, Tensor, Tensor | float]]
 
 
 def _stacked(fused: Sequence[tuple[Tensor, Tensor, list[float]]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -330,8 +347,11 @@ def _add_linear_one(out, x, down, up, weights, module):
     hidden = F.linear(x, down)
     if weights is not None:
         hidden = hidden * weights
-    flat = torch.addmm(out.reshape(-1, out.shape[-1]), hidden.reshape(-1, hidden.shape[-1]), up.t(), alpha=alpha)
-    return flat.view(out.shape)
+    hidden = hidden.reshape(-1, hidden.shape[-1])
+    if out.is_contiguous() and not out.requires_grad and out.data_ptr() != x.data_ptr():
+        out.view(-1, out.shape[-1]).addmm_(hidden, up.t(), alpha=alpha)  # a fresh output: without it, one copy more
+        return out
+    return torch.addmm(out.reshape(-1, out.shape[-1]), hidden, up.t(), alpha=alpha).view(out.shape)
 
 
 def _add_linear_per_row(out, x, down, up, places, weights, module):

@@ -42,7 +42,8 @@ from ..blend_core import (
 from ..blend_core.estimators import Estimator
 from ..blend_core.regions import painted
 from .clock import StepClock
-from .neighbours import refuse
+from .neighbours import refuse, separates
+from .rows import keeps_rows_apart
 from .running import MEMORY_MARGIN, BlendedRun, Steering
 from .sockets import KEY, LoRABlend, RewardLoRA
 from .whole_models import WholeModels
@@ -152,10 +153,17 @@ def apply_blend(
     patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, hooks.predict_noise)
     patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, hooks.apply_model)
     if bank.names:
-        factors = comfy.model_patcher.CoreModelPatcher(bank, model.load_device, model.offload_device)
-        patched.set_additional_models(KEY, [factors])  # ComfyUI loads, counts and evicts them with the model
+        # ComfyUI loads, counts and evicts the factors with the model
+        patched.set_additional_models(KEY, [_patcher(bank, model.load_device, model.offload_device)])
     whole.attach(patched)
     return AppliedBlend(patched, blend, reports, hooks)
+
+
+def _patcher(bank: LoRABank, load_device: torch.device, offload_device: torch.device):
+    """What ComfyUI manages the factors by. For a model on several cards it makes each card's copy of them."""
+    factors = comfy.model_patcher.CoreModelPatcher(bank, load_device, offload_device)
+    factors.cached_patcher_init = (lambda: _patcher(bank.copied(), load_device, offload_device), ())
+    return factors
 
 
 def _bank(blend: LoRABlend, index: TargetIndex) -> tuple[LoRABank, list[LoadReport]]:
@@ -253,8 +261,7 @@ class _Hooks:
             with self.whole.running():
                 return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         finally:
-            options.pop(KEY, None)
-            self.bank.drop_casts()
+            options.pop(KEY).release()
             plan.release()  # the node's output, and with it the plan, may be cached for long
 
     def _plan(self, steps: int, seeds: list[int], noise: torch.Tensor) -> Plan:
@@ -272,7 +279,9 @@ class _Hooks:
         layers = self.blend.layers(FINE)
         k = self.blend.batched(FINE)
         k = k if exactly else min(k, self.estimator(layers[0], FINE, [0]).most_per_step)
-        if self.execution != "sequential" and k > 1:
+        options = model.model_options.get("transformer_options", {})
+        apart = keeps_rows_apart(model.model) is False or separates(model.model, options)
+        if self.execution != "sequential" and k > 1 and not apart:
             batch = [noise_shape[0] * k, *noise_shape[1:]]
             needed = model.model_size() + self.whole.size + model.model.memory_required([batch[0] * 2, *batch[1:]])
             if needed * MEMORY_MARGIN < comfy.model_management.get_total_memory(model.load_device):

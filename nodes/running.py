@@ -70,7 +70,8 @@ class BlendedRun:
         self.steering: Steering | None = None
         self.denoised: torch.Tensor | None = None  # the guided prediction before, where a run is steered
         self._calls: Counter = Counter()  # of this step, by what they ask for
-        self._attachments = {}  # per network: there are several on several devices
+        self._attachments = {}  # per network: there are several on several devices, each with a bank of its own
+        self._banks: list[LoRABank] = []
         self._caches = Caches()
         self._shared: list[_SharedCall] | None = None  # None: predictions are blended
         self._turn = self._call = 0
@@ -182,9 +183,15 @@ class BlendedRun:
 
     def _attachment(self, network: torch.nn.Module):
         if id(network) not in self._attachments:
-            dtype = network.get_dtype_inference()
-            self._attachments[id(network)] = self.bank.attach(network, dtype if dtype.itemsize > 1 else None)
+            bank, dtype = _own_bank(network) or self.bank, network.get_dtype_inference()
+            self._banks.append(bank)
+            self._attachments[id(network)] = bank.attach(network, dtype if dtype.itemsize > 1 else None)
         return self._attachments[id(network)]
+
+    def release(self) -> None:
+        """Let go of what the factors' banks made for this run."""
+        for bank in self._banks:
+            bank.drop_casts()
 
     def _group(self, network, x: torch.Tensor, k: int) -> int:
         """How many variants to put into one pass."""
@@ -226,8 +233,15 @@ class BlendedRun:
         return alone
 
     def _go_apart(self, group: int, error: Exception) -> None:
-        log.warning("a pass of %d variants failed (%s); going on one at a time", group, error)
+        # Not the error itself: a handler that keeps records would keep its frames, and with them the model.
+        log.warning("a pass of %d variants failed (%s); going on one at a time", group, str(error))
         self.apart = True
+
+
+def _own_bank(network) -> LoRABank | None:
+    """The bank that ComfyUI loaded with this network, a copy of the first where it is on another card."""
+    patchers = network.current_patcher.get_additional_models_with_key(KEY) if network.current_patcher else []
+    return patchers[0].model if patchers else None
 
 
 def _state(network, x: torch.Tensor, sigma: torch.Tensor) -> State:

@@ -8,6 +8,7 @@ import comfy.ops
 import comfy.sd
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from . import kinds, loras, networks
@@ -212,3 +213,22 @@ def test_a_dynamic_patcher(graph, changes, dynamic, monkeypatch):
         plainly.setattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
         rounded = [networks.load(networks.unet()) for _ in range(8)]
     assert_blends(graph, model, rounded.pop, changes)
+
+
+@pytest.mark.skipif(
+    not hasattr(comfy.model_patcher.ModelPatcher, "deepclone_multigpu"), reason="several cards are not in this ComfyUI"
+)
+def test_the_copy_that_comfyui_makes_for_another_card(graph, changes, tmp_path):
+    """It has weights and factors of its own; here both are on the CPU."""
+    save_file(networks.unet(), tmp_path / "unet.safetensors")
+    base = comfy.sd.load_diffusion_model(str(tmp_path / "unet.safetensors"))
+    blend = graph.blend([changes[name][1] for name in ("plain", "lokr")], "0.5, 0.5", ALIGNMENT)
+    applied = graph.applied(base, blend)
+    expected = graph.plain(applied, **INPUTS)
+    copy = applied.deepclone_multigpu(new_load_device=torch.device("cpu"))
+    (own,), (first,) = (model.get_additional_models_with_key("diffusion_blend") for model in (copy, applied))
+    assert copy.model is not applied.model and own.model is not first.model
+    used = []
+    first.model.attach = lambda *args: used.append(args)
+    assert_equal(graph.plain(copy, **INPUTS), expected, FP32)
+    assert not used

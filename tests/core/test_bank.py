@@ -511,7 +511,7 @@ def test_factors_are_kept_in_the_computations_dtype_alone_and_lose_nothing_by_it
         with bank.attach(net, dtype).using([0, 1, 2, 3]):
             came = net(x)
         assert bank.nbytes * 4 == whole * dtype.itemsize
-        assert all(slot._cast[key][0] is slot.down for slot in bank.slots for key in slot._cast)
+        assert all(slot._cast[key].down is slot.down for slot in bank.slots for key in slot._cast)
         with fresh.attach(net).using([0, 1, 2, 3]):
             assert torch.equal(came, net(x))
 
