@@ -70,8 +70,9 @@ class _Piece(nn.Module):
         super().__init__()
         self.target, self.delta, self.magnitude = target, change.delta, change.magnitude
         self.shape = (target.height, *target.shape[1:])
-        self.names = list(_tensors(change.delta))
-        for name, tensor in _tensors(change.delta).items():
+        tensors = {} if change.delta is None else change.delta.tensors
+        self.names = list(tensors)
+        for name, tensor in tensors.items():
             self.register_buffer(name, tensor)
         self.register_buffer("bias", change.bias)
 
@@ -116,18 +117,17 @@ class _Piece(nn.Module):
         """The delta's output for x."""
         if len(self.shape) == 1:
             return _normalised(x, module) * _along(self._weight(x), axis, x.dim())
-        grouped = getattr(module, "groups", 1) != 1
-        if isinstance(self.delta, Factors) and not grouped:
-            hidden = _layer(x, self.down.to(x), module)
-            up = (self.up.to(torch.promote_types(self.up.dtype, torch.float32)) * self.delta.scale).to(x)
-            return (
-                hidden @ up.t()
-                if axis == -1
-                else CONVOLUTIONS[x.dim()](hidden, up.view(*up.shape, *[1] * (x.dim() - 2)))
-            )
+        if isinstance(self.delta, Factors) and getattr(module, "groups", 1) == 1:
+            return self._low_rank(x, module)
         if axis == -1 and isinstance(self.delta, Delta) and self.delta.factored:
             return self.delta.applied(x, self._tensors(x))
         return _layer(x, self._weight(x), module)
+
+    def _low_rank(self, x: Tensor, module: nn.Module) -> Tensor:
+        hidden = _layer(x, self.down.to(x), module) * self.delta.scale
+        if self.down.dim() == 2:
+            return F.linear(hidden, self.up.to(x))
+        return CONVOLUTIONS[x.dim()](hidden, self.up.to(x).view(*self.up.shape, *[1] * (x.dim() - 2)))
 
     def _tensors(self, x: Tensor) -> dict[str, Tensor]:
         """What the delta is made of, in float32: products of small float16 numbers would vanish."""
@@ -135,7 +135,7 @@ class _Piece(nn.Module):
 
     def _weight(self, x: Tensor) -> Tensor:
         """The delta, built for x's device and dtype."""
-        return _built(self.delta, self.shape, self._tensors(x)).to(x.dtype)
+        return self.delta.built(self.shape, self._tensors(x)).to(x.dtype)
 
 
 def _weight_of(module: nn.Module, target: Target, device: torch.device) -> Tensor:
@@ -163,18 +163,6 @@ def _precise(tensor: Tensor) -> Tensor:
 
 
 _PATCHED_IN_USE = ("weight_function", "weight_lowvram_function")  # where ComfyUI keeps patches of offloaded weights
-
-
-def _tensors(delta) -> Mapping[str, Tensor]:
-    if isinstance(delta, Factors):
-        return {"down": delta.down, "up": delta.up}
-    return {} if delta is None else delta.tensors
-
-
-def _built(delta, shape: tuple[int, ...], tensors: Mapping[str, Tensor]) -> Tensor:
-    if isinstance(delta, Factors):
-        return (delta.scale * tensors["up"] @ tensors["down"].flatten(1)).reshape(shape)
-    return delta.built(shape, tensors)
 
 
 def _along(values: Tensor, axis: int, dims: int) -> Tensor:

@@ -199,7 +199,7 @@ def scheduled(blends: list[LoRABlend], curve: str, positions: tuple[float, ...] 
     wide = joined(*blends)
     frames = [blend.schedule.blends[0] for blend in wide]
     schedule = Schedule.even(frames, curve) if positions is None else Schedule(positions, tuple(frames), curve)
-    return LoRABlend(schedule, wide[0].loras)
+    return LoRABlend(schedule, wide[0].bases)
 
 
 class BlendRegion(io.ComfyNode):

@@ -121,7 +121,7 @@ class Diagnostics(io.ComfyNode):
         places = [] if probe is None else probed_steps(count, probes)
         gaps = [] if probe is None else probe.gaps(model, recorder, places, samples, ksampler)
         plain = applied.calls * blend.evaluated(count)
-        spent = plain + count * (1 + len(blend.loras)) + samples * sum(count - k for k in places)
+        spent = plain + count * (1 + len(blend.bases)) + samples * sum(count - k for k in places)
         formula = blend.schedule.formula()
         diagnosis = Diagnosis(blend.names, formula, tuple(recorder.steps), tuple(gaps), spent, plain)
         picture = as_image(draw(diagnosis))
@@ -163,7 +163,7 @@ class Probe:
             raise BlendError(
                 f"reward_of is {name!r}, but the blend has {', '.join(blend.names)}. Type one of these labels."
             )
-        lora = blend.loras[blend.names.index(name)]
+        lora = blend.bases[blend.names.index(name)]
         if lora.kl_weight is None:
             raise BlendError(
                 f"{name} does not state the KL weight it was trained with, which the probe needs. Type it where "

@@ -79,7 +79,7 @@ def _coefficients(plan: Plan, step: int, x: Tensor) -> list[float] | list[Tensor
 def _numbers(run: BlendedRun, etas: str, base_eta: float) -> tuple[float, ...]:
     """eta of each variant, base first."""
     given = parse_numbers(etas, "etas", "reward LoRA", "1, 0.6")
-    return basis_etas(given, [lora.eta for lora in run.blend.loras], base_eta)
+    return basis_etas(given, [basis.eta for basis in run.blend.bases], base_eta)
 
 
 def is_flow(model) -> bool:
@@ -88,9 +88,9 @@ def is_flow(model) -> bool:
     return isinstance(sampling, comfy.model_sampling.CONST)
 
 
-def describe_etas(loras: Sequence, etas: str) -> str:
-    """Where each LoRA's eta comes from, for the node."""
+def describe_etas(bases: Sequence, etas: str) -> str:
+    """Where each basis's eta comes from, for the node."""
     if etas.strip():
         return f"eta: {etas}"
-    stated = (f"{lora.label} {lora.eta:g}" if lora.eta else f"{lora.label} 1 (not stated)" for lora in loras)
+    stated = (f"{basis.label} {basis.eta:g}" if basis.eta else f"{basis.label} 1 (not stated)" for basis in bases)
     return "eta: " + ", ".join(stated)

@@ -141,7 +141,7 @@ def apply_blend(
             "or connect the model from before Apply Blend."
         )
     bank, load_reports = _bank(blend, target_index(model.model))
-    whole = WholeModels(blend.loras, model)
+    whole = WholeModels(blend.bases, model)
     reports = (*load_reports, *whole.report)
     for report in reports:
         log.info("%s", report)
@@ -169,7 +169,7 @@ def _patcher(bank: LoRABank, load_device: torch.device, offload_device: torch.de
 def _bank(blend: LoRABlend, index: TargetIndex) -> tuple[LoRABank, list[LoadReport]]:
     """The factors of a blend's LoRAs, nothing for its whole models, and how the LoRAs matched."""
     adapters, reports = [], []
-    for basis in blend.loras:
+    for basis in blend.bases:
         factors = {}
         if isinstance(basis, RewardLoRA):
             factors, report = resolve(basis.adapter, index, allow_partial=basis.allow_partial)

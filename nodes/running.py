@@ -95,7 +95,7 @@ class BlendedRun:
         """The same under every variant, base first, whatever its coefficient; the run's caches see nothing of it."""
         caches, self._caches, self._every = self._caches, Caches(), True
         try:
-            return self._in_turn(1 + len(self.blend.loras), predict)
+            return self._in_turn(1 + len(self.blend.bases), predict)
         finally:
             self._caches, self._every = caches, False
 
@@ -113,7 +113,7 @@ class BlendedRun:
         """The variants (k, images) whose turns they are."""
         if not self._every:
             return self.plan.active(self.step, images)[0]
-        return torch.arange(1 + len(self.blend.loras))[:, None].expand(-1, images)
+        return torch.arange(1 + len(self.blend.bases))[:, None].expand(-1, images)
 
     def advance(self, timestep: torch.Tensor) -> None:
         """Note the step of the evaluation that begins."""
@@ -220,9 +220,9 @@ class BlendedRun:
         return run(1)
 
     def _shown(self, network, together: torch.Tensor, run) -> torch.Tensor:
-        """Predictions of a network that no test has seen: `together`, or one variant at a time where it mixes rows.
+        """Predictions one variant at a time, which show whether a network that no test has seen keeps rows apart.
 
-        One evaluation more, once per kind of network and process.
+        One evaluation more, once per kind of network and process. Where rows are mixed, the run goes on like this.
         """
         self.apart = True
         alone = run(1)

@@ -305,4 +305,4 @@ class MSDDAKSampler(io.ComfyNode):
         result = SamplerCustom.execute(
             applied.model, True, seed, cfg, positive, negative, sampler, sigmas, latent_image
         ).result[0]
-        return shown(cls, f"{applied.report}\n{describe_etas(blend.loras, etas)}", result)
+        return shown(cls, f"{applied.report}\n{describe_etas(blend.bases, etas)}", result)

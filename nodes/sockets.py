@@ -66,15 +66,15 @@ class LoRABlend:
     """
 
     schedule: Schedule
-    loras: tuple[Basis, ...]
+    bases: tuple[Basis, ...]
     regions: tuple[tuple[Tensor, Schedule], ...] = ()
 
     @classmethod
-    def of(cls, loras: tuple[Basis, ...], preference: tuple[float, ...], **settings) -> LoRABlend:
-        """The blend of `loras` at `preference`; `settings` are the other fields of Blend."""
-        names = _distinct([lora.label for lora in loras])
-        kl_weights = tuple(lora.kl_weight for lora in loras)
-        return cls(Schedule.even([Blend(names, preference, kl_weights=kl_weights, **settings)]), loras)
+    def of(cls, bases: tuple[Basis, ...], preference: tuple[float, ...], **settings) -> LoRABlend:
+        """The blend of `bases` at `preference`; `settings` are the other fields of Blend."""
+        names = _distinct([basis.label for basis in bases])
+        kl_weights = tuple(basis.kl_weight for basis in bases)
+        return cls(Schedule.even([Blend(names, preference, kl_weights=kl_weights, **settings)]), bases)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -91,7 +91,7 @@ class LoRABlend:
 
     def batched(self, steps: int) -> int:
         """The same of those that may share a pass: all but the whole models."""
-        shared = [0, *(i for i, basis in enumerate(self.loras, start=1) if isinstance(basis, RewardLoRA))]
+        shared = [0, *(i for i, basis in enumerate(self.bases, start=1) if isinstance(basis, RewardLoRA))]
         return int(self._used(steps)[:, shared].sum(1).max())
 
     def _used(self, steps: int) -> Tensor:
@@ -108,17 +108,17 @@ class LoRABlend:
             lambda schedule: replace(schedule, blends=tuple(replace(b, preference=preference) for b in schedule.blends))
         )
 
-    def over(self, loras: tuple[Basis, ...]) -> LoRABlend:
-        """The same blend expressed over more LoRAs, the new ones at weight 0. `loras` holds all of its own."""
-        names, kl_weights = _distinct([lora.label for lora in loras]), tuple(lora.kl_weight for lora in loras)
+    def over(self, bases: tuple[Basis, ...]) -> LoRABlend:
+        """The same blend expressed over more bases, the new ones at weight 0. `bases` holds all of its own."""
+        names, kl_weights = _distinct([basis.label for basis in bases]), tuple(basis.kl_weight for basis in bases)
 
         def widened(blend: Blend) -> Blend:
-            own = list(zip(blend.preference, self.loras, strict=True))  # one LoRA may stand in it twice
-            preference = tuple(math.fsum(weight for weight, mine in own if mine is lora) for lora in loras)
+            own = list(zip(blend.preference, self.bases, strict=True))  # one basis may stand in it twice
+            preference = tuple(math.fsum(weight for weight, mine in own if mine is basis) for basis in bases)
             return replace(blend, names=names, preference=preference, kl_weights=kl_weights)
 
         blend = self._mapped(lambda schedule: replace(schedule, blends=tuple(map(widened, schedule.blends))))
-        return replace(blend, loras=loras)
+        return replace(blend, bases=bases)
 
     def _mapped(self, change: Callable[[Schedule], Schedule]) -> LoRABlend:
         regions = tuple((mask, change(schedule)) for mask, schedule in self.regions)
@@ -131,9 +131,9 @@ class LoRABlend:
 
 
 def joined(*blends: LoRABlend) -> tuple[LoRABlend, ...]:
-    """The blends, each expressed over the LoRAs of all of them."""
-    loras = tuple({id(lora): lora for blend in blends for lora in blend.loras}.values())
-    return tuple(blend.over(loras) for blend in blends)
+    """The blends, each expressed over the bases of all of them."""
+    bases = tuple({id(basis): basis for blend in blends for basis in blend.bases}.values())
+    return tuple(blend.over(bases) for blend in blends)
 
 
 def _distinct(labels: list[str]) -> tuple[str, ...]:

@@ -94,10 +94,10 @@ def by_preference(blend: LoRABlend, parts: int) -> list[tuple[str, LoRABlend]]:
             "a schedule or a region came, which has several preferences. Connect Blend Weights, or sweep over "
             "alignment."
         )
-    grid = simplex_grid(len(blend.loras), parts)
+    grid = simplex_grid(len(blend.bases), parts)
     if len(grid) > MOST_BLENDS:
         raise BlendError(
-            f"{parts} parts and {len(blend.loras)} rewards make {len(grid)} blends, more than {MOST_BLENDS}. Lower "
+            f"{parts} parts and {len(blend.bases)} rewards make {len(grid)} blends, more than {MOST_BLENDS}. Lower "
             "parts."
         )
     labels = [", ".join(f"{name} {w:g}" for name, w in zip(blend.names, each, strict=True)) for each in grid]

@@ -37,9 +37,8 @@ class Delta:
         """The same for some of its rows."""
         return replace(self, rows=rows)
 
-    def built(self, shape: tuple[int, ...], tensors: Mapping[str, Tensor] | None = None) -> Tensor:
-        """The difference in a weight's shape. tensors: the same elsewhere, where the difference is to be."""
-        tensors = self.tensors if tensors is None else tensors
+    def built(self, shape: tuple[int, ...], tensors: Mapping[str, Tensor]) -> Tensor:
+        """The difference in a weight's shape. tensors: its own, where and as the difference is to be."""
         whole = _FORMULAS[self.kind](tensors) * self.scale
         rows = whole if self.rows is None else whole[self.rows.to(whole.device)]
         return rows.reshape(shape)

@@ -43,9 +43,18 @@ class Factors:
         """(out, in[, kh, kw]) of the weight they add to."""
         return (self.up.shape[0], *self.down.shape[1:])
 
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """What they are made of, by name."""
+        return {"down": self.down, "up": self.up}
+
     def taken(self, rows: Tensor) -> Factors:
         """The factors of some output rows."""
         return replace(self, up=self.up[rows])
+
+    def built(self, shape: tuple[int, ...], tensors: Mapping[str, Tensor]) -> Tensor:
+        """The whole difference in a weight's shape. tensors: the factors, where and as it is to be."""
+        return (self.scale * tensors["up"] @ tensors["down"].flatten(1)).reshape(shape)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def refuse(keys: Sequence[str], file: str, *, beside_lora: bool) -> None:
         if first is not None:
             raise BlendError(
                 f"{file} holds {name} ({first!r}), expected LoRA, LoHa, LoKr, DoRA or differences; {reason}. "
-                "Merge it into a model, or convert it to LoRA."
+                "Merge it into a model (in ComfyUI: Load LoRA, then Model as Reward LoRA), or convert it to LoRA."
             )
     whole = [key for key in keys if _WHOLE_MODULE.search(key)]
     if beside_lora and keys:
@@ -38,7 +38,7 @@ def refuse(keys: Sequence[str], file: str, *, beside_lora: bool) -> None:
     if whole:
         raise BlendError(
             f"{file} holds {len(whole)} whole weights (first: {whole[0]!r}) and no LoRA: "
-            "this is a full checkpoint: load it as a model."
+            "this is a full checkpoint: load it as a model (in ComfyUI, Model as Reward LoRA makes it a basis)."
         )
     if keys:
         raise BlendError(

@@ -73,7 +73,7 @@ def test_with_regions_every_position_fuses_its_own_steps(graph, base, files, mer
 def joined(graph, files):
     """Two blends of the same LoRAs."""
     inside = graph.blend(files, WEIGHTS, alignment=0.8)
-    return inside, type(inside)(graph.blend(files, "0, 0.5, 0.5", alignment=1.1).schedule, inside.loras)
+    return inside, type(inside)(graph.blend(files, "0, 0.5, 0.5", alignment=1.1).schedule, inside.bases)
 
 
 def painted(graph, inside, mask, elsewhere):

@@ -35,7 +35,7 @@ def test_a_mask_of_ones_is_no_mask_and_one_of_zeros_is_the_base(graph, base, ble
 def test_regions_equal_merged_copies_position_by_position(graph, base, merged, blend, files, region, cfg):
     left, soft = torch.zeros(1, SIZE, SIZE), torch.rand(2, SIZE, SIZE, generator=torch.Generator().manual_seed(4))
     left[..., : SIZE // 2] = 1
-    other = type(blend)(graph.blend(files, "0, 0.5, 0.5", alignment=1.4).schedule, blend.loras)
+    other = type(blend)(graph.blend(files, "0, 0.5, 0.5", alignment=1.4).schedule, blend.bases)
     painted = region(other, soft, region(blend, left))
     maps = torch.stack([1 - left.expand(2, -1, -1), left.expand(2, -1, -1)])
     maps = torch.cat([maps * (1 - soft), soft[None]])

@@ -22,7 +22,7 @@ def keyframes(graph, files):
     """Two blends over the same three loaded LoRAs."""
     first = graph.blend(files, "0.6, 0.4, 0")
     again = graph.blend(files, "0, 0.2, 0.8", alignment=0.9)
-    return first, type(again)(again.schedule, first.loras)
+    return first, type(again)(again.schedule, first.bases)
 
 
 @pytest.mark.parametrize("execution", ["batched", "sequential"])
@@ -52,7 +52,7 @@ def test_blends_of_unlike_loras_are_joined(graph, nodes, base, files, schedule):
         return nodes["BlendWeights"].execute(loras={"lora_0": lora}, weights="1", normalise=True).result[0]
 
     both = graph.blend(files[:2], "0.5, 0.5")
-    first, second = (alone(lora) for lora in both.loras)
+    first, second = (alone(lora) for lora in both.bases)
     joined = schedule(first, second, curve="step", positions="0, 0.5")
     assert joined.names == ("r0", "r1")
     assert joined.schedule.coefficients(4).tolist() == [[0, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]]

@@ -25,8 +25,8 @@ def alone(nodes):
 def test_a_stack_comes_after_the_slots_as_load_reward_lora_reads_its_files(weigh, alone, files):
     slot, *loaded = map(alone, files)
     blend = weigh([(files[1], 1.0, 0.3), [files[2], 1, 0]], [slot, None], "0.5, 0.3, 0.2")
-    assert blend.loras[0] is slot and len(blend.loras) == 3
-    for lora, expected in zip(blend.loras[1:], loaded, strict=True):
+    assert blend.bases[0] is slot and len(blend.bases) == 3
+    for lora, expected in zip(blend.bases[1:], loaded, strict=True):
         assert (lora.label, lora.kl_weight, lora.adapter.path) == (
             expected.label,
             expected.kl_weight,

@@ -219,7 +219,7 @@ def twins(sd15):
 def variations(graph, bases):
     """Blends in time and over the image."""
     one, other = (graph.blend(bases, weights, 0.8) for weights in ("0.5, 0.3, 0.2", "0, 0.9, 0.1"))
-    other = type(one)(other.schedule, one.loras)
+    other = type(one)(other.schedule, one.bases)
     mask = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(4))
     (schedule,) = (
         graph.nodes["BlendSchedule"]
