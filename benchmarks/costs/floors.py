@@ -140,11 +140,18 @@ def watched(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, int]]:
 
 def counted(call: Callable[[], object]) -> int:
     """Multiply-adds of call()."""
-    # torch's table lacks the CPU's attention, and would count it as nothing.
-    on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
-    with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
+    # torch's table lacks these, and would count them as nothing.
+    lacking = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+        torch.ops.aten.addmm_: _product,
+    }
+    with FlopCounterMode(display=False, custom_mapping=lacking) as counter:
         call()
     return counter.get_total_flops() // 2
+
+
+def _product(out, left, right, *args, out_shape=None, **kwargs) -> int:
+    return 2 * left[0] * left[1] * right[1]
 
 
 def _attention(query, key, value, *args, out_shape=None, **kwargs) -> int:
