@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import torch
@@ -193,16 +192,18 @@ class Attachment:
 
 @dataclass
 class Selection:
-    """The variant of each row of a call, with the index tensors that the slots derive from it."""
+    """The variant of each row of a call, with the index tensors that the slots derive from it.
+
+    only: the variant, when all rows have the same one.
+    """
 
     variants: tuple[int, ...]
+    only: int | None = field(init=False)  # no cached property, whose lock torch.compile cannot trace
     _indices: dict = field(default_factory=dict)
 
-    @cached_property
-    def only(self) -> int | None:
-        """The variant, when all rows have the same one."""
+    def __post_init__(self):
         first = self.variants[0]
-        return first if all(variant == first for variant in self.variants) else None
+        self.only = first if all(variant == first for variant in self.variants) else None
 
     def index(self, covered: tuple[int, ...], x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Per row of x the place in `covered`, (rows,) long, and (rows, 1, 1) 0/1 where some variant is not covered.
@@ -222,11 +223,13 @@ class Selection:
         """The rows of x that are this variant's, (n,) long, maybe none; None where all are. Raises as `index` does."""
         if self.only is not None:
             return None if self.only == variant else torch.empty(0, dtype=torch.long, device=x.device)
-        _, mask = self.index((variant,), x)
+        self.index((variant,), x)
         key = ("rows", variant, x.shape[0], x.device)
-        if mask is not None and key not in self._indices:
-            self._indices[key] = mask.flatten().nonzero().flatten()
-        return None if mask is None else self._indices[key]
+        if key not in self._indices:
+            times = x.shape[0] // len(self.variants)
+            rows = [i * times + j for i, each in enumerate(self.variants) if each == variant for j in range(times)]
+            self._indices[key] = torch.tensor(rows, dtype=torch.long, device=x.device)
+        return self._indices[key]
 
     def _build_index(self, covered, rows, device):
         times, rest = divmod(rows, len(self.variants))
@@ -348,7 +351,7 @@ def _add_linear_one(out, x, down, up, weights, module):
     if weights is not None:
         hidden = hidden * weights
     hidden = hidden.reshape(-1, hidden.shape[-1])
-    if out.is_contiguous() and not out.requires_grad and out.data_ptr() != x.data_ptr():
+    if out.is_contiguous() and not out.requires_grad and out is not x:
         out.view(-1, out.shape[-1]).addmm_(hidden, up.t(), alpha=alpha)  # a fresh output: without it, one copy more
         return out
     return torch.addmm(out.reshape(-1, out.shape[-1]), hidden, up.t(), alpha=alpha).view(out.shape)

@@ -557,6 +557,16 @@ def test_four_rank_8_bases_take_less_than_three_percent_of_sd15(dtype):
     assert bank.nbytes <= 0.03 * 2 * weights  # against the network in half precision
 
 
+@pytest.mark.parametrize("selection", [[1, 1], [1, 2], [0, 3]])
+def test_torch_compile_traces_a_bank_in_one_graph(selection):
+    """A break at every adapted layer would take away what compiling is for."""
+    torch._dynamo.reset()
+    net, x = network(torch.float32), inputs(2, torch.float32)
+    with LoRABank(adapters(torch.float32)).attach(net).using(selection):
+        found = torch._dynamo.explain(net)(x)
+    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+
+
 def test_a_compiled_network_follows_the_variant():
     net, x = network(torch.float32), inputs(2, torch.float32)
     attachment = LoRABank(adapters(torch.float32)).attach(net)
