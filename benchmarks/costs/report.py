@@ -57,7 +57,7 @@ def section_text(section: dict) -> str:
 
 def _lines(section: dict) -> Iterator[str]:
     settings, rates = section["settings"], section["rates"]
-    yield f"## {section['network']}, {section['dtype']}, {section['machine']}"
+    yield f"## {section['network']}, {settings['size']}, {section['dtype']}, {section['machine']}"
     yield ""
     yield (
         f"{_CLOCKS[section['device']]} {_SIZES[settings['size']]}, "
