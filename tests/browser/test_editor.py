@@ -32,7 +32,7 @@ def test_every_node_is_found_by_its_name_and_by_its_aliases(editor, address):
     wanted |= {"best of n": "Pick Best", "aesthetic score": "Reward Scorer", "DB-KLA": "KL Interpolate"}
     for words, name in wanted.items():
         search.fill(words)
-        nodes.page.get_by_role("option", name=name).first.wait_for(timeout=10_000)
+        nodes.page.get_by_role("option", name=name).first.wait_for()
     assert len(wanted) > 15
 
 
@@ -92,7 +92,7 @@ def test_help_shows_our_page_and_its_picture(opened):
     editor.evaluate(f"app.canvas.selectNode({node_of('DiffusionBlendBlendWeights')})")
     editor.locator("[data-testid=info-button]").click()
     page = editor.page.get_by_role("heading", name="When not to use it")
-    page.wait_for(timeout=20_000)
+    page.wait_for()
     assert editor.page.get_by_role("heading", name="Inputs").is_visible()
     editor.page.wait_for_function("document.querySelector('img[alt=\"Blend Weights\"]')?.naturalWidth > 100")
 
