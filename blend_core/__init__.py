@@ -26,7 +26,7 @@ from .estimators import (
     sampled,
     stratified,
 )
-from .execution import evaluate_variants
+from .execution import agree, evaluate_variants, mixed
 from .plan import Plan, choices, describe_choices
 from .schedules import CURVES, Schedule, parse_positions
 
@@ -44,6 +44,7 @@ __all__ = [
     "Schedule",
     "Target",
     "TargetIndex",
+    "agree",
     "anchored",
     "blend",
     "budget",
@@ -54,6 +55,7 @@ __all__ = [
     "exact",
     "image_seed",
     "is_adapter_file",
+    "mixed",
     "normalised",
     "parse_numbers",
     "parse_positions",

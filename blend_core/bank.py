@@ -10,7 +10,7 @@ open do those modules carry another `forward`. No weight is ever written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
@@ -54,6 +54,10 @@ class LoRABank(nn.Module):
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
     @property
+    def _low_rank(self) -> list[_Slot]:
+        return [slot for slot in self.slots if isinstance(slot, _Slot)]
+
+    @property
     def changed_layers(self) -> list[ChangedLayer]:
         """The layers of the slower path; none for plain LoRAs."""
         return [slot for slot in self.slots if isinstance(slot, ChangedLayer)]
@@ -68,27 +72,31 @@ class LoRABank(nn.Module):
 
         A host that moves the factors off its device to make room does not know of these.
         """
-        for slot in self.slots:
-            if isinstance(slot, _Slot):
-                slot.drop_casts()
+        for slot in self._low_rank:
+            slot.drop_casts()
 
-    def attach(self, network: nn.Module, dtype: torch.dtype | None = None) -> Attachment:
+    def attach(
+        self,
+        network: nn.Module,
+        dtype: torch.dtype | None = None,
+        patched: Callable[[nn.Module], bool] = lambda module: False,
+    ) -> Attachment:
         """The handle that switches this bank on for calls of `network`, the same one while its modules are the same.
 
         dtype: of the network's computation; factors are then kept in it alone. Layers that compute in another get a
-        copy. It walks the network, to notice modules that were replaced since: call it once per run. Raises BlendError
-        where the network lacks a module.
+        copy.  patched(module): whether other patches reach its weight only when it runs. It walks the network, to
+        notice modules that were replaced since: call it once per run. Raises BlendError where the network lacks a
+        module.
         """
         if dtype is not None:
-            for slot in self.slots:
-                if isinstance(slot, _Slot):
-                    slot.keep_as(dtype)
+            for slot in self._low_rank:
+                slot.keep_as(dtype)
         # torch.compile puts a module around the network, whose weights lie one name deeper while it runs.
         modules = {name.replace("._orig_mod", ""): module for name, module in network.named_modules()}
         attachment = self._attachments.get(network)
         if attachment is None or not attachment.fits(modules):
             attachment = self._attachments[network] = Attachment(self, modules)
-        attachment.measure()
+        attachment.measure(patched)
         return attachment
 
 
@@ -151,11 +159,11 @@ class Attachment:
         self._names = bank.names
         self._sites = [_Site(modules[name], slot, self) for name, slot in slots]
 
-    def measure(self) -> None:
+    def measure(self, patched: Callable[[nn.Module], bool]) -> None:
         """Take the norms that DoRA needs, of the weights as they are now: other patches may have changed them."""
         for site in self._sites:
             if isinstance(site.slot, ChangedLayer):
-                site.gains = site.slot.gains(site.module)
+                site.gains = site.slot.gains(site.module, patched(site.module))
 
     def fits(self, modules: Mapping[str, nn.Module]) -> bool:
         """Whether the modules this handle was made for are still the ones of these names."""

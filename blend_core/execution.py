@@ -77,6 +77,23 @@ def _one_pass(call: Call, inputs: Any, rows: int, variants: Tensor, attachment: 
     return prediction.reshape(chunks, k, batch, *shape).transpose(0, 1).reshape(k, rows, *shape)
 
 
+def mixed(variants: Tensor, group: int) -> bool:
+    """Whether a pass of `group` of the variants (k, batch) would hold unlike ones."""
+    return any(len(part.unique()) > 1 for part in variants.split(group))
+
+
+def agree(together: Tensor, alone: Tensor) -> bool:
+    """Whether a network kept the rows of a batch apart, by two evaluations (k, rows, ...) of the same variants.
+
+    together: in passes of several variants.  alone: one variant per pass. They may differ by a tenth of what the
+    variants differ by, of which a row of another variant is off by all; where every image has one variant, a fifth of
+    the prediction stands for that.
+    """
+    together, alone = together.float(), alone.float()
+    spread = alone - alone.mean(0) if len(alone) > 1 else alone / 5
+    return bool((together - alone).norm() <= spread.norm() / 10)
+
+
 def repeat_rows(inputs: Any, rows: int, chunks: int, k: int) -> Any:
     """`inputs` with every tensor of `rows` rows repeated to (chunks, k, batch) rows, in new containers."""
 

@@ -38,9 +38,12 @@ class ChangedLayer(nn.Module):
         """Bytes of the largest delta that a pass builds here, in float32."""
         return max(piece.transient_bytes for of_variant in self.pieces for piece in of_variant)
 
-    def gains(self, module: nn.Module) -> Gains:
-        """DoRA's gains on this module's weight as it is now, per variant and piece; None where there is none."""
-        return [[piece.gain(module) for piece in of_variant] for of_variant in self.pieces]
+    def gains(self, module: nn.Module, patched: bool) -> Gains:
+        """DoRA's gains on this module's weight as it is now, per variant and piece; None where there is none.
+
+        patched: whether other patches reach the weight only when the module runs.
+        """
+        return [[piece.gain(module, patched) for piece in of_variant] for of_variant in self.pieces]
 
     def add(self, out: Tensor, x: Tensor, site, again: Callable[[Tensor], Tensor]) -> Tensor:
         """`out`, the module's output for x, with the rows of each variant changed. again(x): the module's output."""
@@ -82,12 +85,12 @@ class _Piece(nn.Module):
         factored = self.delta is None or isinstance(self.delta, Factors) or self.delta.factored
         return 0 if factored else 4 * torch.Size(self.shape).numel()
 
-    def gain(self, module: nn.Module) -> Tensor | None:
+    def gain(self, module: nn.Module, patched: bool) -> Tensor | None:
         """What DoRA multiplies rows or columns of the changed weight by, (out,) or (in,); None without DoRA."""
         if self.magnitude is None:
             return None
         first, last = self.target.span
-        weight = _weight_of(module, self.target, next(self.buffers()).device)[first:last]
+        weight = _weight_of(module, patched, self.target, next(self.buffers()).device)[first:last]
         return self.magnitude.gain(weight + self._weight(weight))
 
     def forward(self, out: Tensor, x: Tensor, gain: Tensor | None, module: nn.Module, again) -> Tensor:
@@ -138,7 +141,7 @@ class _Piece(nn.Module):
         return self.delta.built(self.shape, self._tensors(x)).to(x.dtype)
 
 
-def _weight_of(module: nn.Module, target: Target, device: torch.device) -> Tensor:
+def _weight_of(module: nn.Module, patched: bool, target: Target, device: torch.device) -> Tensor:
     """The module's weight as numbers, (out, in, ...) in float32 at least, whatever it is stored as.
 
     A linear layer whose weight is packed, or patched only when it is used, tells it by its output for unit vectors on
@@ -148,7 +151,7 @@ def _weight_of(module: nn.Module, target: Target, device: torch.device) -> Tenso
     as_stored = type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point()
     if isinstance(module, nn.modules.conv._ConvNd):
         return _precise(weight if as_stored else weight.dequantize())
-    if as_stored and not any(getattr(module, name, None) for name in _PATCHED_IN_USE):
+    if as_stored and not patched:
         return _precise(weight)
     width = target.shape[1]
     zero, *columns = (
@@ -160,9 +163,6 @@ def _weight_of(module: nn.Module, target: Target, device: torch.device) -> Tenso
 def _precise(tensor: Tensor) -> Tensor:
     """In float32 at least: there is no arithmetic in eight bits."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-_PATCHED_IN_USE = ("weight_function", "weight_lowvram_function")  # where ComfyUI keeps patches of offloaded weights
 
 
 def _along(values: Tensor, axis: int, dims: int) -> Tensor:

@@ -17,17 +17,18 @@ from .whole_models import megabytes, whole_model
 _LABEL = "reward"  # of a model, which has no file's name
 
 
-def kl_weight_input(tooltip: str) -> io.Input:
+def kl_weight_input(name: str, tooltip: str, **options) -> io.Input:
+    """A KL weight; 0 for none."""
+    limits = {"default": 0.0, "min": 0.0, "max": 1e6, "step": 0.0001, "round": False}
+    return io.Float.Input(name, **limits, tooltip=tooltip, **options)
+
+
+def _trained_with(tooltip: str) -> io.Input:
     """The KL weight that a basis was trained with."""
-    return io.Float.Input(
+    return kl_weight_input(
         "kl_weight",
-        default=0.0,
-        min=0.0,
-        max=1e6,
-        step=0.0001,
-        round=False,
-        tooltip=f"{tooltip} Bases with a higher KL weight stayed nearer to the base and count correspondingly more. If "
-        "one basis of a blend does not state it, all count alike.",
+        f"{tooltip} Bases with a higher KL weight stayed nearer to the base and count correspondingly more. If one "
+        "basis of a blend does not state it, all count alike.",
     )
 
 
@@ -62,7 +63,7 @@ class LoadRewardLoRA(io.ComfyNode):
                     tooltip="What this reward is called in the blend, such as faithful or beautiful. Empty: the file's "
                     "name.",
                 ),
-                kl_weight_input("The factor of the KL term in training (alpha in the paper). 0: as the file says."),
+                _trained_with("The factor of the KL term in training (alpha in the paper). 0: as the file says."),
                 io.Float.Input(
                     "scale",
                     default=0.0,
@@ -135,7 +136,7 @@ class ModelAsBasis(io.ComfyNode):
                     default=_LABEL,
                     tooltip="What this reward is called in the blend, such as faithful or beautiful. Empty: reward.",
                 ),
-                kl_weight_input("The factor of the KL term in training (alpha in the paper). 0: not stated."),
+                _trained_with("The factor of the KL term in training (alpha in the paper). 0: not stated."),
                 io.Boolean.Input(
                     "own_copy",
                     default=False,

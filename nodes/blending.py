@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..blend_core import CURVES, BlendError, Schedule, normalised, parse_positions, parse_weights
-from .bases import stacked
+from .bases import kl_weight_input, stacked
 from .showing import shown
 from .sockets import CATEGORY, Basis, BlendSocket, LoRABlend, LoRAStackSocket, RewardLoRASocket, joined
 
@@ -18,17 +18,7 @@ MOST_BASES = 16
 
 def target_kl_weight_input(tooltip: str) -> io.Input:
     """The KL weight that a blend is for; 0 for none."""
-    return io.Float.Input(
-        "target_kl_weight",
-        default=0.0,
-        min=0.0,
-        max=1e6,
-        step=0.0001,
-        round=False,
-        optional=True,
-        advanced=True,
-        tooltip=tooltip,
-    )
+    return kl_weight_input("target_kl_weight", tooltip, optional=True, advanced=True)
 
 
 class BlendWeights(io.ComfyNode):

@@ -6,8 +6,9 @@ first, or images in one list, would give rows another variant's delta, and where
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
+
+from ..blend_core import agree
 
 APART = {
     "GeneralDIT": "its layers get frames first",  # Cosmos 1
@@ -24,7 +25,6 @@ TESTED = frozenset({
 """Classes of networks whose batches of unlike variants tests/comfyui/test_families.py holds against merged copies."""
 
 _shown: dict[type, bool] = {}  # what other classes have shown in this process: whether they keep rows apart
-_TOLERANCE = 0.1  # of what the variants differ by; rows of another variant are off by all of it
 
 
 def network_of(model: nn.Module) -> nn.Module:
@@ -41,19 +41,6 @@ def keeps_rows_apart(model: nn.Module) -> bool | None:
 
 
 def note(model: nn.Module, together: Tensor, alone: Tensor) -> bool:
-    """Whether the model keeps rows apart, by two evaluations (k, rows, ...) of the same variants; kept for the process.
-
-    together: in passes of several variants.  alone: one variant per pass.
-    """
-    together, alone = together.float(), alone.float()
-    spread = (
-        alone - alone.mean(0) if len(alone) > 1 else 2 * _TOLERANCE * alone
-    )  # of one variant each, its size must do
-    kept = bool((together - alone).norm() <= _TOLERANCE * spread.norm())
-    _shown[type(network_of(model))] = kept
+    """Whether the model keeps rows apart, by two evaluations of the same variants; kept for the process. See agree."""
+    kept = _shown[type(network_of(model))] = agree(together, alone)
     return kept
-
-
-def mixed(variants: Tensor, group: int) -> bool:
-    """Whether a pass of `group` of the variants (k, batch) would hold unlike ones."""
-    return any(len(torch.unique(part)) > 1 for part in variants.split(group))

@@ -12,13 +12,13 @@ import comfy.model_management
 import comfy.model_sampling
 import torch
 
-from ..blend_core import BlendError, LoRABank, Plan, evaluate_variants, exact
+from ..blend_core import BlendError, LoRABank, Plan, evaluate_variants, exact, mixed
 from ..blend_core.estimators import Estimator
 from ..blend_core.parameterization import State
 from ..blend_core.plan import Call
 from .clock import StepClock
 from .neighbours import Caches, check_choices, separates
-from .rows import keeps_rows_apart, mixed, network_of, note
+from .rows import keeps_rows_apart, network_of, note
 from .sockets import KEY, LoRABlend
 from .whole_models import moved
 
@@ -185,7 +185,8 @@ class BlendedRun:
         if id(network) not in self._attachments:
             bank, dtype = _own_bank(network) or self.bank, network.get_dtype_inference()
             self._banks.append(bank)
-            self._attachments[id(network)] = bank.attach(network, dtype if dtype.itemsize > 1 else None)
+            dtype = dtype if dtype.itemsize > 1 else None
+            self._attachments[id(network)] = bank.attach(network, dtype, patched=_patched_in_use)
         return self._attachments[id(network)]
 
     def release(self) -> None:
@@ -236,6 +237,11 @@ class BlendedRun:
         # Not the error itself: a handler that keeps records would keep its frames, and with them the model.
         log.warning("a pass of %d variants failed (%s); going on one at a time", group, str(error))
         self.apart = True
+
+
+def _patched_in_use(module: torch.nn.Module) -> bool:
+    """Whether ComfyUI patches the weight only when the module runs, as it does where weights are offloaded."""
+    return any(getattr(module, name, None) for name in ("weight_function", "weight_lowvram_function"))
 
 
 def _own_bank(network) -> LoRABank | None:

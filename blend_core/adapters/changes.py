@@ -141,7 +141,7 @@ def lokr(tensors: Mapping[str, Tensor]) -> tuple[Delta, int | None]:
     """
     first, second = (
         tuple(tensors[whole].shape) if whole in tensors else _pair(tensors, f"{whole}_a", f"{whole}_b", core)
-        for whole, core in (("lokr_w1", ""), ("lokr_w2", "lokr_t2"))
+        for whole, core in _KRONECKER
     )
     if len(first) != 2 or len(second) < 2:
         raise BlendError(f"lokr_w1 has shape {first} and lokr_w2 {second}, expected matrices. Save the file again.")
@@ -157,6 +157,7 @@ def difference(tensors: Mapping[str, Tensor]) -> Delta:
     return Delta("whole difference", tensors, 1.0, tuple(tensors["diff"].shape))
 
 
+_KRONECKER = (("lokr_w1", ""), ("lokr_w2", "lokr_t2"))  # a LoKr's two matrices, and the core of one's product
 _SHARE_OF_DENSE = 0.5  # factors that take more than this share of the whole difference's numbers are not worth it
 _HIGHEST_PRODUCT = 1024  # of two ranks; a file's tensors grow by it
 
@@ -189,8 +190,10 @@ def _loha(tensors: Mapping[str, Tensor]) -> Tensor:
 
 def _kronecker(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """w1 and w2 of a LoKr, products multiplied."""
-    first = tensors["lokr_w1"] if "lokr_w1" in tensors else _product(tensors, "lokr_w1_a", "lokr_w1_b", "")
-    second = tensors["lokr_w2"] if "lokr_w2" in tensors else _product(tensors, "lokr_w2_a", "lokr_w2_b", "lokr_t2")
+    first, second = (
+        tensors[whole] if whole in tensors else _product(tensors, f"{whole}_a", f"{whole}_b", core)
+        for whole, core in _KRONECKER
+    )
     return first, second
 
 

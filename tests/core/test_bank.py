@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from diffusion_blend.blend_core import BlendError, Factors, LoRABank, Target, evaluate_variants, exact
+from diffusion_blend.blend_core import BlendError, Factors, LoRABank, Target, agree, evaluate_variants, exact, mixed
 from diffusion_blend.blend_core.execution import repeat_rows
 from torch import nn
 
@@ -514,6 +514,16 @@ def test_factors_are_kept_in_the_computations_dtype_alone_and_lose_nothing_by_it
         assert all(slot._cast[key].down is slot.down for slot in bank.slots for key in slot._cast)
         with fresh.attach(net).using([0, 1, 2, 3]):
             assert torch.equal(came, net(x))
+
+
+def test_a_network_that_mixes_rows_shows_it():
+    """Predictions (k, rows, ...) of two variants that differ by 1: rounding agrees, a row of the other does not."""
+    alone = torch.stack([torch.ones(4, 3), 2 * torch.ones(4, 3)])
+    assert agree(alone + 1e-3, alone)
+    assert not agree(alone.flip(0), alone)
+    assert agree(alone[:1] * 1.01, alone[:1]) and not agree(alone[:1] * 1.1, alone[:1])
+    assert [mixed(torch.tensor([[1, 1], [2, 2]]), group) for group in (1, 2)] == [False, True]
+    assert mixed(torch.tensor([[1, 2]]), 1)
 
 
 def test_a_small_scale_leaves_small_float16_factors_as_they_are():
