@@ -40,6 +40,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--page", type=Path, default=PAGE, help="the Markdown to write")
+    parser.add_argument("--out", type=Path, default=OUT, help="the JSON to write, beside what it holds already")
     given = parser.parse_args()
     if given.rewards and min(given.rewards) < 2:
         parser.error(f"--rewards has {min(given.rewards)}, expected 2 or more: one LoRA is no blend. Leave it out.")
@@ -61,9 +62,9 @@ def load_host() -> None:
     spec.loader.exec_module(sys.modules[PACK])
 
 
-def kept() -> dict[str, dict]:
+def kept(out: Path) -> dict[str, dict]:
     """The sections of earlier runs; none where the file has another format."""
-    found = json.loads(OUT.read_text()) if OUT.is_file() else {}
+    found = json.loads(out.read_text()) if out.is_file() else {}
     return found["sections"] if found.get("format") == FORMAT else {}
 
 
@@ -77,15 +78,15 @@ def main() -> None:
         importlib.import_module(f"{PACK}.benchmarks.costs.{name}") for name in ("measuring", "report", "floors")
     )
     left_open = measuring.DEFAULTS[comfy.model_management.get_torch_device().type]
-    networks, page = given.pop("networks"), given.pop("page")
+    networks, page, out = (given.pop(name) for name in ("networks", "page", "out"))
     chosen = left_open | {name: value for name, value in given.items() if value is not None or name == "latent"}
     dtypes = chosen.pop("dtypes")
-    found = kept()
+    found = kept(out)
     for section in measuring.sections(networks, dtypes, measuring.Settings(**chosen)):
         # Another network, size, dtype or machine stays beside it: long runs may be made in parts.
         found[f"{section['network']}, {chosen['size']}, {section['dtype']}, {section['machine']}"] = section
-        OUT.parent.mkdir(exist_ok=True)
-        OUT.write_text(json.dumps({"format": FORMAT, "sections": found}, indent=1))
+        out.parent.mkdir(exist_ok=True)
+        out.write_text(json.dumps({"format": FORMAT, "sections": found}, indent=1))
         page.write_text(report.rendered(found.values(), floors.TRIES), "utf8")
         print(report.section_text(section), flush=True)
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import comfy.model_management
 import comfy.ops
 import comfy.sd
 import torch
@@ -162,12 +163,13 @@ def attention_layers(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def _random_state(shape: Shape, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Weights with which activations stay near 1; norms are the identity."""
-    generator, weights = torch.Generator().manual_seed(0), unet(shape, dtype).state_dict()
-    return {name: _random(name, value.shape, generator).to(dtype) for name, value in weights.items()}
+    """Weights with which activations stay near 1; norms are the identity. Drawn on the GPU where there is one."""
+    generator = torch.Generator(comfy.model_management.get_torch_device()).manual_seed(0)
+    weights = unet(shape, dtype).state_dict()
+    return {name: _random(name, value.shape, generator).to("cpu", dtype) for name, value in weights.items()}
 
 
 def _random(name: str, size: torch.Size, generator: torch.Generator) -> Tensor:
     if len(size) > 1:
-        return torch.randn(size, generator=generator) / math.prod(size[1:]) ** 0.5
+        return torch.randn(size, generator=generator, device=generator.device) / math.prod(size[1:]) ** 0.5
     return torch.ones(size) if name.endswith("weight") else torch.zeros(size)

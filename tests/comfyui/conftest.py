@@ -21,7 +21,7 @@ if OBSTACLE is None:
     import folder_paths
     import torch
 
-    from . import loras, networks, spellings
+    from . import loras, networks, reference, spellings
     from .families import FAMILIES, named
     from .family_cases import Case
     from .graphs import Graph
@@ -54,8 +54,28 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
+_errors: list[float] = []  # of this process and of the workers of pytest-xdist that have ended
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Take a worker's relative errors."""
+    _errors.extend(getattr(node, "workeroutput", {}).get("errors", ()))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print the largest."""
+    if _errors:
+        largest = ", ".join(f"{error:.1e}" for error in sorted(_errors, reverse=True)[:3])
+        rounding = f"{host.DTYPE} on {host.DEVICE}, {reference.ROUNDING:g} is allowed"
+        terminalreporter.write_line(f"largest relative errors of {len(_errors)} comparisons: {largest} ({rounding})")
+
+
 def pytest_sessionfinish(session):
     """Write the outcomes where run.py --write-table asks for them."""
+    if OBSTACLE is None:
+        getattr(session.config, "workeroutput", {})["errors"] = reference.errors
+        _errors.extend(reference.errors)
     if coverage.REPORT in os.environ and OBSTACLE is None:
         rows = {
             family.name: {

@@ -19,14 +19,14 @@ PICTURE = "example.png"  # ComfyUI's own, in its input folder
 LORAS = ("sd15_reward_alignment", "sd15_reward_aesthetic", "sd15_reward_compressibility")
 
 
-def write_checkpoint(path: Path) -> None:
-    """SD 1.5 with a tiny autoencoder and no text encoder, in fp16: 37 MB."""
+def write_checkpoint(path: Path, seed: int = 0) -> None:
+    """SD 1.5 with a tiny autoencoder and no text encoder, in fp16: 37 MB. seed: of the network's weights."""
     import comfy.taesd.taesd
 
     from . import networks
 
     autoencoder = networks.filled(comfy.taesd.taesd.TAESD(latent_channels=4))
-    tensors = {f"model.diffusion_model.{name}": value for name, value in networks.unet().items()}
+    tensors = {f"model.diffusion_model.{name}": value for name, value in networks.unet(seed).items()}
     tensors |= {f"first_stage_model.{name}": value for name, value in autoencoder.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.to(torch.float16).contiguous() for name, value in tensors.items()}, path)

@@ -70,7 +70,7 @@ class Family:
 def assembled(kind: str, **config) -> comfy.model_patcher.ModelPatcher:
     """A random model of comfy.supported_models' class `kind`, of a size that its detection would not accept."""
     model_config = getattr(comfy.supported_models, kind)(config)
-    model_config.set_inference_dtype(torch.float32, None)
+    model_config.set_inference_dtype(networks.DTYPE, None)
     model_config.custom_operations = comfy.ops.disable_weight_init
     model = model_config.get_model({}, "", device=torch.device("cpu"))
     model.diffusion_model.load_state_dict(networks.filled(model.diffusion_model))

@@ -10,7 +10,7 @@ from torch import nn
 from . import loras
 from .families import Family
 from .graphs import Graph, latent
-from .reference import FP32, assert_differ, assert_equal, blended_reference
+from .reference import ROUNDING, assert_differ, assert_equal, blended_reference
 
 ALIGNMENT = 1.2
 EXECUTIONS = ("batched", "sequential")
@@ -52,7 +52,7 @@ def coefficients(alignment: float) -> tuple[float, float, float]:
 
 
 def assert_blends(
-    case: Case, patch=lambda model: model, tolerance=FP32, sample=None, shows=True, through=None, **inputs
+    case: Case, patch=lambda model: model, tolerance=ROUNDING, sample=None, shows=True, through=None, **inputs
 ) -> None:
     """With patch(model) before the blend and after it, in either execution, the blend equals that of merged copies.
 

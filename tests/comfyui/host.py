@@ -14,6 +14,8 @@ from types import ModuleType
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACK = "custom_nodes_x_diffusion-blend"  # ComfyUI mangles a pack's path into its module name in this way
 NEEDED = ("torch", "torchsde", "aiohttp", "av")  # among ComfyUI's requirements; another Python lacks one of them
+DEVICE = os.environ.get("DIFFUSION_BLEND_DEVICE", "cpu")  # where networks compute: cpu or cuda
+DTYPE = os.environ.get("DIFFUSION_BLEND_DTYPE", "float32")  # of their weights
 HINT = "set COMFYUI_PATH to a ComfyUI folder that runs, and start the tests with: python tests/comfyui/run.py"
 
 
@@ -54,17 +56,18 @@ def obstacle() -> str | None:
 
 
 def enter(root: Path) -> None:
-    """Make `root` importable as ComfyUI's own process has it: first on sys.path, on the CPU, without the repository."""
+    """Make `root` importable as ComfyUI's own process has it: first on sys.path, on DEVICE, without the repository."""
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != REPOSITORY]
     sys.path.insert(0, str(root))
     from comfy.cli_args import args
 
-    args.cpu = True  # before any other comfy import, which would look for a GPU
+    args.cpu = DEVICE == "cpu"  # before any other comfy import, which would look for a GPU
     # As main.py does: ComfyUI's nodes.py puts a folder with another `utils` ahead of this one on sys.path.
     importlib.import_module("utils.extra_config")
     import torch
 
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False  # float32 is to be float32, on a GPU as well
 
 
 def load_pack() -> ModuleType:

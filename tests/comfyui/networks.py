@@ -11,6 +11,9 @@ import comfy.sd
 import torch
 from torch import Tensor
 
+from . import host
+
+DTYPE = getattr(torch, host.DTYPE)
 CONTEXT = 768  # the width of SD 1.5's text encoder
 _COMMON = {"dtype": torch.float32, "operations": comfy.ops.disable_weight_init}
 _UNET = {
@@ -45,13 +48,13 @@ def _random(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
 
 def load(state: dict[str, Tensor]):
     """A ModelPatcher, as Load Diffusion Model gives it."""
-    return comfy.sd.load_diffusion_model_state_dict(dict(state), model_options={"dtype": torch.float32})
+    return comfy.sd.load_diffusion_model_state_dict(dict(state), model_options={"dtype": DTYPE})
 
 
-def unet() -> dict[str, Tensor]:
+def unet(seed: int = 0) -> dict[str, Tensor]:
     """SD 1.5: one level, one attention block each way, 16.2 M parameters."""
     unet_model = comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel
-    return filled(unet_model(out_channels=4, transformer_depth_output=[1, 0], **_UNET, **_COMMON))
+    return filled(unet_model(out_channels=4, transformer_depth_output=[1, 0], **_UNET, **_COMMON), seed)
 
 
 def control_net() -> torch.nn.Module:

@@ -65,13 +65,16 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        command = [self.python, "main.py", "--cpu", "--base-directory", self.folder, "--disable-api-nodes"]
+        command = [self.python, "main.py", "--base-directory", self.folder, "--disable-api-nodes"]
+        command += ["--cpu"] if host.DEVICE == "cpu" else []
+        command += ["--front-end-root", self.root / "front_end"] if (self.root / "front_end").is_dir() else []
         command += ["--database-url", f"sqlite:///{self.folder / 'comfyui.db'}", "--disable-auto-launch"]
         command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK, "test_nodes.py"]
         command += ["--listen", "127.0.0.1", "--port", self.port]
         command += self.options
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        environment |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        own = os.pathsep.join(path for path in paths if not Path(path).name.startswith("pytest-"))  # run.py adds that
+        environment = os.environ | {"PYTHONPATH": own, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         self.process = subprocess.Popen(
             list(map(str, command)),
             cwd=self.root,

@@ -11,7 +11,7 @@ from .families import named
 from .family_cases import Case
 from .graphs import latent
 from .host import submodule
-from .reference import FP32, assert_equal
+from .reference import ROUNDING, assert_equal
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_auto_never_asks_for_more_than_is_free(graph, base, files, monkeypatch):
         result = graph.blended(model, blend, "auto", **inputs)
         largest.append(max(rows))
         assert all(1.5 * base.model.memory_required([n, *shape]) <= free for n in rows)
-        assert_equal(result, expected, FP32)
+        assert_equal(result, expected, ROUNDING)
     assert largest == [4, 8, 12, 16]
 
 
@@ -106,7 +106,7 @@ def test_a_network_that_no_test_has_seen_shows_whether_it_mixes_rows(nodes, lora
 
         expected = sampled("sequential")
         with caplog.at_level(logging.WARNING):
-            assert_equal(sampled("batched"), expected, FP32)
+            assert_equal(sampled("batched"), expected, ROUNDING)
         kind = type(case.model.model.diffusion_model)
         assert unknown._shown.get(kind, False) == kept
         assert (f"{kind.__name__} mixes the rows" in caplog.text or "one at a time" in caplog.text) is not kept

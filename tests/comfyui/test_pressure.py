@@ -13,7 +13,7 @@ from torch import nn
 
 from . import kinds, loras, networks
 from .graphs import latent
-from .reference import FP32, assert_differ, assert_equal, blended_reference
+from .reference import ROUNDING, assert_differ, assert_equal, blended_reference
 
 ALIGNMENT = 1.2
 INPUTS = {"latent_image": latent(2), "steps": 2}
@@ -40,7 +40,7 @@ def changes(base, lora_folder):
     }
 
 
-def assert_blends(graph, model, rounded, changes, tolerance=FP32):
+def assert_blends(graph, model, rounded, changes, tolerance=ROUNDING):
     """rounded(): a model in float32 of the numbers that `model` has."""
     pairs = [changes[name] for name in ("plain", "lokr", "dora")]
     networks_ = [rounded().model, *(kinds.merged(rounded(), tensors) for tensors, _ in pairs)]
@@ -230,5 +230,5 @@ def test_the_copy_that_comfyui_makes_for_another_card(graph, changes, tmp_path):
     assert copy.model is not applied.model and own.model is not first.model
     used = []
     first.model.attach = lambda *args: used.append(args)
-    assert_equal(graph.plain(copy, **INPUTS), expected, FP32)
+    assert_equal(graph.plain(copy, **INPUTS), expected, ROUNDING)
     assert not used

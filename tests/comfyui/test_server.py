@@ -34,7 +34,7 @@ NODE_IDS = {
     "DiffusionBlendSweep",
     "DiffusionBlendParetoPlot",
 }
-CHECKPOINT = "tiny.safetensors"
+CHECKPOINT, OTHER_CHECKPOINT = "tiny.safetensors", "other.safetensors"
 DOCS = host.REPOSITORY / "web" / "docs"
 
 
@@ -42,7 +42,8 @@ DOCS = host.REPOSITORY / "web" / "docs"
 def server(tmp_path_factory, lora_folder, files):
     """A server that holds the three LoRAs and a tiny checkpoint."""
     folder = tmp_path_factory.mktemp("server") / "base"
-    write_checkpoint(folder / "models" / "checkpoints" / CHECKPOINT)
+    for seed, name in enumerate((CHECKPOINT, OTHER_CHECKPOINT)):
+        write_checkpoint(folder / "models" / "checkpoints" / name, seed)
     shutil.copytree(lora_folder, folder / "models" / "loras")
     with Server(folder, options=("--cache-none",)) as running:  # a prompt that comes again is to run again
         yield running
@@ -98,6 +99,11 @@ def pixels(path) -> np.ndarray:
 def picture(server, files):
     """The first picture."""
     return server.picture(workflow(files))
+
+
+@pytest.mark.skipif(host.DEVICE == "cpu", reason="dynamic VRAM needs a GPU")
+def test_a_server_on_a_gpu_has_dynamic_vram(server):
+    assert "DynamicVRAM support detected and enabled" in server.log.read_text()
 
 
 def test_the_pack_loads_without_complaint(server):
@@ -242,6 +248,23 @@ def test_a_sweep_runs_the_graph_once_per_blend_and_is_plotted(server, files):
 
 def test_other_weights_make_another_picture(server, files, picture):
     assert not np.array_equal(pixels(server.picture(workflow(files, "0, 1"))), pixels(picture))
+
+
+def test_prompts_in_a_row_under_budget_with_other_weights_and_another_model(server, files):
+    """Nothing that a run remembers reaches the next: the first prompt, made again at the end, gives its picture."""
+
+    def picture(checkpoint, weights):
+        graph = workflow(files, weights, steps=6)
+        graph["model"]["inputs"]["ckpt_name"] = checkpoint
+        inputs = {name: value for name, value in graph["sampler"]["inputs"].items() if name != "execution"}
+        inputs |= {"selection": "budget", "budget": 1.4}
+        graph["sampler"] = {"class_type": "DiffusionBlendStochasticLS", "inputs": inputs}
+        return pixels(server.picture(graph))
+
+    settings = [(CHECKPOINT, "0.6, 0.4"), (CHECKPOINT, "0.2, 0.8"), (OTHER_CHECKPOINT, "0.6, 0.4")]
+    first, second, third = (picture(*setting) for setting in settings)
+    assert not np.array_equal(first, second) and not np.array_equal(first, third)
+    assert np.array_equal(picture(*settings[0]), first)
 
 
 def test_a_bad_weight_is_explained_to_the_client(server, files):
