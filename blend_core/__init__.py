@@ -13,7 +13,6 @@ from .adapters import (
     resolve,
     soup,
 )
-from .bank import LoRABank
 from .blend import Blend, blend, normalised, parse_numbers, parse_weights
 from .errors import BlendError
 from .estimators import (
@@ -26,7 +25,8 @@ from .estimators import (
     sampled,
     stratified,
 )
-from .execution import agree, evaluate_variants, mixed
+from .network.bank import LoRABank
+from .network.execution import agree, evaluate_variants, mixed
 from .plan import Plan, choices, describe_choices
 from .schedules import CURVES, Schedule, parse_positions
 

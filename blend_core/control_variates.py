@@ -33,7 +33,7 @@ class Memory:
     tracks: dict[Hashable, Track] = field(default_factory=dict)
     tables: dict[Hashable, Tensor] = field(default_factory=dict)
     last: Tensor | None = None
-    drifts: list[float] = field(default_factory=list)
+    drifts: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class RememberingPlan(Plan):
         """Let go of the predictions, which lie where the network is."""
         self.memory.tracks.clear()
         self.memory.tables.clear()
+        self.memory.drifts.clear()
 
     def is_full(self, step: int) -> bool:
         """Whether a step of the run asked all variants."""
@@ -170,13 +171,14 @@ class TrackedPlan(RememberingPlan):
             memory.last.scatter_(0, torch.searchsorted(self.bases, asked.contiguous()), memory.step)
             affordable = self.left >= self.cost_of_full
             is_second = len(memory.evaluated) == 1
-            memory.full = affordable and (is_second or self._drifting() or self._enough_for_all_from(step))
+            memory.full = affordable and (is_second or self._enough_for_all_from(step) or self._drifting())
         memory.step = step
         memory.evaluated[step] = len(self.bases) if memory.full else 1
 
     def _drifting(self) -> bool:
+        """Reads numbers off the device, so ask it only where they decide something."""
         drifts = self.memory.drifts
-        return bool(drifts) and drifts[-1] >= sum(drifts) / len(drifts)
+        return bool(drifts) and bool(drifts[-1] >= sum(drifts) / len(drifts))
 
     def _enough_for_all_from(self, step: int) -> bool:
         return self.left >= self.cost_of_full * (len(self.variants) - step)
@@ -191,7 +193,7 @@ class TrackedPlan(RememberingPlan):
         missed = torch.stack([predictions - track.known[asked], predictions - extended[asked]])  # (2, n, rows, ...)
         slope = missed[0] / _wide(ages, missed[0])
         track.misses = track.misses + _rms(missed / _wide(ages, missed[0]), axes=3).square().sum(1)
-        self.memory.drifts.append(_rms(slope, axes=2).mean().item())
+        self.memory.drifts.append(_rms(slope, axes=2).mean())
 
         extending = track.misses[1] < track.misses[0]
         foreseen = torch.where(_wide(extending, extended[0]), extended, track.known).index_put(asked, predictions)
@@ -199,10 +201,11 @@ class TrackedPlan(RememberingPlan):
         back = torch.where(extending, (ages - 1) * (2 * ages - 1) / (6 * ages), (ages - 1) / 2)
         track.known = track.known.index_put(asked, predictions)
         track.slope = track.slope.index_put(asked, slope)
+        signed = bool((self.coefficients[self.memory.step] < 0).any())
         coefficients = self.coefficients[self.memory.step].to(predictions.device, predictions.dtype)
         paid = (_wide(coefficients[asked[0]] * back, missed) * missed).sum(0)
         estimate = weighed(coefficients, foreseen) + paid
-        if self.memory.full or bool((coefficients < 0).any()):
+        if self.memory.full or signed:
             return estimate
         return torch.where(_wide(track.fresh, estimate), predictions[0], estimate)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -105,21 +106,29 @@ def _name(function) -> str:
 
 
 class Caches:
-    """What caches of other packs keep in one run: for every basis what it would keep if that basis were sampled alone.
+    """What is kept from one pass for the next in one run: for every basis what it would keep if sampled alone.
 
-    A basis is named by its variant and its images, since the images of one pass may be another's in the next step.
+    Kept by caches of other packs, and by a network on itself. A basis is named by its variant and its images, since the
+    images of one pass may be another's in the next step.
     """
 
     def __init__(self):
         self._holders: dict[Hashable, Any] = {}  # EasyCache's
         self._kept: dict[Hashable, dict[str, Any]] = {}  # attributes of the network
         self._left: set[str] = set()  # those that stand on the network since the last pass
+        self._own: dict[int, OwnCaches] = {}  # by network
 
     @contextmanager
     def of(self, basis: Hashable, network, options: dict) -> Iterator[None]:
         """While open, caches find what they kept of `basis`. options: those of this pass alone, changed in place."""
-        with self._easycache(basis, network, options), self._attributes(basis, network):
+        own = self._own.setdefault(id(network), OwnCaches(network_of(network)))
+        with self._easycache(basis, network, options), self._attributes(basis, network), own.of(basis):
             yield
+
+    def leave(self) -> None:
+        """Put back what networks kept on themselves before this run."""
+        for own in self._own.values():
+            own.leave()
 
     @contextmanager
     def _easycache(self, basis: Hashable, network, options: dict) -> Iterator[None]:
@@ -154,3 +163,74 @@ class Caches:
         finally:
             self._kept[basis] = {name: place[name] for name in names if name in place}
             self._left = set(self._kept[basis])
+
+
+class OwnCaches:
+    """What a network keeps on its modules itself, as HiDream O1 keeps the prompt's keys and values.
+
+    Found by the attribute's name: a change of its value would not show when the network uses what it kept.
+    """
+
+    def __init__(self, network: torch.nn.Module):
+        self._network = network
+        self._before: dict[_Place, Any] = {}
+        self._kept: dict[Hashable, dict[_Place, Any]] = {}
+        self._places: list[_Place] | None = None
+
+    @contextmanager
+    def of(self, basis: Hashable) -> Iterator[None]:
+        """While open, the network finds what it kept of `basis`."""
+        first = self._places is None
+        if first:
+            self._places = _places(self._network)
+            self._before = {place: place.value for place in self._places}
+        kept = self._kept.get(basis, {})
+        for place in self._places:
+            place.put(kept.get(place, place.empty))
+        yield
+        if first:  # some are there only once the network has run
+            found = [place for place in _places(self._network) if place not in self._before]
+            self._before |= dict.fromkeys(found, _ABSENT)
+            self._places += found
+        self._kept[basis] = {place: place.value for place in self._places}
+
+    def leave(self) -> None:
+        """Put back what was there before."""
+        for place, value in self._before.items():
+            place.put(value)
+        self._kept.clear()
+        self._places = None
+
+
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class _Place:
+    """An attribute of a module; empty: its value where nothing is kept."""
+
+    module: torch.nn.Module
+    name: str
+    empty: Any = field(compare=False)
+
+    @property
+    def value(self) -> Any:
+        """What stands there."""
+        return vars(self.module).get(self.name, _ABSENT)
+
+    def put(self, value: Any) -> None:
+        """Set it, or remove it."""
+        if value is _ABSENT:
+            vars(self.module).pop(self.name, None)
+        else:
+            vars(self.module)[self.name] = value
+
+
+def _places(network: torch.nn.Module) -> list[_Place]:
+    """The attributes that a network of ComfyUI keeps tensors of a pass in."""
+    return [
+        _Place(module, name, type(value)() if isinstance(value, list | dict) else None)
+        for module in network.modules()
+        for name, value in vars(module).items()
+        if "cache" in name.lower() and (value is None or isinstance(value, list | dict | tuple | torch.Tensor))
+    ]

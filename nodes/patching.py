@@ -39,12 +39,13 @@ from ..blend_core import (
     image_seed,
     resolve,
 )
+from ..blend_core.adapters.foreign import first_of
 from ..blend_core.estimators import Estimator
 from ..blend_core.regions import painted
 from .clock import StepClock
 from .neighbours import refuse, separates
 from .rows import keeps_rows_apart
-from .running import MEMORY_MARGIN, BlendedRun, Steering
+from .running import MEMORY_MARGIN, BlendedRun, Steering, blended_run
 from .sockets import KEY, LoRABlend, RewardLoRA
 from .whole_models import WholeModels
 
@@ -69,12 +70,12 @@ class AppliedBlend:
     def report(self) -> str:
         """The formula, the load reports and what whole models take, as the nodes show them."""
         formula = self.blend.describe() if self.blend.regions else self.blend.schedule.formula()
-        return "\n".join([formula, *map(str, self.reports), *self._slower()])
+        return "\n".join([formula, *map(str, self.reports), *self._slower(), *self.hooks.unused_lines])
 
     def _slower(self) -> list[str]:
         """What the kinds that are no plain LoRA cost."""
         bank = self.hooks.bank
-        if not bank.changed_layers:
+        if not bank.slow:
             return []
         return [
             f"slower than plain LoRA: {bank.nbytes / 2**20:.1f} MB of factors, and in every pass differences of up to "
@@ -114,7 +115,7 @@ def sample(
     apply_blend.
     """
     indices = latent_image.get("batch_index")
-    applied = apply_blend(model, blend, estimator, execution, seed, indices, steered)
+    applied = apply_blend(model, blend, estimator, execution, seed, indices, steered, every=record is not None)
     applied.hooks.record = record
     (latent,) = common_ksampler(applied.model, seed, latent=latent_image, **ksampler)
     return latent, applied
@@ -128,19 +129,21 @@ def apply_blend(
     seed: int,
     image_indices: list[int] | None = None,
     steered: Callable[[], Steering] | None = None,
+    every: bool = False,
 ) -> AppliedBlend:
     """A clone of `model` that predicts `blend`.
 
     image_indices: the number of each image within the whole job, where the latents are a part of it; it decides the
     choices of one-variant evaluations.  steered: makes what changes the plan of a run while it runs; called once per
-    run. Raises BlendError for LoRAs that do not fit, or a model that is blended already.
+    run.  every: whether bases without a coefficient may be evaluated too; else they take no memory. Raises BlendError
+    for LoRAs that do not fit, or a model that is blended already.
     """
     if model.get_wrappers(WrappersMP.APPLY_MODEL, KEY):
         raise BlendError(
             "this model is blended already. Put all reward LoRAs into one Blend Weights node, "
             "or connect the model from before Apply Blend."
         )
-    bank, load_reports = _bank(blend, target_index(model.model))
+    bank, load_reports = _bank(blend, target_index(model.model), every)
     whole = WholeModels(blend.bases, model)
     reports = (*load_reports, *whole.report)
     for report in reports:
@@ -166,15 +169,15 @@ def _patcher(bank: LoRABank, load_device: torch.device, offload_device: torch.de
     return factors
 
 
-def _bank(blend: LoRABlend, index: TargetIndex) -> tuple[LoRABank, list[LoadReport]]:
-    """The factors of a blend's LoRAs, nothing for its whole models, and how the LoRAs matched."""
+def _bank(blend: LoRABlend, index: TargetIndex, every: bool) -> tuple[LoRABank, list[LoadReport]]:
+    """The factors of a blend's LoRAs, nothing for its whole models and unused bases, and how the LoRAs matched."""
     adapters, reports = [], []
-    for basis in blend.bases:
+    for basis, counts in zip(blend.bases, blend.counting, strict=True):
         factors = {}
         if isinstance(basis, RewardLoRA):
             factors, report = resolve(basis.adapter, index, allow_partial=basis.allow_partial)
             reports.append(report)
-        adapters.append(factors)
+        adapters.append(factors if every or counts else {})
     return LoRABank(adapters), reports
 
 
@@ -237,6 +240,16 @@ class _Hooks:
         self.image_indices = image_indices
         self.steered = steered
         self.steering: Steering | None = None
+        self.unused: dict[str, list[str]] = {}  # of the last run, see BlendedRun.unused
+
+    @property
+    def unused_lines(self) -> list[str]:
+        """What had no effect in the last run, for people."""
+        return [
+            f"{name}: {len(modules)} modules of the model had no part in this run, and their changes no effect: "
+            f"{first_of(modules)}"
+            for name, modules in self.unused.items()
+        ]
 
     def outer_sample(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         refuse(executor.class_obj.model_options)
@@ -259,7 +272,11 @@ class _Hooks:
         options[KEY].steering = self.steering
         try:
             with self.whole.running():
-                return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+                result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+            self.unused = options[KEY].unused()
+            for line in self.unused_lines:
+                log.warning("%s", line)
+            return result
         finally:
             options.pop(KEY).release()
             plan.release()  # the node's output, and with it the plan, may be cached for long
@@ -286,7 +303,11 @@ class _Hooks:
             needed = model.model_size() + self.whole.size + model.model.memory_required([batch[0] * 2, *batch[1:]])
             if needed * MEMORY_MARGIN < comfy.model_management.get_total_memory(model.load_device):
                 noise_shape = batch  # else weights would be offloaded for a batch that is split anyway
-        return executor(model, noise_shape, conds, *args, **kwargs)
+        prepared = executor(model, noise_shape, conds, *args, **kwargs)
+        run = blended_run(kwargs.get("model_options") or {})
+        if run is not None:
+            run.exits.enter_context(run.preparing(prepared[0]))  # the model that is sampled, which may be another one
+        return prepared
 
     def predict_noise(self, executor, x, timestep, model_options=None, seed=None):
         guider = executor.class_obj

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import comfy.model_management
@@ -14,10 +15,13 @@ import torch
 
 from ..blend_core import BlendError, LoRABank, Plan, evaluate_variants, exact, mixed
 from ..blend_core.estimators import Estimator
+from ..blend_core.network.bank import Attachment
 from ..blend_core.parameterization import State
 from ..blend_core.plan import Call
 from .clock import StepClock
+from .conditionings import Conditionings
 from .neighbours import Caches, check_choices, separates
+from .private import PARAMETERS, is_compiled, keep_moving_weights_as_stored
 from .rows import keeps_rows_apart, network_of, note
 from .sockets import KEY, LoRABlend
 from .whole_models import moved
@@ -58,6 +62,7 @@ class BlendedRun:
         blend: LoRABlend,
         estimator: Estimator,
     ):
+        keep_moving_weights_as_stored()
         self.networks = networks  # of the variants that are whole models
         self.blend = blend
         self.estimator = estimator
@@ -66,22 +71,32 @@ class BlendedRun:
         self.bank = bank
         self.execution = execution
         self.step = 0
+        self.noise = 0.0  # of the evaluation
         self.recorded: set[int] = set()  # steps
         self.steering: Steering | None = None
         self.denoised: torch.Tensor | None = None  # the guided prediction before, where a run is steered
+        self.caches = Caches()
+        self.conditionings: Conditionings | None = None  # None: no network prepared any
+        self.apart = False  # whether no pass may hold two variants
+        self.exits = ExitStack()  # what has to be closed when the run ends
         self._calls: Counter = Counter()  # of this step, by what they ask for
-        self._attachments = {}  # per network: there are several on several devices, each with a bank of its own
+        self._attachments: dict[int, Attachment] = {}  # per network: there are several on several devices
         self._banks: list[LoRABank] = []
-        self._caches = Caches()
         self._shared: list[_SharedCall] | None = None  # None: predictions are blended
         self._turn = self._call = 0
         self._every = False  # variant in turn, and not those that count at the step alone
-        self.apart = False  # whether no pass may hold two variants
 
     @property
     def exact(self) -> bool:
         """Whether every variant is evaluated at every step."""
         return self.estimator is exact
+
+    @contextmanager
+    def preparing(self, network: torch.nn.Module) -> Iterator[None]:
+        """While open, conditionings that the network prepares are prepared for every basis."""
+        self.conditionings = Conditionings(lambda: self.attachment(network), self.networks)
+        with self.conditionings.prepared(network):
+            yield
 
     def separately(self, step: int, predict: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
         """predict() once under each variant that counts at `step`: the guided model if it were that basis alone.
@@ -93,11 +108,11 @@ class BlendedRun:
 
     def every_variant(self, predict: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
         """The same under every variant, base first, whatever its coefficient; the run's caches see nothing of it."""
-        caches, self._caches, self._every = self._caches, Caches(), True
+        caches, self.caches, self._every = self.caches, Caches(), True
         try:
             return self._in_turn(1 + len(self.blend.bases), predict)
         finally:
-            self._caches, self._every = caches, False
+            self.caches, self._every = caches, False
 
     def _in_turn(self, turns: int, predict: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
         self._shared, results = [], []
@@ -116,145 +131,170 @@ class BlendedRun:
         return torch.arange(1 + len(self.blend.bases))[:, None].expand(-1, images)
 
     def advance(self, timestep: torch.Tensor) -> None:
-        """Note the step of the evaluation that begins."""
-        step = self.clock.step(float(timestep.max()))
+        """Note the step of the evaluation that begins, and its noise level: read once, for reading waits for the GPU."""
+        self.noise = float(timestep.max())
+        step = self.clock.step(self.noise)
         if step != self.step:
             self._calls.clear()
         self.step = step
 
     def predict(self, executor, inputs: dict, options: dict) -> torch.Tensor:
         """The blended denoised prediction, (rows, ...), from one or several calls of the model."""
-        network, x = executor.class_obj, inputs["args"][0]
-        attachment = self._attachment(network)
-        rows, chunks = x.shape[0], len(options.get("cond_or_uncond", [])) or 1
-        if not self.apart and (reason := separates(network, options)):
-            log.info("one variant per pass: %s", reason)
-            self.apart = True
-        inputs = inputs | {"rows": torch.arange(rows)}  # of which a pass finds its own, as of every other input
-
-        def evaluate(variants):
-            check_choices(options, variants)
-
-            def call(repeated, part):
-                images = repeated["rows"][: part.shape[1]]
-                basis = (id(network), tuple(part.flatten().tolist()), tuple(images.tolist()))
-                own = options | {"uuids": [_uuid_of(u, basis[1:]) for u in options.get("uuids", [])]}
-                x, *others = repeated["args"]
-                with self._caches.of(basis, network, own):
-                    run = self._executor(executor, part)
-                    return run(x.clone(), *others, own, **repeated["kwargs"])  # EasyCache writes into x
-
-            def run(group):
-                return evaluate_variants(call, inputs, rows, variants, attachment, group, self.apart, self.networks)
-
-            shared = sum(not self.networks.keys() >= set(of_images) for of_images in variants.tolist())
-            group = self._group(network, x, max(shared, 1))
-            predictions = self._fitting(run, group)
-            if self.apart or keeps_rows_apart(network) is not None or not mixed(variants, group):
-                return predictions
-            return self._shown(network, predictions, run)
-
-        images = rows // chunks if rows % chunks == 0 else rows
+        call = _ModelCall(self, executor, inputs, options)
         if self._shared is None:
-            asked = Call(self._named(options, x), _state(network, *inputs["args"][:2]))
-            return self.plan(evaluate, self.step, images=images, call=asked)
-        return self._one_of(evaluate, self._in_turns(images), *inputs["args"][:2])
+            return self.plan(call.evaluate, self.step, images=call.images, call=self._asked(call))
+        return self._one_of(call, self._in_turns(call.images))
 
-    def _named(self, options: dict, x: torch.Tensor) -> Hashable:
-        """What a call asks for, alike at every step: its conditionings, its shape, and which of such calls it is."""
-        what = (tuple(options.get("uuids", ())), tuple(options.get("cond_or_uncond", ())), x.shape)
+    def _asked(self, call: _ModelCall) -> Call:
+        """What a call asks for, the same at every step (its conditionings, its shape, which of such calls it is), and
+        what it sees."""
+        options = call.options
+        what = (tuple(options.get("uuids", ())), tuple(options.get("cond_or_uncond", ())), call.x.shape)
         self._calls[what] += 1
-        return *what, self._calls[what]
+        flow = isinstance(call.network.model_sampling, comfy.model_sampling.CONST)
+        return Call((*what, self._calls[what]), State(call.x, 1 - self.noise if flow else 1.0, self.noise))
 
-    def _one_of(self, evaluate, variants: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    def _one_of(self, call: _ModelCall, variants: torch.Tensor) -> torch.Tensor:
         """The prediction of the variant whose turn it is, from the passes that all turns share."""
         if self._call == len(self._shared):
-            self._shared.append(_SharedCall(x, sigma, evaluate(variants)))
-        call = self._shared[self._call]
+            self._shared.append(_SharedCall(call.x, call.sigma, call.evaluate(variants)))
+        shared = self._shared[self._call]
         self._call += 1
-        if call.x.shape == x.shape and torch.equal(call.x, x) and torch.equal(call.sigma, sigma):
-            return call.predictions[self._turn]
-        return evaluate(variants[self._turn : self._turn + 1])[0]
+        same = shared.x.shape == call.x.shape and torch.equal(shared.x, call.x)
+        if same and torch.equal(shared.sigma, call.sigma):
+            return shared.predictions[self._turn]
+        return call.evaluate(variants[self._turn : self._turn + 1])[0]
 
-    def _executor(self, executor, variants: torch.Tensor):
-        """What evaluates a pass of `variants`: `executor`, or the same upon the whole model that the variant is."""
-        network = self.networks.get(int(variants[0, 0]))
-        return executor if network is None else moved(executor, network)
-
-    def _attachment(self, network: torch.nn.Module):
+    def attachment(self, network: torch.nn.Module) -> Attachment:
+        """The bank on a network, attached once per run."""
         if id(network) not in self._attachments:
             bank, dtype = _own_bank(network) or self.bank, network.get_dtype_inference()
             self._banks.append(bank)
             dtype = dtype if dtype.itemsize > 1 else None
-            self._attachments[id(network)] = bank.attach(network, dtype, patched=_patched_in_use)
+            self._attachments[id(network)] = bank.attach(network, dtype, PARAMETERS)
         return self._attachments[id(network)]
 
-    def release(self) -> None:
-        """Let go of what the factors' banks made for this run."""
-        for bank in self._banks:
-            bank.drop_casts()
+    def unused(self) -> dict[str, list[str]]:
+        """The modules that a LoRA changes and nobody used in this run, by the LoRA's name; none where all were."""
+        attachments = list(self._attachments.values())
+        found = {
+            name: sorted(set.intersection(*(set(attachment.unused(variant)) for attachment in attachments)))
+            for variant, name in enumerate(self.blend.names, start=1)
+            if attachments and variant not in self.networks and bool((self.plan.variants == variant).any())
+        }
+        return {name: modules for name, modules in found.items() if modules}
 
-    def _group(self, network, x: torch.Tensor, k: int) -> int:
+    def release(self) -> None:
+        """Let go of what this run made and nobody else needs."""
+        self.exits.close()
+        for bank in self._banks:
+            bank.release()
+        self.caches.leave()
+        self.conditionings = None
+
+    def go_apart(self, reason: str) -> None:
+        """From now on no pass holds two variants."""
+        log.info("one variant per pass: %s", reason)
+        self.apart = True
+
+
+class _ModelCall:
+    """One call of the model that ComfyUI makes, evaluated under several variants.
+
+    images: of the batch; its rows are groups of them (conditional, unconditional).
+    """
+
+    def __init__(self, run: BlendedRun, executor, inputs: dict, options: dict):
+        self.run, self.executor, self.options = run, executor, options
+        self.network = executor.class_obj
+        self.x, self.sigma = inputs["args"][:2]
+        self.rows = self.x.shape[0]
+        chunks = len(options.get("cond_or_uncond", [])) or 1
+        self.images = self.rows // chunks if self.rows % chunks == 0 else self.rows
+        self._attachment = run.attachment(self.network)
+        self._attachment.compiled |= is_compiled(options)
+        taken = inputs if run.conditionings is None else run.conditionings.taken(inputs)
+        self._inputs = taken | {"rows": torch.arange(self.rows)}  # of which a pass finds its own, as of all inputs
+
+    def evaluate(self, variants: torch.Tensor) -> torch.Tensor:
+        """The predictions (k, rows, ...) of variants (k, images), in passes of as many as fit."""
+        run, network = self.run, self.network
+        check_choices(self.options, variants)
+        if not run.apart and (reason := separates(network, self.options)):
+            run.go_apart(reason)
+        group = self._group(variants)
+        predictions = self._fitting(variants, group)
+        if run.apart or keeps_rows_apart(network) is not None or not mixed(variants, group):
+            return predictions
+        return self._shown(variants, predictions)
+
+    def _passes(self, variants: torch.Tensor, group: int) -> torch.Tensor:
+        run = self.run
+        return evaluate_variants(
+            self._pass, self._inputs, self.rows, variants, self._attachment, group, run.apart, run.networks
+        )
+
+    def _pass(self, inputs: dict, variants: torch.Tensor) -> torch.Tensor:
+        """One pass of the network, for variants (g, images)."""
+        run, images = self.run, inputs["rows"][: variants.shape[1]]
+        basis = (id(self.network), tuple(variants.flatten().tolist()), tuple(images.tolist()))
+        own = self.options | {"uuids": [_uuid_of(u, basis[1:]) for u in self.options.get("uuids", [])]}
+        network = run.networks.get(int(variants[0, 0]))
+        executor = self.executor if network is None else moved(self.executor, network)
+        x, *others = inputs["args"]
+        with run.caches.of(basis, network or self.network, own):
+            return executor(x.clone(), *others, own, **inputs["kwargs"])  # EasyCache writes into x
+
+    def _group(self, variants: torch.Tensor) -> int:
         """How many variants to put into one pass."""
-        self.apart = self.apart or keeps_rows_apart(network) is False
-        if self.apart or self.execution == "sequential":
+        run, network, x = self.run, self.network, self.x
+        k = max(sum(not run.networks.keys() >= set(of_images) for of_images in variants.tolist()), 1)
+        run.apart = run.apart or keeps_rows_apart(network) is False
+        if run.apart or run.execution == "sequential":
             return 1
-        if self.execution == "batched":
+        if run.execution == "batched":
             return k
         free = network.current_patcher.get_free_memory(x.device) / MEMORY_MARGIN
         fits = (g for g in range(k, 1, -1) if network.memory_required([x.shape[0] * g, *x.shape[1:]]) < free)
         return next(fits, 1)
 
-    def _fitting(self, run, group: int) -> torch.Tensor:
-        """run(group), or one variant at a time for the rest of this run where a pass of several fails."""
-        if self.apart:
-            return run(1)
+    def _fitting(self, variants: torch.Tensor, group: int) -> torch.Tensor:
+        """The predictions, one variant at a time for the rest of this run where a pass of several fails."""
+        if self.run.apart:
+            return self._passes(variants, 1)
         try:
-            return run(group)
-        except BlendError as error:  # images of unlike variants, which the network mixes
-            self._go_apart(group, error)
-        except RuntimeError as error:  # out of memory, or a patch made for one batch size
+            return self._passes(variants, group)
+        except BlendError as error:  # rows that the network mixes, or a parameter that is read without its layer
+            failure = str(error)
+        except (RuntimeError, ValueError) as error:  # out of memory, or something made for one batch size
             if group == 1:
                 raise
-            self._go_apart(group, error)
+            failure = str(error)
+        # Not the error itself: a handler that keeps records would keep its frames, and with them the model.
+        log.warning("a pass of %d variants failed (%s); going on one at a time", group, failure)
+        self.run.apart = True
         comfy.model_management.soft_empty_cache()
-        return run(1)
+        return self._passes(variants, 1)
 
-    def _shown(self, network, together: torch.Tensor, run) -> torch.Tensor:
+    def _shown(self, variants: torch.Tensor, together: torch.Tensor) -> torch.Tensor:
         """Predictions one variant at a time, which show whether a network that no test has seen keeps rows apart.
 
         One evaluation more, once per kind of network and process. Where rows are mixed, the run goes on like this.
         """
-        self.apart = True
-        alone = run(1)
-        self.apart = not note(network, together, alone)
-        if self.apart:
-            name = type(network_of(network)).__name__
+        run = self.run
+        run.apart = True
+        separate = self._passes(variants, 1)
+        run.apart = not note(self.network, together, separate)
+        if run.apart:
+            name = type(network_of(self.network)).__name__
             log.warning("%s mixes the rows of a batch, so every variant gets passes of its own", name)
-        return alone
-
-    def _go_apart(self, group: int, error: Exception) -> None:
-        # Not the error itself: a handler that keeps records would keep its frames, and with them the model.
-        log.warning("a pass of %d variants failed (%s); going on one at a time", group, str(error))
-        self.apart = True
-
-
-def _patched_in_use(module: torch.nn.Module) -> bool:
-    """Whether ComfyUI patches the weight only when the module runs, as it does where weights are offloaded."""
-    return any(getattr(module, name, None) for name in ("weight_function", "weight_lowvram_function"))
+        return separate
 
 
 def _own_bank(network) -> LoRABank | None:
     """The bank that ComfyUI loaded with this network, a copy of the first where it is on another card."""
     patchers = network.current_patcher.get_additional_models_with_key(KEY) if network.current_patcher else []
     return patchers[0].model if patchers else None
-
-
-def _state(network, x: torch.Tensor, sigma: torch.Tensor) -> State:
-    """What a call of the model sees, in the noise of its family."""
-    noise = float(sigma.max())
-    flow = isinstance(network.model_sampling, comfy.model_sampling.CONST)
-    return State(x, 1 - noise if flow else 1.0, noise)
 
 
 def _uuid_of(conditioning: uuid.UUID, basis: Hashable) -> uuid.UUID:

@@ -98,6 +98,13 @@ class LoRABlend:
         """(steps, 1 + m) bool: which variants have a coefficient in some layer."""
         return (torch.stack(self.layers(steps)) != 0).any(0)
 
+    @property
+    def counting(self) -> tuple[bool, ...]:
+        """Of each basis, whether it has a coefficient at some time or place."""
+        schedules = (self.schedule, *(schedule for _, schedule in self.regions))
+        tables = [blend.coefficients[1:] for schedule in schedules for blend in schedule.blends]
+        return tuple(any(of_basis) for of_basis in zip(*tables, strict=True))
+
     def aligned(self, alignment: float) -> LoRABlend:
         """The same blend at another distance from the base."""
         return self._mapped(lambda schedule: schedule.aligned(alignment))

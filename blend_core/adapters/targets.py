@@ -15,6 +15,7 @@ class Target:
     """Where a LoRA goes: a module's weight, or some of its output rows.
 
     module: path of the nn.Module in the host network.  shape: of that module's whole weight, (out, in[, kh, kw]).
+    parameter: the attribute of the module, where it is another than the weight of a layer.
     rows: (offset, length) in output rows, for a slice of a fused weight.
     swap_halves: the host keeps the two halves of its rows in the other order (scale and shift of SD3's and Flux's
     norm_out). `resolve` acts on it and returns targets without it.
@@ -24,6 +25,7 @@ class Target:
     shape: tuple[int, ...]
     rows: tuple[int, int] | None = None
     swap_halves: bool = False
+    parameter: str = "weight"
 
     @property
     def height(self) -> int:

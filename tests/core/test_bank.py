@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from diffusion_blend.blend_core import BlendError, Factors, LoRABank, Target, agree, evaluate_variants, exact, mixed
-from diffusion_blend.blend_core.execution import repeat_rows
+from diffusion_blend.blend_core.network.execution import repeat_rows
 from torch import nn
 
 WIDTH, CHANNELS, SIDE = 8, 6, 9
@@ -192,12 +192,22 @@ def test_convolutions_of_sound_images_and_videos(dimensions, selection):
     assert_rows_are_merged(net, bases, selection, x)
 
 
-def test_convolutions_of_groups_are_refused():
-    net = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4))
-    target = Target("0", (4, 1, 3, 3))
-    bases = [factors([target], 1, 1.0, torch.float32, torch.Generator().manual_seed(1))]
-    with pytest.raises(BlendError, match="groups of channels"):
-        LoRABank(bases).attach(net)
+OTHER_KINDS = [
+    nn.Conv2d(4, 6, 3, groups=2), nn.ConvTranspose2d(4, 6, 3), nn.ConvTranspose2d(6, 4, 2, groups=2, stride=2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", OTHER_KINDS)
+def test_layers_of_other_kinds_are_changed_in_their_weight(layer):
+    """Convolutions of groups and transposed ones: their output is no product that an addition could be made for."""
+    net = nn.Sequential(layer).double().requires_grad_(False)
+    target = Target("0", tuple(layer.weight.shape))
+    bases = [factors([target], rank, 0.5, torch.float64, torch.Generator().manual_seed(rank)) for rank in (1, 3)]
+    x = torch.randn(2, layer.in_channels, 5, 5, dtype=torch.float64)
+    for variant in (1, 2):
+        assert_rows_are_merged(net, bases, [variant] * 2, x)
+    with pytest.raises(BlendError, match=r"0\.weight is read without its layer.*sequential"):
+        assert_rows_are_merged(net, bases, [1, 2], x)
 
 
 def test_rows_that_are_no_multiple_of_the_selection_are_refused_and_nothing_remains():
@@ -226,8 +236,9 @@ def test_small_half_precision_factors_of_a_scale_below_one_keep_their_digits():
     down = (500 * torch.randn(4, WIDTH, generator=generator)).half()
     net = nn.Sequential(nn.Linear(WIDTH, WIDTH)).requires_grad_(False)
     x = torch.randn(2, 3, WIDTH, generator=generator)
+    base = net(x)
     with LoRABank([{target: Factors(down, up, 1 / 16)}]).attach(net).using([1, 1]):
-        delta = net(x) - nn.functional.linear(x, net[0].weight, net[0].bias)
+        delta = net(x) - base
     expected = x @ (up.float() @ down.float() / 16).T
     assert (delta - expected).abs().max() < 1e-5 * expected.abs().max() + 1e-6
 
@@ -511,7 +522,7 @@ def test_factors_are_kept_in_the_computations_dtype_alone_and_lose_nothing_by_it
         with bank.attach(net, dtype).using([0, 1, 2, 3]):
             came = net(x)
         assert bank.nbytes * 4 == whole * dtype.itemsize
-        assert all(slot._cast[key].down is slot.down for slot in bank.slots for key in slot._cast)
+        assert all(layer.placed(x).down.data_ptr() == layer.down.data_ptr() for layer in bank.low_rank)
         with fresh.attach(net).using([0, 1, 2, 3]):
             assert torch.equal(came, net(x))
 
@@ -541,7 +552,7 @@ def test_a_small_scale_leaves_small_float16_factors_as_they_are():
             came = layer(x)[1:]
         expected = x[1:] @ (up.float() @ down.float()).T / 64
         assert (came - expected).abs().max() <= 1e-5 * expected.abs().max()
-    assert bank.slots[0].up.dtype == torch.float16
+    assert bank.low_rank[0].up.dtype == torch.float16
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
@@ -589,3 +600,22 @@ def test_a_compiled_network_follows_the_variant():
     references = [merged(net, adapter)(x) for adapter in adapters(torch.float32)]
     with attachment.using([2, 2]):
         torch.testing.assert_close(compiled(x), references[1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_compiled_network_takes_one_graph_whatever_the_choice():
+    """Another weight, seed or choice compiles nothing anew: one graph with a bank in use, one without."""
+    torch._dynamo.reset()
+    net, x, graphs = network(torch.float32), inputs(4, torch.float32), []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(net, backend=backend)
+    attachment = LoRABank(adapters(torch.float32)).attach(compiled)
+    for selection in ([1] * 4, [2] * 4, [3] * 4, [1, 2, 3, 1], [0, 1, 2, 3], [2, 2, 1, 0], [1] * 4, [0] * 4, [3, 3, 0, 0]):
+        with attachment.using(selection):
+            traced = compiled(x)
+        with LoRABank(adapters(torch.float32)).attach(net).using(selection):
+            torch.testing.assert_close(traced, net(x), rtol=1e-5, atol=1e-5)
+    assert len(graphs) == 2

@@ -1,4 +1,4 @@
-"""Layers whose weight a file changes otherwise than by a pair of factors, one variant's rows after another.
+"""Changes of a module's weight that are more than a pair of factors, one variant's rows after another.
 
     y' = gain o (W x + delta x) + b + bias         for magnitudes of rows
     y' = (W + delta) (gain o x) + b + bias         for magnitudes of columns
@@ -15,15 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .adapters import Change, Delta, Factors, Target
-from .errors import BlendError
+from ..adapters import Change, Delta, Factors, Target
+from .add import CONVOLUTIONS, convolved
+from .low_rank import precise
+from .selection import Selection
 
-CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the dimensions of the input: sound, images, videos
-Gains = Sequence[Sequence[Tensor | None]]
+Gains = Mapping[int, Sequence[Tensor | None]]
+"""DoRA's gains of each variant, one per piece; None where a piece has no magnitudes."""
 
 
-class ChangedLayer(nn.Module):
-    """The changes that some variants make to one module: {variant: [(Target, change)]}."""
+class Changed(nn.Module):
+    """The changes that some variants make to one parameter of a module: {variant: [(Target, change)]}."""
 
     def __init__(self, changes: Mapping[int, Sequence[tuple[Target, Factors | Change]]]):
         super().__init__()
@@ -38,28 +40,54 @@ class ChangedLayer(nn.Module):
         """Bytes of the largest delta that a pass builds here, in float32."""
         return max(piece.transient_bytes for of_variant in self.pieces for piece in of_variant)
 
-    def gains(self, module: nn.Module, patched: bool) -> Gains:
-        """DoRA's gains on this module's weight as it is now, per variant and piece; None where there is none.
+    @property
+    def needs_weight(self) -> bool:
+        """Whether a gain depends on the module's own weight."""
+        return any(piece.magnitude is not None for of_variant in self.pieces for piece in of_variant)
 
-        patched: whether other patches reach the weight only when the module runs.
-        """
-        return [[piece.gain(module, patched) for piece in of_variant] for of_variant in self.pieces]
+    def of(self, variant: int) -> Sequence[_Piece]:
+        """The pieces of a variant."""
+        return self.pieces[self.variants.index(variant)]
 
-    def add(self, out: Tensor, x: Tensor, site, again: Callable[[Tensor], Tensor]) -> Tensor:
+    def gains(self, weight: Tensor | None) -> Gains:
+        """The gains on this weight (out, in, ...), as it is now; see `needs_weight`."""
+        return {variant: [piece.gain(weight) for piece in self.of(variant)] for variant in self.variants}
+
+    def add(
+        self,
+        out: Tensor,
+        x: Tensor,
+        selection: Selection,
+        module: nn.Module,
+        gains: Gains,
+        again: Callable[[Tensor], Tensor],
+    ) -> Tensor:
         """`out`, the module's output for x, with the rows of each variant changed. again(x): the module's output."""
-        for variant, pieces, gains in zip(self.variants, self.pieces, site.gains, strict=True):
-            rows = site.selection.rows_of(variant, x)
+        for variant in self.variants:
+            rows = selection.rows_of(variant, x)
             if rows is None:
-                out = _changed(out, x, pieces, gains, site.module, again)
+                out = self._changed(variant, out, x, module, gains, again)
             elif len(rows):
-                out = out.index_copy(0, rows, _changed(out[rows], x[rows], pieces, gains, site.module, again))
+                part = self._changed(variant, out[rows], x[rows], module, gains, again)
+                out = out.index_copy(0, rows, part)
         return out
 
+    def _changed(self, variant: int, out: Tensor, x: Tensor, module: nn.Module, gains: Gains, again) -> Tensor:
+        for piece, gain in zip(self.of(variant), gains[variant], strict=True):
+            out = piece(out, x, gain, module, again)
+        return out
 
-def _changed(out: Tensor, x: Tensor, pieces, gains, module: nn.Module, again) -> Tensor:
-    for piece, gain in zip(pieces, gains, strict=True):
-        out = piece(out, x, gain, module, again)
-    return out
+    def weight(self, variant: int, weight: Tensor, gains: Gains) -> Tensor:
+        """The parameter as the variant has it, in float32; weight: as the base has it."""
+        for piece, gain in zip(self.of(variant), gains[variant], strict=True):
+            weight = piece.changed_weight(weight, gain)
+        return weight
+
+    def bias(self, variant: int, bias: Tensor) -> Tensor:
+        """The same of the bias."""
+        for piece in self.of(variant):
+            bias = piece.changed_bias(bias)
+        return bias
 
 
 def _as_change(change: Factors | Change) -> Change:
@@ -85,13 +113,30 @@ class _Piece(nn.Module):
         factored = self.delta is None or isinstance(self.delta, Factors) or self.delta.factored
         return 0 if factored else 4 * torch.Size(self.shape).numel()
 
-    def gain(self, module: nn.Module, patched: bool) -> Tensor | None:
+    def gain(self, weight: Tensor | None) -> Tensor | None:
         """What DoRA multiplies rows or columns of the changed weight by, (out,) or (in,); None without DoRA."""
         if self.magnitude is None:
             return None
         first, last = self.target.span
-        weight = _weight_of(module, patched, self.target, next(self.buffers()).device)[first:last]
-        return self.magnitude.gain(weight + self._weight(weight))
+        return self.magnitude.gain(weight[first:last] + self._weight(weight))
+
+    def changed_weight(self, weight: Tensor, gain: Tensor | None) -> Tensor:
+        """`weight` (out, in, ...) with this change in its rows."""
+        first, last = self.target.span
+        rows = weight[first:last]
+        if self.delta is not None:
+            rows = rows + self._weight(rows)
+        if gain is not None:
+            along = (-1, *[1] * (rows.dim() - 1)) if self.magnitude.of_rows else (1, -1, *[1] * (rows.dim() - 2))
+            rows = rows * gain.to(rows).view(along)
+        return rows if len(rows) == len(weight) else torch.cat([weight[:first], rows, weight[last:]])
+
+    def changed_bias(self, bias: Tensor) -> Tensor:
+        """`bias` (out,) with this change in its rows."""
+        if self.bias is None:
+            return bias
+        first, last = self.target.span
+        return torch.cat([bias[:first], bias[first:last] + self.bias.to(bias), bias[last:]])
 
     def forward(self, out: Tensor, x: Tensor, gain: Tensor | None, module: nn.Module, again) -> Tensor:
         """`out` (rows, ...) with this change, for the module's input x of the same rows."""
@@ -120,7 +165,7 @@ class _Piece(nn.Module):
         """The delta's output for x."""
         if len(self.shape) == 1:
             return _normalised(x, module) * _along(self._weight(x), axis, x.dim())
-        if isinstance(self.delta, Factors) and getattr(module, "groups", 1) == 1:
+        if isinstance(self.delta, Factors):
             return self._low_rank(x, module)
         if axis == -1 and isinstance(self.delta, Delta) and self.delta.factored:
             return self.delta.applied(x, self._tensors(x))
@@ -132,37 +177,13 @@ class _Piece(nn.Module):
             return F.linear(hidden, self.up.to(x))
         return CONVOLUTIONS[x.dim()](hidden, self.up.to(x).view(*self.up.shape, *[1] * (x.dim() - 2)))
 
-    def _tensors(self, x: Tensor) -> dict[str, Tensor]:
+    def _tensors(self, like: Tensor) -> dict[str, Tensor]:
         """What the delta is made of, in float32: products of small float16 numbers would vanish."""
-        return {name: _precise(getattr(self, name).to(x.device)) for name in self.names}
+        return {name: precise(getattr(self, name).to(like.device)) for name in self.names}
 
-    def _weight(self, x: Tensor) -> Tensor:
-        """The delta, built for x's device and dtype."""
-        return self.delta.built(self.shape, self._tensors(x)).to(x.dtype)
-
-
-def _weight_of(module: nn.Module, patched: bool, target: Target, device: torch.device) -> Tensor:
-    """The module's weight as numbers, (out, in, ...) in float32 at least, whatever it is stored as.
-
-    A linear layer whose weight is packed, or patched only when it is used, tells it by its output for unit vectors on
-    `device`, where it computes.
-    """
-    weight = module.weight
-    as_stored = type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point()
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return _precise(weight if as_stored else weight.dequantize())
-    if as_stored and not patched:
-        return _precise(weight)
-    width = target.shape[1]
-    zero, *columns = (
-        module(x) for x in (torch.zeros(1, width, device=device), *torch.eye(width, device=device).split(256))
-    )
-    return (torch.cat(columns) - zero).t().contiguous()
-
-
-def _precise(tensor: Tensor) -> Tensor:
-    """In float32 at least: there is no arithmetic in eight bits."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    def _weight(self, like: Tensor) -> Tensor:
+        """The delta, built for a tensor's device and dtype."""
+        return self.delta.built(self.shape, self._tensors(like)).to(like.dtype)
 
 
 def _along(values: Tensor, axis: int, dims: int) -> Tensor:
@@ -172,17 +193,7 @@ def _along(values: Tensor, axis: int, dims: int) -> Tensor:
 
 def _layer(x: Tensor, weight: Tensor, module: nn.Module) -> Tensor:
     """The module's own kind of layer with another weight and no bias."""
-    if weight.dim() == 2:
-        return F.linear(x, weight)
-    return convolved(x, weight, module, module.groups)
-
-
-def convolved(x: Tensor, weight: Tensor, module: nn.Module, groups: int = 1) -> Tensor:
-    """x under a convolution with the module's geometry."""
-    padding = module.padding
-    if module.padding_mode != "zeros":  # seamless tiling sets "circular" on a model's convolutions
-        x, padding = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode), 0
-    return CONVOLUTIONS[x.dim()](x, weight, None, module.stride, padding, module.dilation, groups)
+    return F.linear(x, weight) if weight.dim() == 2 else convolved(x, weight, module)
 
 
 def _normalised(x: Tensor, module: nn.Module) -> Tensor:
@@ -192,9 +203,4 @@ def _normalised(x: Tensor, module: nn.Module) -> Tensor:
             return F.layer_norm(x, module.normalized_shape, None, None, module.eps)
         case nn.GroupNorm():
             return F.group_norm(x, module.num_groups, None, None, module.eps)
-        case nn.RMSNorm():
-            return F.rms_norm(x, module.normalized_shape, None, module.eps)
-    raise BlendError(
-        f"a {type(module).__name__} came for the difference of a norm, expected LayerNorm, GroupNorm or RMSNorm. Merge "
-        "the file into a model, or leave that layer out of it."
-    )
+    return F.rms_norm(x, module.normalized_shape, None, module.eps)

@@ -7,13 +7,44 @@ stays valid, and code that slices rows by chunk goes on working.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .bank import Attachment
+
+
+@dataclass(frozen=True)
+class ByVariant:
+    """An input of a call that differs between variants: a nest of tensors for the base, 0, and for some variants."""
+
+    of: Mapping[int, Any]
+
+    def rows(self, selection: Sequence[int]) -> Any:
+        """The nest whose row i is variant selection[i]'s."""
+        base, *others = [(variant, nest) for variant, nest in self.of.items() if variant == 0 or variant in selection]
+        return _chosen(base[1], dict(others), torch.tensor(selection))
+
+
+def _chosen(base: Any, others: Mapping[int, Any], selection: Tensor) -> Any:
+    if isinstance(base, Tensor) and base.dim():
+        for variant, tensor in others.items():
+            own = (selection == variant).to(base.device).view(-1, *[1] * (base.dim() - 1))
+            base = torch.where(own, tensor, base)
+        return base
+    if type(base) is dict:
+        return {key: _chosen(value, _at(others, key), selection) for key, value in base.items()}
+    if type(base) in (list, tuple):
+        return type(base)(_chosen(value, _at(others, i), selection) for i, value in enumerate(base))
+    return base
+
+
+def _at(nests: Mapping[int, Any], key: Any) -> dict[int, Any]:
+    return {variant: nest[key] for variant, nest in nests.items()}
+
 
 Call = Callable[[Any, Tensor], Tensor]
 """call(inputs, variants): the network's prediction (rows * g, ...) for inputs repeated for variants (g, batch)."""
@@ -71,10 +102,29 @@ def _one_pass(call: Call, inputs: Any, rows: int, variants: Tensor, attachment: 
     k, batch = variants.shape
     chunks = rows // batch
     selection = variants.expand(chunks, k, batch).flatten().tolist()
-    with attachment.using(selection):
-        prediction = call(repeat_rows(inputs, rows, chunks, k), variants)
+    with attachment.using(selection, _device_of(inputs)):
+        prediction = call(_of_rows(repeat_rows(inputs, rows, chunks, k), selection), variants)
     shape = prediction.shape[1:]
     return prediction.reshape(chunks, k, batch, *shape).transpose(0, 1).reshape(k, rows, *shape)
+
+
+def _of_rows(inputs: Any, selection: Sequence[int]) -> Any:
+    """`inputs` with every row's own of what differs between variants."""
+    if isinstance(inputs, ByVariant):
+        return inputs.rows(selection)
+    if type(inputs) is dict:
+        return {key: _of_rows(value, selection) for key, value in inputs.items()}
+    if type(inputs) in (list, tuple):
+        return type(inputs)(_of_rows(value, selection) for value in inputs)
+    return inputs
+
+
+def _device_of(inputs: Any) -> torch.device | None:
+    """Where the first tensor of a nest lies."""
+    if isinstance(inputs, Tensor):
+        return inputs.device
+    values = inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, list | tuple) else ()
+    return next((device for device in map(_device_of, values) if device is not None), None)
 
 
 def mixed(variants: Tensor, group: int) -> bool:
@@ -118,6 +168,8 @@ def _with_rows(inputs: Any, rows: int, change: Callable[[Tensor], Tensor]) -> An
     """`inputs` with change(tensor) for every tensor of `rows` rows, in new containers."""
     if isinstance(inputs, Tensor):
         return change(inputs) if inputs.dim() and inputs.shape[0] == rows else inputs
+    if isinstance(inputs, ByVariant):
+        return ByVariant({variant: _with_rows(nest, rows, change) for variant, nest in inputs.of.items()})
     if type(inputs) is dict:
         return {key: _with_rows(value, rows, change) for key, value in inputs.items()}
     if type(inputs) in (list, tuple):

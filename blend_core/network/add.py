@@ -1,0 +1,64 @@
+"""The products of a low-rank addition: out + alpha * up (weights * hidden), hidden = down x.
+
+    linear       x (rows, ..., in), out (rows, ..., out), hidden (rows, ..., columns)
+    convolution  x (rows, in, ...), out (rows, out, ...), hidden (rows, columns, ...)
+
+columns: of all variants that the product holds.  weights: (rows, columns) or (columns,), or None for 1; an output that
+nobody else has is written in place.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the dimensions of the input: sound, images, videos
+
+
+def add_linear(out: Tensor, x: Tensor, hidden: Tensor, up: Tensor, weights: Tensor | None, alpha: float) -> Tensor:
+    """out + alpha * (weights * hidden) up', (rows, ..., out); up: (out, columns)."""
+    if weights is not None:
+        hidden = hidden * weights.view(-1, *[1] * (hidden.dim() - 2), weights.shape[-1])
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    if _own(out, x):
+        out.view(-1, out.shape[-1]).addmm_(flat, up.t(), alpha=alpha)
+        return out
+    return torch.addmm(out.reshape(-1, out.shape[-1]), flat, up.t(), alpha=alpha).view(out.shape)
+
+
+def add_linear_by_row(
+    out: Tensor, x: Tensor, down: Tensor, up: Tensor, weights: Tensor | None, alpha: float
+) -> Tensor:
+    """The same with a row's own factors: down (rows, rank, in), up (rows, out, rank), weights (rows, rank).
+
+    Each row meets its own variant's columns alone, at the price of a copy of factors per row.
+    """
+    hidden = torch.bmm(x.reshape(x.shape[0], -1, x.shape[-1]), down.transpose(1, 2))
+    if weights is not None:
+        hidden = hidden * weights[:, None]
+    rows = out.reshape(out.shape[0], -1, out.shape[-1])
+    return torch.baddbmm(rows, hidden, up.transpose(1, 2), alpha=alpha).view(out.shape)
+
+
+def add_convolution(
+    out: Tensor, x: Tensor, hidden: Tensor, up: Tensor, weights: Tensor | None, alpha: float
+) -> Tensor:
+    """out + alpha * up (weights * hidden), (rows, out, ...); up: (out, columns)."""
+    if weights is not None:
+        hidden = hidden * weights.view(-1, weights.shape[-1], *[1] * (hidden.dim() - 2))
+    delta = CONVOLUTIONS[hidden.dim()](hidden, up.view(*up.shape, *[1] * (hidden.dim() - 2)))
+    return out.add_(delta, alpha=alpha) if _own(out, x) else torch.add(out, delta, alpha=alpha)
+
+
+def convolved(x: Tensor, weight: Tensor, module: nn.Module, groups: int = 1) -> Tensor:
+    """x under a convolution with the module's geometry and another weight, without a bias."""
+    padding = module.padding
+    if module.padding_mode != "zeros":  # seamless tiling sets "circular" on a model's convolutions
+        x, padding = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode), 0
+    return CONVOLUTIONS[x.dim()](x, weight, None, module.stride, padding, module.dilation, groups)
+
+
+def _own(out: Tensor, x: Tensor) -> bool:
+    """Whether `out` is a fresh tensor that may be written to: without it, one copy more."""
+    return out.is_contiguous() and not out.requires_grad and out is not x

@@ -1,0 +1,282 @@
+"""The additions of plain LoRAs to one module's output, for all variants that have one."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..adapters import Factors, Target
+from .add import add_convolution, add_linear, add_linear_by_row, convolved
+from .selection import Selection
+
+MOST_COLUMNS = 128
+"""Columns of all variants' factors up to which rows of different variants meet all of them, masked: a tile of a matrix
+unit is no narrower, and it saves a copy of factors per row. Above, every row gets its own."""
+
+
+LEAST_ELEMENTS = 0
+"""Elements of a layer's input from which on the kernel of kernel.py was measured to be faster than two products."""
+
+
+def kernel_for(out: Tensor, x: Tensor) -> ModuleType | None:
+    """kernel.py, where it can take these tensors and is the faster way; else None."""
+    plain = type(x) is Tensor and type(out) is Tensor and x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)
+    if not plain or x.numel() < LEAST_ELEMENTS or torch.compiler.is_compiling() or out.requires_grad:
+        return None
+    return _kernel() if x.is_contiguous() and out.is_contiguous() and out is not x else None
+
+
+@functools.cache
+def _kernel() -> ModuleType | None:
+    """None without Triton, which PyTorch does not bring on Windows."""
+    try:
+        return importlib.import_module(".kernel", __package__)
+    except ImportError:
+        return None
+
+
+class LowRank(nn.Module):
+    """Variant v adds scale_v * up_v (down_v x).
+
+    down: (variants * rank, in, ...), up: (out, variants * rank), next to each other and padded to one rank. Scales stay
+    apart from the factors: multiplied into `up`, one below 1 could push float16 numbers into the subnormal range, or
+    would make them float32, twice as large.
+    """
+
+    def __init__(self, pieces: Mapping[int, Sequence[tuple[Target, Factors]]]):
+        super().__init__()
+        self.variants = tuple(pieces)
+        self.pieces = tuple(pieces.values())  # as they were read, for another dtype than the one that is kept
+        fused = [_fused(of_variant) for of_variant in self.pieces]
+        self.ranks = [len(scales) for _, _, scales in fused]
+        self.rank = max(self.ranks)
+        self._scales = torch.cat([_padded(torch.tensor(s, dtype=torch.float64), 0, self.rank) for *_, s in fused])
+        self.alphas = [scales[0] if len(set(scales)) == 1 else None for *_, scales in fused]  # one for all columns
+        self.alpha = self.alphas[0] if len(set(self.alphas)) == 1 else None  # one for all variants
+        down, up = self._stacked(fused)
+        self.register_buffer("down", down)
+        self.register_buffer("up", up)
+        self.shared: SharedInput | None = None
+        self.watch = None  # an InputWatch, while it looks
+        self.row_weights: Tensor | None = None  # (rows, columns) of the pass, for a compiled network
+        self._placed: _Placed | None = None
+
+    def _stacked(self, fused) -> tuple[Tensor, Tensor]:
+        down = torch.cat([_padded(down, 0, self.rank) for down, _, _ in fused])
+        return down, torch.cat([_padded(up, 1, self.rank) for _, up, _ in fused], dim=1)
+
+    @property
+    def columns(self) -> int:
+        """Columns of all variants."""
+        return len(self.variants) * self.rank
+
+    def keep_as(self, dtype: torch.dtype) -> None:
+        """Keep the factors in the dtype of the computation alone, where they are."""
+        if self.down.dtype != dtype:
+            device = self.down.device
+            stacked = self._stacked([_fused(of_variant) for of_variant in self.pieces])
+            self._part()
+            self.down, self.up = (factor.to(device, dtype) for factor in stacked)
+
+    def release(self) -> None:
+        """Let go of copies in the dtype of a computation, and of what was made of an input."""
+        self._placed = None
+        if self.shared is not None:
+            self.shared.release()
+
+    def _part(self) -> None:
+        """Before the factors are replaced: no copy of the old ones is kept."""
+        self._placed = None
+        if self.shared is not None:
+            self.shared.part()
+
+    def _apply(self, fn, recurse=True):
+        self._part()  # moved or cast by the host
+        return super()._apply(fn, recurse)
+
+    def add(self, out: Tensor, x: Tensor, selection: Selection, module: nn.Module) -> Tensor:
+        """`out`, the module's output for x, with every row's addition."""
+        placed = self.placed(x)
+        if (only := selection.only) is not None and only not in placed.of:
+            return out
+        if placed.down.dim() == 2 and (kernel := kernel_for(out, x)) is not None:
+            return self._add_at_once(kernel, out, x, selection, placed)
+        if only is not None:
+            down, up, weights, alpha = placed.of[only]
+        elif self.columns > MOST_COLUMNS and placed.down.dim() == 2:
+            return self._add_by_row(out, x, selection, placed)
+        else:
+            down, up, alpha = placed.down, placed.up, 1.0 if self.alpha is None else self.alpha
+            weights = selection.mask(self, None if self.alpha is not None else placed.scales, x)
+        if down.dim() > 2:
+            return add_convolution(out, x, convolved(x, down, module), up, weights, alpha)
+        return add_linear(out, x, self._hidden(x, down, only), up, weights, alpha)
+
+    def add_compiled(self, out: Tensor, x: Tensor, selection: Selection, module: nn.Module) -> Tensor:
+        """The same by one graph, whichever variants the rows have: `row_weights` alone differ."""
+        weights, down, up = self.row_weights, self.down.to(x), self.up.to(x)
+        if x.shape[0] != weights.shape[0]:
+            weights = weights.repeat_interleave(selection.times(x), 0)
+        if down.dim() > 2:
+            return add_convolution(out, x, convolved(x, down, module), up, weights.to(x), 1.0)
+        return add_linear(out, x, F.linear(x, down), up, weights.to(x), 1.0)
+
+    def weigh(self, selection: Selection) -> None:
+        """Set `row_weights` for the rows of a pass."""
+        key = torch.empty(len(selection.variants), 1, 1, dtype=torch.float32, device=self.down.device)
+        self.row_weights = selection.mask(self, self._scales.float().to(key.device), key)
+
+    def _add_at_once(self, kernel, out: Tensor, x: Tensor, selection: Selection, placed: _Placed) -> Tensor:
+        """Both products in one launch."""
+        if selection.only is not None:
+            place, places = self.variants.index(selection.only), None
+            alpha = self.alphas[place]
+        else:
+            place, places, alpha = 0, selection.places(self.variants, x), self.alpha
+        scales = placed.scales if alpha is None else None
+        alpha = 1.0 if alpha is None else alpha
+        return kernel.add(out, x, placed.down, placed.up, self.rank, scales, alpha, place, places)
+
+    def _hidden(self, x: Tensor, down: Tensor, only: int | None) -> Tensor:
+        """down x, from the product that several layers share where they do."""
+        if torch.compiler.is_compiling():  # which joins products by itself
+            return F.linear(x, down)
+        hidden = F.linear(x, down) if self.shared is None else self.shared.hidden(self, x, only)
+        if self.watch is not None:
+            self.watch.see(self, x, down, hidden)
+        return hidden
+
+    def _add_by_row(self, out: Tensor, x: Tensor, selection: Selection, placed: _Placed) -> Tensor:
+        places = selection.places(self.variants, x)
+        own, shape = places.clamp(min=0), (len(self.variants), self.rank)
+        weights = placed.scales.view(shape)[own] * (places >= 0)[:, None]
+        down, up = placed.down.unflatten(0, shape)[own], placed.up.unflatten(1, shape).transpose(0, 1)[own]
+        return add_linear_by_row(out, x, down, up, weights, 1.0)
+
+    def difference(self, variant: int, shape: Sequence[int], device: torch.device) -> Tensor:
+        """What the variant adds to the module's weight, in float32 at least."""
+        i = self.variants.index(variant)
+        columns = slice(i * self.rank, i * self.rank + self.ranks[i])
+        down, up = (precise(factor.to(device)) for factor in (self.down[columns].flatten(1), self.up[:, columns]))
+        return ((up * self._scales[columns].to(up.dtype).to(device)) @ down).reshape(shape)
+
+    def placed(self, x: Tensor) -> _Placed:
+        """The factors on the device and in the dtype of the computation; weights may be stored in fp8 or fewer bits."""
+        placed = self._placed
+        if placed is None or placed.down.device != x.device or placed.down.dtype != x.dtype:
+            placed = self._placed = _Placed.of_module(self, x)
+        return placed
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """Factors where they are used. of: (down, up, weights, alpha) of each variant, for add.py's functions."""
+
+    down: Tensor
+    up: Tensor
+    scales: Tensor
+    of: Mapping[int, tuple[Tensor, Tensor, Tensor | None, float]]
+
+    @classmethod
+    def of_module(cls, module: LowRank, x: Tensor) -> _Placed:
+        down, up = module.down.to(x.device, x.dtype), module.up.to(x.device, x.dtype)
+        scales, of = module._scales.to(x.dtype).to(x.device), {}  # not every device has float64
+        for i, (variant, rank, alpha) in enumerate(zip(module.variants, module.ranks, module.alphas, strict=True)):
+            columns = slice(i * module.rank, i * module.rank + rank)
+            weights = scales[columns] if alpha is None else None
+            of[variant] = down[columns], up[:, columns], weights, 1.0 if alpha is None else alpha
+        return cls(down, up, scales, of)
+
+
+class SharedInput:
+    """Linear modules that get one input tensor (q, k and v): their down-projections are one product.
+
+    Whoever comes first in a pass makes it for all. All have the same variants.
+    """
+
+    def __init__(self, members: Sequence[LowRank]):
+        self.members = tuple(members)
+        counts = [member.columns for member in members]
+        self._first = dict(zip(members, [sum(counts[:i]) for i in range(len(counts))], strict=True))
+        self._down: Tensor | None = None
+        self._joint = False  # whether the members' own factors are parts of it
+        self._input: Tensor | None = None
+        self._hidden: Tensor | None = None
+        self._left: set[LowRank] = set()
+        for member in members:
+            member.shared = self
+
+    def hidden(self, member: LowRank, x: Tensor, only: int | None = None) -> Tensor:
+        """The member's hidden vectors of x, (rows, ..., columns); only: of one variant alone, of its own rank."""
+        if self._input is not x or member not in self._left:
+            self._input, self._hidden, self._left = x, F.linear(x, self._joined(x)), set(self.members)
+        first, count = self._first[member], member.columns
+        if only is not None:
+            place = member.variants.index(only)
+            first, count = first + place * member.rank, member.ranks[place]
+        hidden = self._hidden[..., first : first + count]
+        self._left.discard(member)
+        if not self._left:
+            self.release()
+        return hidden
+
+    def release(self) -> None:
+        """Let go of the input, of what was made of it, and of a copy of the factors."""
+        self._input = self._hidden = None
+        self._left = set()
+        if not self._joint:
+            self._down = None
+
+    def part(self) -> None:
+        """The same before a member's `down` is replaced."""
+        self._joint = False
+        self.release()
+
+    def _joined(self, x: Tensor) -> Tensor:
+        """All members' `down`, of which each keeps a part of one tensor where it lies there: no second copy."""
+        if self._down is None or self._down.device != x.device or self._down.dtype != x.dtype:
+            self._down = torch.cat([member.placed(x).down for member in self.members])
+            self._joint = all((each.down.device, each.down.dtype) == (x.device, x.dtype) for each in self.members)
+            for member in self.members if self._joint else ():
+                member.down = self._down[self._first[member] : self._first[member] + member.columns]
+                member._placed = None
+        return self._down
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """In float32 at least: there is no arithmetic in eight bits, and products of small float16 numbers vanish."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _fused(pieces: Sequence[tuple[Target, Factors]]) -> tuple[Tensor, Tensor, list[float]]:
+    """One (down, up, scale per column) for all pieces on a module, a slice's `up` zero outside its rows.
+
+    Three adapters on q, k and v of one fused weight become one of three times the rank, exactly.
+    """
+    downs, ups, scales = [], [], []
+    for target, factors in pieces:
+        up = factors.up
+        if target.rows is not None:
+            offset, length = target.rows
+            up = F.pad(up, (0, 0, offset, target.shape[0] - offset - length))
+        downs.append(factors.down)
+        ups.append(up)
+        scales += [float(factors.scale)] * factors.rank
+    dtype = downs[0].dtype
+    return torch.cat([down.to(dtype) for down in downs]), torch.cat([up.to(dtype) for up in ups], dim=1), scales
+
+
+def _padded(factor: Tensor, dim: int, rank: int) -> Tensor:
+    missing = rank - factor.shape[dim]
+    if missing == 0:
+        return factor
+    shape = list(factor.shape)
+    shape[dim] = missing
+    return torch.cat([factor, factor.new_zeros(shape)], dim)
