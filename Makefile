@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test toy results bench clean
+.PHONY: demo test toy results bench card-kit clean
 
 demo: $(VENV)/.installed
 	$(BIN)/diffusion-blend demo
@@ -23,8 +23,13 @@ results: $(VENV)/.installed
 # Costs of the engine side by side with ComfyUI's own ways, in a real ComfyUI, into docs/costs.md: on a GPU in real size,
 # else small. Then distances of the cheap evaluations.
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py cost
+	$(BIN)/python benchmarks/run.py launches
 	$(BIN)/python benchmarks/estimators.py
+
+# The folder from which benchmarks/card.py runs on a machine with a CUDA card and no network.
+card-kit: $(VENV)/.installed
+	$(BIN)/python benchmarks/card_kit.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info[:2] <= (3, 13), "Python 3.10 to 3.13 needed, this is " + sys.version + "; name another with make PYTHON=..."'

@@ -59,12 +59,13 @@ def steps(device: str) -> list[Step]:
     costs = ["benchmarks/cost.py", "--page", str(OUT / "costs.md"), "--out", str(OUT / "cost.json")]
     costs += ["--dtypes", "float32"] if small else ["--rewards", "2", "3", "--rounds", "3", "--steps", "10"]
     trained = ["benchmarks/trainer_steps.py", *(["--small"] if small else [])]
-    halves = {"float16": {**on, "DIFFUSION_BLEND_DTYPE": "float16"}, "bfloat16": {**on, "DIFFUSION_BLEND_DTYPE": "bfloat16"}}
+    halves = {dtype: {**on, "DIFFUSION_BLEND_DTYPE": dtype} for dtype in ("float16", "bfloat16")}
     return [
         Step("surroundings", ["benchmarks/card.py", "--surroundings"], 60, {}),
         tested("exactness, float32", f"{KINDS} {EVALUATIONS}", 150, workers, **on),
         *(tested(f"exactness, {dtype}", KINDS, 90, workers, **own) for dtype, own in halves.items()),
         tested("server", "server", 120, 1, **on),
+        *([] if small else [Step("kernel", ["benchmarks/low_rank_kernel.py"], 120, {})]),
         Step("costs, SD 1.5", [*costs, "--networks", "SD 1.5", *([] if small else ["--dtypes", "float16"])], 120, on),
         Step("costs, SDXL", [*costs, "--networks", "SDXL", *([] if small else ["--dtypes", "float16"])], 180, on),
         Step("where the time goes", benchmark, 90, on),
@@ -115,7 +116,8 @@ def run(step: Step, patience: int) -> bool:
     command = ["timeout", "--kill-after=5", str(step.limit * patience), sys.executable, *step.command]
     log = OUT / f"{step.name.replace(', ', '-').replace(' ', '_')}.log"
     with log.open("w") as file:
-        process = subprocess.Popen(command, cwd=PACK, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        process = subprocess.Popen(command, cwd=PACK, env=environment, **pipes)
         for line in process.stdout:
             print(line, end="", flush=True)
             file.write(line)
@@ -131,7 +133,8 @@ def surroundings() -> int:
     print(f"Python {sys.version.split()[0]}, torch {torch.__version__}")
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        print(f"{torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free, CUDA {torch.version.cuda}")
+        gib = f"{free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
+        print(f"{torch.cuda.get_device_name()}, {gib}, CUDA {torch.version.cuda}")
     for name in ("triton", "transformers", "diffusers", "peft", "comfy_kitchen", "comfy_aimdo"):
         try:
             module = __import__(name)

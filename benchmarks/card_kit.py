@@ -23,17 +23,20 @@ KIT = REPOSITORY / "build" / "card"
 MOST = 60 * 2**20  # bytes
 PACK = ("__init__.py", "pyproject.toml", "blend_core", "nodes", "pipelines", "trainers", "lab", "benchmarks", "tests")
 PACK_LEFT_OUT = ("studio", "browser", "docs", "__pycache__", "out", "recording.json")
-COMFYUI = (
-    "comfy comfy_api comfy_config comfy_execution comfy_extras app middleware utils api_server alembic_db alembic.ini "
-    "comfyui_version.py cuda_malloc.py execution.py folder_paths.py hook_breaker_ac10a0.py latent_preview.py main.py "
-    "node_helpers.py nodes.py protocol.py server.py pyproject.toml requirements.txt"
-).split()
+COMFYUI = [
+    "comfy", "comfy_api", "comfy_config", "comfy_execution", "comfy_extras", "app", "middleware", "utils",
+    "api_server", "alembic_db", "alembic.ini", "comfyui_version.py", "cuda_malloc.py", "execution.py",
+    "folder_paths.py", "hook_breaker_ac10a0.py", "latent_preview.py", "main.py", "node_helpers.py", "nodes.py",
+    "protocol.py", "server.py", "pyproject.toml", "requirements.txt",
+]  # fmt: skip
 PINNED = ("comfy-kitchen", "comfy-aimdo")  # as ComfyUI's requirements have them
-WHEELS = (
-    "torchsde trampoline annotated-types alembic SQLAlchemy greenlet Mako pydantic pydantic-core pydantic-settings python-dotenv "
-    "typing-inspection simpleeval blake3 spandrel kornia kornia-rs diffusers importlib-metadata zipp"
-).split()
-PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (34, 28, 27, 24, 17)] + ["manylinux2014_x86_64", "manylinux1_x86_64"]
+WHEELS = [
+    "torchsde", "trampoline", "annotated-types", "alembic", "SQLAlchemy", "greenlet", "Mako", "pydantic",
+    "pydantic-core", "pydantic-settings", "python-dotenv", "typing-inspection", "simpleeval", "blake3", "spandrel",
+    "kornia", "kornia-rs", "diffusers", "importlib-metadata", "zipp",
+]  # fmt: skip
+PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (34, 28, 27, 24, 17)]
+PLATFORMS += ["manylinux2014_x86_64", "manylinux1_x86_64"]
 AV = '''"""In the place of av, which only nodes of video and sound need: every name is a class that does nothing."""
 
 import sys
@@ -107,11 +110,12 @@ def download(root: Path, python: str) -> None:
     requirements = (root / "requirements.txt").read_text().split()
     pinned = [line for line in requirements if line.startswith(PINNED)]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary=:all:", "--python-version", python, "--implementation", "cp", "--dest", str(KIT / "wheels")]
+    command += ["--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
+    command += ["--dest", str(KIT / "wheels")]
     native = [option for platform in PLATFORMS for option in ("--platform", platform)]
     (kitchen,) = (line for line in pinned if line.startswith("comfy-kitchen"))
     others = [line for line in pinned if line != kitchen]
-    subprocess.run([*command, "--platform", "any", kitchen], check=True)  # without CUDA kernels: a hundredth of the size
+    subprocess.run([*command, "--platform", "any", kitchen], check=True)  # without CUDA kernels: a hundredth in size
     subprocess.run([*command, *native, *others, *WHEELS], check=True)
 
 

@@ -1,6 +1,6 @@
 """How many operations a step launches, which is what a fast card waits for at batch 1; no card is needed to count.
 
-Run with a ComfyUI's own Python (`python benchmarks/run.py --launches`): small networks of SD 1.5's and SDXL's shape, all
+Run with a ComfyUI's own Python (`python benchmarks/run.py launches`): small networks of SD 1.5's and SDXL's shape, all
 attention projections adapted by m LoRAs. Counted is every operation of torch but views and allocations, as the
 difference between 8 and 4 steps, so that what a run does once does not count. Prints a table for docs/costs.md.
 """

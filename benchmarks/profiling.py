@@ -1,7 +1,7 @@
 """Where the time of a step goes: kernels, launches and their time, of the plain sampler and of two ways to blend.
 
-Run with a ComfyUI's own Python, on a GPU where there is one: `COMFYUI_PATH=... python benchmarks/profiling.py`. Prints,
-per way, launches per step, the GPU's busy time beside the wall clock's, and the kernels that take the most.
+Run with a ComfyUI's own Python (`python benchmarks/run.py profiling`), on a GPU where there is one. Prints, per way,
+launches per step, the GPU's busy time next to the wall clock's, and the kernels that take the most.
 """
 
 from __future__ import annotations

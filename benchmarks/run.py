@@ -1,4 +1,7 @@
-"""Runs cost.py with the Python of the first ComfyUI found: `python benchmarks/run.py [cost.py's options]`."""
+"""Runs a benchmark with the Python of the first ComfyUI found: `python benchmarks/run.py cost [options]`.
+
+The benchmarks that need a ComfyUI: cost, launches, profiling.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,18 @@ from host import HINT, python_of, workspaces  # noqa: E402
 
 
 def main(arguments: list[str]) -> int:
-    """cost.py's exit status."""
+    """The benchmark's exit status."""
+    benchmark = HERE / f"{arguments[0] if arguments else 'cost'}.py"
+    if not benchmark.is_file():
+        print(f"there is no benchmark {benchmark.stem}: cost, launches or profiling", file=sys.stderr)
+        return 2
     runnable = [(root, python) for root in workspaces() if (python := python_of(root))]
     if not runnable:
         print(f"no ComfyUI found: the benchmark runs inside one; {HINT.split(',')[0]}", file=sys.stderr)
         return 2
     root, python = runnable[0]
     environment = os.environ | {"COMFYUI_PATH": str(root)}
-    return subprocess.run([str(python), str(HERE / "cost.py"), *arguments], env=environment).returncode
+    return subprocess.run([str(python), str(benchmark), *arguments[1:]], env=environment).returncode
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Images per second and peak memory of an epoch of dpok and of draft, on a network of Stable Diffusion 1.5's shape.
 
-    python benchmarks/trainer_steps.py           512 pixels, bfloat16, gradient checkpointing, on a GPU where there is one
+    python benchmarks/trainer_steps.py           512 pixels, bfloat16, gradient checkpointing; on a GPU, if there is one
     python benchmarks/trainer_steps.py --small   64 pixels on a narrow network: a rehearsal
 
 Weights are random, the text encoder and the autoencoder are tiny, the reward is a formula: what is measured is the
@@ -25,8 +25,8 @@ PACK = "diffusion_blend"
 def load_pack() -> None:
     """The repository as the package diffusion_blend, where it is not installed."""
     if importlib.util.find_spec(PACK) is None:
-        place = [str(REPOSITORY)]
-        spec = importlib.util.spec_from_file_location(PACK, REPOSITORY / "__init__.py", submodule_search_locations=place)
+        init, place = REPOSITORY / "__init__.py", [str(REPOSITORY)]
+        spec = importlib.util.spec_from_file_location(PACK, init, submodule_search_locations=place)
         sys.modules[PACK] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[PACK])
     sys.path.insert(0, str(REPOSITORY / "tests"))
@@ -35,6 +35,7 @@ def load_pack() -> None:
 def pipeline(small: bool):
     """A random Stable Diffusion 1.5 with 768-wide prompts from a tiny text encoder."""
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+
     from trainers import worlds
 
     widths = (32, 64, 64, 64) if small else (320, 640, 1280, 1280)
@@ -82,13 +83,15 @@ def main() -> None:
             "output__validate_every": 0,
             "output__checkpoint_every": 0,
         }
-        for algorithm, own in (("dpok", {"policy_gradient__trained_steps": 2 if small else 10}), ("draft", {"draft__steps": 2})):
+        runs = {"dpok": {"policy_gradient__trained_steps": 2 if small else 10}, "draft": {"draft__steps": 2}}
+        for algorithm, own in runs.items():
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
             train(read_config(algorithm=algorithm, output__folder=str(folder / algorithm), **shared, **own))
             figures = json.loads((folder / algorithm / "log.jsonl").read_text().splitlines()[-1])
             peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else float("nan")
-            print(f"-- {algorithm}: {figures['images_per_second']:.3f} images per second, peak {peak:.2f} GiB", flush=True)
+            rate = figures["images_per_second"]
+            print(f"-- {algorithm}: {rate:.3f} images per second, peak {peak:.2f} GiB", flush=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from .errors import BlendError
@@ -88,7 +87,7 @@ def fusion_weights(
         )
     precisions = [c / spread**2 for c, spread in zip(coefficients, spreads, strict=True)]
     total = sum(precisions)
-    least = float(torch.as_tensor(total).min())
+    least = float(total.min()) if isinstance(total, Tensor) else total
     if not least > 0:
         listed = ", ".join("a map" if isinstance(c, Tensor) else f"{c:.3g}" for c in coefficients)
         raise BlendError(

@@ -131,7 +131,7 @@ class BlendedRun:
         return torch.arange(1 + len(self.blend.bases))[:, None].expand(-1, images)
 
     def advance(self, timestep: torch.Tensor) -> None:
-        """Note the step of the evaluation that begins, and its noise level: read once, for reading waits for the GPU."""
+        """Note the step of the evaluation that begins, and its noise level, which is read off the GPU once."""
         self.noise = float(timestep.max())
         step = self.clock.step(self.noise)
         if step != self.step:
@@ -146,8 +146,7 @@ class BlendedRun:
         return self._one_of(call, self._in_turns(call.images))
 
     def _asked(self, call: _ModelCall) -> Call:
-        """What a call asks for, the same at every step (its conditionings, its shape, which of such calls it is), and
-        what it sees."""
+        """What a call sees, and what it asks for: its conditionings, its shape, and which of such calls it is."""
         options = call.options
         what = (tuple(options.get("uuids", ())), tuple(options.get("cond_or_uncond", ())), call.x.shape)
         self._calls[what] += 1
@@ -266,7 +265,7 @@ class _ModelCall:
             return self._passes(variants, group)
         except BlendError as error:  # rows that the network mixes, or a parameter that is read without its layer
             failure = str(error)
-        except (RuntimeError, ValueError) as error:  # out of memory, or something made for one batch size
+        except RuntimeError as error:  # out of memory, or a patch made for one batch size
             if group == 1:
                 raise
             failure = str(error)

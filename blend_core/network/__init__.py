@@ -2,6 +2,7 @@
 
     bank        the factors of all LoRAs, and their attachment to a network
     site        one module of it while a variant is in use: its forward and its parameters
+    shared_inputs  layers that get one input tensor
     low_rank    additions of plain LoRAs to a module's output; add: the products
     changed     every other kind of change, one layer's difference built at a time
     deferred    a changed parameter that is computed when something computes with it

@@ -3,8 +3,7 @@
     linear       x (rows, ..., in), out (rows, ..., out), hidden (rows, ..., columns)
     convolution  x (rows, in, ...), out (rows, out, ...), hidden (rows, columns, ...)
 
-columns: of all variants that the product holds.  weights: (rows, columns) or (columns,), or None for 1; an output that
-nobody else has is written in place.
+columns: of all variants that the product holds. An output that nobody else has is written in place.
 """
 
 from __future__ import annotations
@@ -16,10 +15,15 @@ from torch import Tensor, nn
 CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the dimensions of the input: sound, images, videos
 
 
-def add_linear(out: Tensor, x: Tensor, hidden: Tensor, up: Tensor, weights: Tensor | None, alpha: float) -> Tensor:
-    """out + alpha * (weights * hidden) up', (rows, ..., out); up: (out, columns)."""
-    if weights is not None:
-        hidden = hidden * weights.view(-1, *[1] * (hidden.dim() - 2), weights.shape[-1])
+def weighted(hidden: Tensor, weights: Tensor, axis: int) -> Tensor:
+    """hidden * weights; weights: (rows, columns) or (columns,).  axis: where hidden has its columns, 1 or -1."""
+    between = [1] * (hidden.dim() - 2)
+    columns = weights.shape[-1]
+    return hidden * (weights.view(-1, columns, *between) if axis == 1 else weights.view(-1, *between, columns))
+
+
+def add_linear(out: Tensor, x: Tensor, hidden: Tensor, up: Tensor, alpha: float) -> Tensor:
+    """out + alpha * hidden up', (rows, ..., out); up: (out, columns)."""
     flat = hidden.reshape(-1, hidden.shape[-1])
     if _own(out, x):
         out.view(-1, out.shape[-1]).addmm_(flat, up.t(), alpha=alpha)
@@ -27,26 +31,18 @@ def add_linear(out: Tensor, x: Tensor, hidden: Tensor, up: Tensor, weights: Tens
     return torch.addmm(out.reshape(-1, out.shape[-1]), flat, up.t(), alpha=alpha).view(out.shape)
 
 
-def add_linear_by_row(
-    out: Tensor, x: Tensor, down: Tensor, up: Tensor, weights: Tensor | None, alpha: float
-) -> Tensor:
+def add_linear_by_row(out: Tensor, x: Tensor, down: Tensor, up: Tensor, weights: Tensor) -> Tensor:
     """The same with a row's own factors: down (rows, rank, in), up (rows, out, rank), weights (rows, rank).
 
     Each row meets its own variant's columns alone, at the price of a copy of factors per row.
     """
-    hidden = torch.bmm(x.reshape(x.shape[0], -1, x.shape[-1]), down.transpose(1, 2))
-    if weights is not None:
-        hidden = hidden * weights[:, None]
+    hidden = torch.bmm(x.reshape(x.shape[0], -1, x.shape[-1]), down.transpose(1, 2)) * weights[:, None]
     rows = out.reshape(out.shape[0], -1, out.shape[-1])
-    return torch.baddbmm(rows, hidden, up.transpose(1, 2), alpha=alpha).view(out.shape)
+    return torch.baddbmm(rows, hidden, up.transpose(1, 2)).view(out.shape)
 
 
-def add_convolution(
-    out: Tensor, x: Tensor, hidden: Tensor, up: Tensor, weights: Tensor | None, alpha: float
-) -> Tensor:
-    """out + alpha * up (weights * hidden), (rows, out, ...); up: (out, columns)."""
-    if weights is not None:
-        hidden = hidden * weights.view(-1, weights.shape[-1], *[1] * (hidden.dim() - 2))
+def add_convolution(out: Tensor, x: Tensor, hidden: Tensor, up: Tensor, alpha: float) -> Tensor:
+    """out + alpha * up hidden, (rows, out, ...); up: (out, columns)."""
     delta = CONVOLUTIONS[hidden.dim()](hidden, up.view(*up.shape, *[1] * (hidden.dim() - 2)))
     return out.add_(delta, alpha=alpha) if _own(out, x) else torch.add(out, delta, alpha=alpha)
 

@@ -20,9 +20,9 @@ from torch import nn
 from ..adapters import Change, Factors, Target
 from ..errors import BlendError
 from .changed import Changed
-from .inputs import InputWatch
-from .low_rank import LowRank, SharedInput
+from .low_rank import LowRank
 from .selection import Selection
+from .shared_inputs import SharedInput, refuse_written_inputs, shared_inputs
 from .site import OWN, ModuleChanges, Parameters, Site
 
 _MOST_SELECTIONS = 64  # of which the tensors are kept; a run with more choices makes some again
@@ -124,8 +124,9 @@ class Attachment:
             changes.arrange(read=not _is_layer(modules[name]))
             self._sites.append(Site(name, modules[name], changes, parameters))
         self._selections: dict[tuple[int, ...], Selection] = {}
-        self._watched: set[frozenset[int]] = set()
-        self._shared: list[SharedInput] = []
+        layers = {site.name: site.changes.low_rank for site in self._sites if site.changes.low_rank is not None}
+        self._shared: list[SharedInput] = shared_inputs(layers, modules)
+        self._checked: set[frozenset[int]] = set()  # sets of variants in whose passes inputs were looked at
         self.selection: Selection | None = None
         self.compiled = any(module._compiled_call_impl is not None for module in modules.values())
 
@@ -151,7 +152,7 @@ class Attachment:
         """Let go of tensors that runs left behind."""
         self._selections.clear()
         for shared in self._shared:
-            shared.release()
+            shared.end()
 
     @contextmanager
     def using(self, variants: Sequence[int], device: torch.device | None = None) -> Iterator[None]:
@@ -165,21 +166,21 @@ class Attachment:
         active, selection = frozenset(variants) - {0}, self._selection_of(tuple(variants))
         whole = self.compiled and active
         sites = [site for site in self._sites if whole or not active.isdisjoint(site.changes.variants)]
-        watch = None if whole else self._watch(active)
         for site in sites if whole else ():
             if site.changes.low_rank is not None:
                 site.changes.low_rank.weigh(selection)
+        check = bool(active) and not whole and active not in self._checked
         try:
+            for shared in self._shared:
+                shared.begin(check)
             with self._installed(sites, selection, device):
                 yield
-                if watch is not None:
-                    self._watched.add(active)
-                    self._shared += watch.shared()
+            if check:
+                self._checked.add(active)
+                refuse_written_inputs(self._shared)
         finally:
-            if watch is not None:
-                watch.end()
             for shared in self._shared:
-                shared.release()
+                shared.end()
 
     @contextmanager
     def _installed(self, sites: Sequence[Site], selection: Selection, device: torch.device | None) -> Iterator[None]:
@@ -211,12 +212,6 @@ class Attachment:
         with self._installed(self._sites, self._selection_of((0,)), None):
             yield variants
             variants.update(v for site in self._sites if site.touched for v in site.changes.variants)
-
-    def _watch(self, active: frozenset[int]) -> InputWatch | None:
-        """What looks, in the first pass of these variants, which layers get one input."""
-        if not active or active in self._watched:
-            return None
-        return InputWatch([site.changes.low_rank for site in self._sites if site.changes.low_rank is not None])
 
     def _selection_of(self, variants: tuple[int, ...]) -> Selection:
         if variants not in self._selections:

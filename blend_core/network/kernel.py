@@ -8,14 +8,26 @@ columns. Rows of different variants need no copies of factors, and rows of the b
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
-TOKENS, WIDTH, COLUMNS, SHARES = 64, 128, 64, 4
-"""Of one program: tokens, columns of x and of out at a time; and in how many shares the output's columns are dealt."""
-WARPS, STAGES = 4, 4
+
+@dataclass(frozen=True)
+class Tiles:
+    """What a program takes: tokens, columns of x and of out at a time; in how many shares out's columns are dealt."""
+
+    tokens: int = 64
+    width: int = 128
+    columns: int = 64
+    shares: int = 4
+    warps: int = 4
+    stages: int = 4
+
+
+TILES = Tiles()
 
 
 @triton.jit
@@ -37,7 +49,8 @@ def _add(
         for first in range(0, width, WIDTH):
             column = first + tl.arange(0, WIDTH)
             inside = column < width
-            part = tl.load(x + at[:, None] * width + column[None, :], mask=present[:, None] & inside[None, :], other=0.0)
+            mask = present[:, None] & inside[None, :]
+            part = tl.load(x + at[:, None] * width + column[None, :], mask=mask, other=0.0)
             factor = tl.load(
                 down + (place * RANK + rank)[None, :] * width + column[:, None],
                 mask=(rank < RANK)[None, :] & inside[:, None],
@@ -75,6 +88,7 @@ def add(
     alpha: float,
     place: int,
     places: Tensor | None = None,
+    tiles: Tiles = TILES,
 ) -> Tensor:
     """`out` (rows, ..., height), written in place, with every row's addition for x (rows, ..., width).
 
@@ -84,10 +98,11 @@ def add(
     rows = 1 if places is None else len(places)
     width, height = x.shape[-1], out.shape[-1]
     tokens = x.numel() // (rows * width)
-    grid = (rows * triton.cdiv(tokens, TOKENS), SHARES)
+    grid = (rows * triton.cdiv(tokens, tiles.tokens), tiles.shares)
     _add[grid](
         x, down, up, out, scales, places, tokens, width, height, up.shape[1], place, alpha,
         RANK=rank, PADDED=max(16, triton.next_power_of_2(rank)), MIXED=places is not None, SCALED=scales is not None,
-        TOKENS=TOKENS, WIDTH=WIDTH, COLUMNS=COLUMNS, SHARES=SHARES, num_warps=WARPS, num_stages=STAGES,
+        TOKENS=tiles.tokens, WIDTH=tiles.width, COLUMNS=tiles.columns, SHARES=tiles.shares,
+        num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     return out

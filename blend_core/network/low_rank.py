@@ -7,14 +7,18 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..adapters import Factors, Target
-from .add import add_convolution, add_linear, add_linear_by_row, convolved
+from .add import add_convolution, add_linear, add_linear_by_row, convolved, weighted
 from .selection import Selection
+
+if TYPE_CHECKING:
+    from .shared_inputs import SharedInput
 
 MOST_COLUMNS = 128
 """Columns of all variants' factors up to which rows of different variants meet all of them, masked: a tile of a matrix
@@ -64,7 +68,6 @@ class LowRank(nn.Module):
         self.register_buffer("down", down)
         self.register_buffer("up", up)
         self.shared: SharedInput | None = None
-        self.watch = None  # an InputWatch, while it looks
         self.row_weights: Tensor | None = None  # (rows, columns) of the pass, for a compiled network
         self._placed: _Placed | None = None
 
@@ -87,9 +90,13 @@ class LowRank(nn.Module):
 
     def release(self) -> None:
         """Let go of copies in the dtype of a computation, and of what was made of an input."""
-        self._placed = None
+        self.forget_place()
         if self.shared is not None:
-            self.shared.release()
+            self.shared.end()
+
+    def forget_place(self) -> None:
+        """Let go of the copies alone."""
+        self._placed = None
 
     def _part(self) -> None:
         """Before the factors are replaced: no copy of the old ones is kept."""
@@ -108,16 +115,21 @@ class LowRank(nn.Module):
             return out
         if placed.down.dim() == 2 and (kernel := kernel_for(out, x)) is not None:
             return self._add_at_once(kernel, out, x, selection, placed)
+        if self.columns > MOST_COLUMNS and only is None and placed.down.dim() == 2:
+            return self._add_by_row(out, x, selection, placed)
         if only is not None:
             down, up, weights, alpha = placed.of[only]
-        elif self.columns > MOST_COLUMNS and placed.down.dim() == 2:
-            return self._add_by_row(out, x, selection, placed)
         else:
             down, up, alpha = placed.down, placed.up, 1.0 if self.alpha is None else self.alpha
-            weights = selection.mask(self, None if self.alpha is not None else placed.scales, x)
+            weights = self.weights(selection, x)
         if down.dim() > 2:
-            return add_convolution(out, x, convolved(x, down, module), up, weights, alpha)
-        return add_linear(out, x, self._hidden(x, down, only), up, weights, alpha)
+            hidden = convolved(x, down, module)
+            return add_convolution(out, x, hidden if weights is None else weighted(hidden, weights, 1), up, alpha)
+        return add_linear(out, x, self._hidden(x, down, weights, selection), up, alpha)
+
+    def weights(self, selection: Selection, x: Tensor) -> Tensor:
+        """(rows, columns): 0 in the columns of other variants than a row's own, and the scales that `alpha` is not."""
+        return selection.mask(self, None if self.alpha is not None else self.placed(x).scales, x)
 
     def add_compiled(self, out: Tensor, x: Tensor, selection: Selection, module: nn.Module) -> Tensor:
         """The same by one graph, whichever variants the rows have: `row_weights` alone differ."""
@@ -125,8 +137,8 @@ class LowRank(nn.Module):
         if x.shape[0] != weights.shape[0]:
             weights = weights.repeat_interleave(selection.times(x), 0)
         if down.dim() > 2:
-            return add_convolution(out, x, convolved(x, down, module), up, weights.to(x), 1.0)
-        return add_linear(out, x, F.linear(x, down), up, weights.to(x), 1.0)
+            return add_convolution(out, x, weighted(convolved(x, down, module), weights.to(x), 1), up, 1.0)
+        return add_linear(out, x, weighted(F.linear(x, down), weights.to(x), -1), up, 1.0)
 
     def weigh(self, selection: Selection) -> None:
         """Set `row_weights` for the rows of a pass."""
@@ -144,21 +156,20 @@ class LowRank(nn.Module):
         alpha = 1.0 if alpha is None else alpha
         return kernel.add(out, x, placed.down, placed.up, self.rank, scales, alpha, place, places)
 
-    def _hidden(self, x: Tensor, down: Tensor, only: int | None) -> Tensor:
-        """down x, from the product that several layers share where they do."""
-        if torch.compiler.is_compiling():  # which joins products by itself
-            return F.linear(x, down)
-        hidden = F.linear(x, down) if self.shared is None else self.shared.hidden(self, x, only)
-        if self.watch is not None:
-            self.watch.see(self, x, down, hidden)
-        return hidden
+    def _hidden(self, x: Tensor, down: Tensor, weights: Tensor | None, selection: Selection) -> Tensor:
+        """weights * down x, from the product that several layers share where they do."""
+        compiling = torch.compiler.is_compiling()  # which joins products by itself
+        if self.shared is not None and not compiling:
+            hidden = self.shared.hidden(self, x, selection)
+            return hidden if weights is None or selection.only is None else weighted(hidden, weights, -1)
+        return F.linear(x, down) if weights is None else weighted(F.linear(x, down), weights, -1)
 
     def _add_by_row(self, out: Tensor, x: Tensor, selection: Selection, placed: _Placed) -> Tensor:
         places = selection.places(self.variants, x)
         own, shape = places.clamp(min=0), (len(self.variants), self.rank)
         weights = placed.scales.view(shape)[own] * (places >= 0)[:, None]
         down, up = placed.down.unflatten(0, shape)[own], placed.up.unflatten(1, shape).transpose(0, 1)[own]
-        return add_linear_by_row(out, x, down, up, weights, 1.0)
+        return add_linear_by_row(out, x, down, up, weights)
 
     def difference(self, variant: int, shape: Sequence[int], device: torch.device) -> Tensor:
         """What the variant adds to the module's weight, in float32 at least."""
@@ -193,61 +204,6 @@ class _Placed:
             weights = scales[columns] if alpha is None else None
             of[variant] = down[columns], up[:, columns], weights, 1.0 if alpha is None else alpha
         return cls(down, up, scales, of)
-
-
-class SharedInput:
-    """Linear modules that get one input tensor (q, k and v): their down-projections are one product.
-
-    Whoever comes first in a pass makes it for all. All have the same variants.
-    """
-
-    def __init__(self, members: Sequence[LowRank]):
-        self.members = tuple(members)
-        counts = [member.columns for member in members]
-        self._first = dict(zip(members, [sum(counts[:i]) for i in range(len(counts))], strict=True))
-        self._down: Tensor | None = None
-        self._joint = False  # whether the members' own factors are parts of it
-        self._input: Tensor | None = None
-        self._hidden: Tensor | None = None
-        self._left: set[LowRank] = set()
-        for member in members:
-            member.shared = self
-
-    def hidden(self, member: LowRank, x: Tensor, only: int | None = None) -> Tensor:
-        """The member's hidden vectors of x, (rows, ..., columns); only: of one variant alone, of its own rank."""
-        if self._input is not x or member not in self._left:
-            self._input, self._hidden, self._left = x, F.linear(x, self._joined(x)), set(self.members)
-        first, count = self._first[member], member.columns
-        if only is not None:
-            place = member.variants.index(only)
-            first, count = first + place * member.rank, member.ranks[place]
-        hidden = self._hidden[..., first : first + count]
-        self._left.discard(member)
-        if not self._left:
-            self.release()
-        return hidden
-
-    def release(self) -> None:
-        """Let go of the input, of what was made of it, and of a copy of the factors."""
-        self._input = self._hidden = None
-        self._left = set()
-        if not self._joint:
-            self._down = None
-
-    def part(self) -> None:
-        """The same before a member's `down` is replaced."""
-        self._joint = False
-        self.release()
-
-    def _joined(self, x: Tensor) -> Tensor:
-        """All members' `down`, of which each keeps a part of one tensor where it lies there: no second copy."""
-        if self._down is None or self._down.device != x.device or self._down.dtype != x.dtype:
-            self._down = torch.cat([member.placed(x).down for member in self.members])
-            self._joint = all((each.down.device, each.down.dtype) == (x.device, x.dtype) for each in self.members)
-            for member in self.members if self._joint else ():
-                member.down = self._down[self._first[member] : self._first[member] + member.columns]
-                member._placed = None
-        return self._down
 
 
 def precise(tensor: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -44,6 +45,13 @@ class Selection:
         if scaled not in self._tensors:
             self._tensors[scaled] = self._tensors[key] * scales
         return self._tensors[scaled]
+
+    def joined(self, layers: Sequence[Columns], make: Callable[[Columns], Tensor], x: Tensor) -> Tensor:
+        """make(layer) of several layers, (rows, columns) each, next to each other."""
+        key = ("joined", *layers, x.shape[0], x.device, x.dtype)
+        if key not in self._tensors:
+            self._tensors[key] = torch.cat([make(layer) for layer in layers], 1)
+        return self._tensors[key]
 
     def places(self, covered: tuple[int, ...], x: Tensor) -> Tensor:
         """Per row of x the place of its variant in `covered`, (rows,) long; -1 where it is not covered.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from unittest import mock
 
+import comfy.model_management
 import comfy.sd
 import torch
 from torch import Tensor, nn
@@ -102,7 +104,11 @@ def norms_and_biases(base_model: nn.Module, seed: int) -> dict[str, Tensor]:
 
 
 def merged(model, tensors: dict[str, Tensor]) -> nn.Module:
-    """The network of `model`, a ModelPatcher of its own, with the file in its weights."""
+    """The network of `model`, a ModelPatcher of its own, with the file in its weights.
+
+    In float32: ComfyUI computes what it adds in float16 on cards that have it.
+    """
     patched, _ = comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 0.0)
-    patched.patch_model()
+    with mock.patch.object(comfy.model_management, "lora_compute_dtype", lambda device: torch.float32):
+        patched.patch_model()
     return patched.model

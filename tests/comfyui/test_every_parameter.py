@@ -1,7 +1,7 @@
 """Every parameter of every network, changed one at a time: the picture moves as it does under ComfyUI's own merge.
 
-The parameters are taken from the network, so that a new family, or a new kernel that reads a weight in a way of its own,
-cannot slip through.
+The parameters are taken from the network, so that no new family slips through, and no new kernel that reads a weight in
+a way of its own.
 """
 
 import comfy.sd

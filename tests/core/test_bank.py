@@ -613,7 +613,8 @@ def test_a_compiled_network_takes_one_graph_whatever_the_choice():
 
     compiled = torch.compile(net, backend=backend)
     attachment = LoRABank(adapters(torch.float32)).attach(compiled)
-    for selection in ([1] * 4, [2] * 4, [3] * 4, [1, 2, 3, 1], [0, 1, 2, 3], [2, 2, 1, 0], [1] * 4, [0] * 4, [3, 3, 0, 0]):
+    choices = ([1] * 4, [2] * 4, [3] * 4, [1, 2, 3, 1], [0, 1, 2, 3], [2, 2, 1, 0], [1] * 4, [0] * 4, [3, 3, 0, 0])
+    for selection in choices:
         with attachment.using(selection):
             traced = compiled(x)
         with LoRABank(adapters(torch.float32)).attach(net).using(selection):

@@ -193,25 +193,74 @@ def counted(call):
     return Counter.products
 
 
+def adapters_of(layers):
+    return [{t: c for i, layer in enumerate(layers) for t, c in pair(layer, 10 * i + j).items()} for j in (1, 2)]
+
+
 @pytest.mark.parametrize("selection", [[1, 1], [2, 2], [0, 1], [2, 1]])
 def test_q_k_and_v_project_their_input_once(network, x, selection):
-    layers = [f"{block}.{name}" for block in (0, 1) for name in ("q", "k", "v", "out")]
-    adapters = [{t: c for i, layer in enumerate(layers) for t, c in pair(layer, 10 * i + j).items()} for j in (1, 2)]
+    adapters = adapters_of([f"{block}.{name}" for block in (0, 1) for name in ("q", "k", "v", "out")])
     attachment, base = LoRABank(adapters).attach(network), counted(lambda: network(x))
     references = [network, *(merged(network, adapter) for adapter in adapters)]
     expected = torch.cat([references[variant](x[i : i + 1]) for i, variant in enumerate(selection)])
-    with attachment.using(selection):  # looks on
-        torch.testing.assert_close(network(x), expected, rtol=0, atol=1e-12)
+    outputs = []
+    for _ in range(2):
+        with attachment.using(selection):
+            outputs.append(network(x))
+    torch.testing.assert_close(outputs[0], expected, rtol=0, atol=1e-12)
+    assert torch.equal(*outputs)  # the first pass takes the same products as any other
     with attachment.using(selection):
-        torch.testing.assert_close(network(x), expected, rtol=0, atol=1e-12)
+        # q, k, v, and `out` of the same parent, which gets another tensor
         assert counted(lambda: network(x)) - base == 2 * (1 + 3 + 2)
 
 
-def test_an_input_that_is_written_to_in_between_is_not_shared(network, x):
+class Attention(nn.Module):
+    """To a prompt of another width than the tokens'."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(WIDTH, WIDTH), nn.Linear(3, WIDTH), nn.Linear(3, WIDTH)
+
+    def forward(self, x, prompt):
+        return x + torch.softmax(self.q(x) @ self.k(prompt).transpose(-1, -2), -1) @ self.v(prompt)
+
+
+class Prompted(nn.Module):
+    """Two of them. own: whether each gets a prompt of its own."""
+
+    def __init__(self, own):
+        super().__init__()
+        self.first, self.second, self.own = Attention(), Attention(), own
+
+    def forward(self, x):
+        prompt = x[..., :3].contiguous()
+        return self.second(self.first(x, prompt), prompt + 1 if self.own else prompt)
+
+
+@pytest.mark.parametrize(("own", "products"), [(False, (2 + 2) + 1 + 4), (True, (2 + 2) + 2 + 4)])
+def test_a_prompt_is_projected_once_for_all_attentions(x, own, products):
+    torch.manual_seed(3)
+    network = Prompted(own).double().requires_grad_(False)
+    adapter = {}
+    for i, (block, name) in enumerate((b, n) for b in ("first", "second") for n in "qkv"):
+        width = WIDTH if name == "q" else 3
+        part = Factors(drawn(2, width, seed=i), drawn(WIDTH, 2, seed=i + 9), 0.7)
+        adapter[Target(f"{block}.{name}", (WIDTH, width))] = part
+    attachment, base = LoRABank([adapter]).attach(network), counted(lambda: network(x))
+    for _ in range(2):
+        with attachment.using([1, 1]):
+            torch.testing.assert_close(network(x), merged(network, adapter)(x), rtol=0, atol=1e-12)
+    with attachment.using([1, 1]):
+        assert counted(lambda: network(x)) - base == products
+
+
+def test_an_input_that_is_written_to_in_between_is_noticed_and_not_shared(network, x):
     network[0].reused = True
     adapter = {**pair("0.q"), **pair("0.k", 3), **pair("0.v", 5)}
     attachment, expected = LoRABank([adapter]).attach(network), merged(network, adapter)(x)
-    for _ in range(3):
+    with pytest.raises(BlendError, match="writes into a tensor"), attachment.using([1, 1]):
+        network(x)
+    for _ in range(2):
         with attachment.using([1, 1]):
             torch.testing.assert_close(network(x), expected, rtol=0, atol=1e-12)
 
