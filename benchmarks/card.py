@@ -57,7 +57,10 @@ def steps(device: str) -> list[Step]:
     on = {"DIFFUSION_BLEND_DEVICE": device}
     benchmark = ["benchmarks/profiling.py", *(["--size", "small", "--steps", "2"] if small else [])]
     costs = ["benchmarks/cost.py", "--page", str(OUT / "costs.md"), "--out", str(OUT / "cost.json")]
-    costs += ["--dtypes", "float32"] if small else ["--rewards", "2", "3", "--rounds", "3", "--steps", "10"]
+    ways = ["exact, one after another", "exact, one batch", "merged", "stratified", "stratified, two products"]
+    ways += ["ComfyUI's LoRA hooks", "m whole networks"]
+    costs += ["--ways", *ways, "--copies", "2", "--rewards", "2", "3", "--steps", "2" if small else "6", "--rounds"]
+    costs += ["1", "--dtypes", "float32"] if small else ["3", "--dtypes", "float16"]
     trained = ["benchmarks/trainer_steps.py", *(["--small"] if small else [])]
     halves = {dtype: {**on, "DIFFUSION_BLEND_DTYPE": dtype} for dtype in ("float16", "bfloat16")}
     return [
@@ -66,8 +69,8 @@ def steps(device: str) -> list[Step]:
         *(tested(f"exactness, {dtype}", KINDS, 90, workers, **own) for dtype, own in halves.items()),
         tested("server", "server", 120, 1, **on),
         *([] if small else [Step("kernel", ["benchmarks/low_rank_kernel.py"], 120, {})]),
-        Step("costs, SD 1.5", [*costs, "--networks", "SD 1.5", *([] if small else ["--dtypes", "float16"])], 120, on),
-        Step("costs, SDXL", [*costs, "--networks", "SDXL", *([] if small else ["--dtypes", "float16"])], 180, on),
+        Step("costs, SDXL", [*costs, "--networks", "SDXL"], 180, on),
+        Step("costs, SD 1.5", [*costs, "--networks", "SD 1.5"], 120, on),
         Step("where the time goes", benchmark, 90, on),
         Step("trainer steps", trained, 120, on),
     ]

@@ -39,6 +39,7 @@ def arguments() -> argparse.Namespace:
         "--copies", type=int, default=4, help="the most whole networks to hold; fewer where memory is short"
     )
     parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--ways", nargs="+", help="some of the rows alone")
     parser.add_argument("--page", type=Path, default=PAGE, help="the Markdown to write")
     parser.add_argument("--out", type=Path, default=OUT, help="the JSON to write, beside what it holds already")
     given = parser.parse_args()

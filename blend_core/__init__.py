@@ -22,6 +22,7 @@ from .estimators import (
     control_variate,
     exact,
     image_seed,
+    merged,
     sampled,
     stratified,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "exact",
     "image_seed",
     "is_adapter_file",
+    "merged",
     "mixed",
     "normalised",
     "parse_numbers",

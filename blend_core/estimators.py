@@ -6,6 +6,7 @@ A *variant* is a number: 0 the base, i the i-th basis. One family, one signature
     plan(evaluate, step) -> the blended prediction
 
     exact            every variant with a coefficient, every step         DB-MPA, DB-KLA (arXiv 2505.18547, eq. 9-10)
+    merged           all bases at their coefficients, in one prediction   what stacked LoRAs are
     sampled          one variant per step, drawn with probability c_i     DB-MPA-LS (Algorithm 2; Proposition 2)
     stratified       one variant per step, in its share at every prefix   error diffusion; ours
     control_variate  one per step, and what the others last predicted     control_variates.py; ours
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from .control_variates import AnchoredPlan, TrackedPlan
 from .errors import BlendError
-from .plan import Coefficients, Plan, per_step
+from .plan import Coefficients, MergedPlan, Plan, per_step
 
 Estimator = Callable[[Coefficients, int, Sequence[int]], Plan]
 BUDGET = 1.1  # average evaluations per step: what `budget` and `anchored` take unless told
@@ -60,6 +61,31 @@ def stratified(coefficients: Coefficients, steps: int, seeds: Sequence[int]) -> 
     table = per_step(coefficients, steps)
     _check_probabilities(table)
     return _one_per_step(torch.stack([_diffused(table, _generator(seed)) for seed in seeds], dim=1))
+
+
+def merged(coefficients: Coefficients, steps: int, seeds: Sequence[int]) -> MergedPlan:
+    """All bases at their coefficients in one prediction per step, as weights that were merged give it; any sign.
+
+    Not the blend of their predictions but, to second order in what they change, near it.
+    """
+    table = per_step(coefficients, steps)
+    mixtures: dict[int, dict[int, float]] = {}
+    variants = [_mixture(row, table.shape[1], mixtures) for row in table.tolist()]
+    return MergedPlan(
+        torch.tensor(variants)[:, None, None].expand(-1, 1, len(seeds)),
+        torch.ones(steps, 1, dtype=torch.float64),
+        mixtures,
+    )
+
+
+def _mixture(row: Sequence[float], first: int, mixtures: dict[int, dict[int, float]]) -> int:
+    """The variant of these coefficients: the base, a basis, or a mixture, which is entered where it is new."""
+    own = {variant: coefficient for variant, coefficient in enumerate(row) if variant and coefficient}
+    if not own or list(own.values()) == [1.0]:
+        return next(iter(own), 0)
+    known = next((variant for variant, other in mixtures.items() if other == own), first + len(mixtures))
+    mixtures[known] = own
+    return known
 
 
 def control_variate(coefficients: Coefficients, steps: int, seeds: Sequence[int]) -> Plan:
@@ -97,6 +123,7 @@ def anchored(coefficients: Coefficients, steps: int, seeds: Sequence[int], evalu
 
 ESTIMATORS: dict[str, Estimator] = {
     "exact": exact,
+    "merged": merged,
     "budget": budget,
     "control_variate": control_variate,
     "stratified": stratified,

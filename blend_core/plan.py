@@ -5,8 +5,8 @@ A *variant* is a number: 0 the base, i the i-th basis.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -42,6 +42,7 @@ class Plan:
     variants: Tensor
     weights: Tensor
 
+    mixtures: ClassVar[Mapping[int, Mapping[int, float]]] = {}  # variants that are several at once, with coefficients
     needs_denoised: ClassVar[bool] = False  # whether predictions must come as denoised, the model's estimates of x0
 
     @property
@@ -96,6 +97,13 @@ class Plan:
         return self.for_images(step, images or self.batch)[used], self.weights[step, used]
 
 
+@dataclass(frozen=True)
+class MergedPlan(Plan):
+    """One variant per step, which may be a mixture: all bases at their coefficients in one prediction."""
+
+    mixtures: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
+
+
 Coefficients = Sequence[float] | Tensor
 """(1 + m,), base first, or (steps, 1 + m) of a schedule."""
 
@@ -116,16 +124,17 @@ def per_step(coefficients: Coefficients, steps: int) -> Tensor:
     return table if table.dim() == 2 else table.expand(steps, -1)
 
 
-def choices(plan: Plan) -> list[list[int | None]]:
-    """The variant that each step of each image used, None at steps of all; for plans of one variant per step."""
-    variants = plan.variants[:, 0].T.tolist()  # (batch, steps)
+def choices(plan: Plan, names: Sequence[str]) -> list[list[int | None]]:
+    """The variant that each step of each image used, 1 + len(names) for a mixture, None at steps of all; for plans of
+    one variant per step."""
+    variants = plan.variants[:, 0].clamp(max=1 + len(names)).T.tolist()  # (batch, steps)
     return [[None if plan.is_full(step) else used for step, used in enumerate(steps)] for steps in variants]
 
 
 def describe_choices(plan: Plan, names: Sequence[str]) -> str:
     """Which variant each step of each image used, one line per image, for plans of one variant per step."""
-    labels = {None: "all", **dict(enumerate(("base", *names)))}
+    labels = {None: "all", **dict(enumerate(("base", *names, "merged")))}
     return "\n".join(
         f"image {image}: " + ", ".join(f"{step}: {labels[used]}" for step, used in enumerate(steps, start=1))
-        for image, steps in enumerate(choices(plan), start=1)
+        for image, steps in enumerate(choices(plan, names), start=1)
     )

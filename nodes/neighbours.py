@@ -227,10 +227,13 @@ class _Place:
 
 
 def _places(network: torch.nn.Module) -> list[_Place]:
-    """The attributes that a network of ComfyUI keeps tensors of a pass in."""
+    """The attributes that a network of ComfyUI keeps tensors of a pass in, without those of CACHES."""
+    others = {name for names in CACHES.values() for name in names}
     return [
         _Place(module, name, type(value)() if isinstance(value, list | dict) else None)
         for module in network.modules()
         for name, value in vars(module).items()
-        if "cache" in name.lower() and (value is None or isinstance(value, list | dict | tuple | torch.Tensor))
+        if "cache" in name.lower()
+        and name not in others
+        and (value is None or isinstance(value, list | dict | tuple | torch.Tensor))
     ]

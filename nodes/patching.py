@@ -37,6 +37,7 @@ from ..blend_core import (
     TargetIndex,
     exact,
     image_seed,
+    merged,
     resolve,
 )
 from ..blend_core.adapters.foreign import first_of
@@ -182,7 +183,13 @@ def _bank(blend: LoRABlend, index: TargetIndex, every: bool) -> tuple[LoRABank, 
 
 
 def _check_evaluation(blend: LoRABlend, estimator: Estimator) -> None:
-    """Refuse coefficients and regions that this evaluation cannot take, before anything runs."""
+    """Refuse coefficients, regions and bases that this evaluation cannot take, before anything runs."""
+    whole = [basis.label for basis in blend.bases if not isinstance(basis, RewardLoRA)]
+    if estimator is merged and whole:
+        raise BlendError(
+            f"{', '.join(whole)} is a whole model, and the evaluation merged adds LoRAs within one network. Choose "
+            "exact, stratified or budget, or load a LoRA in its place."
+        )
     if blend.regions and estimator is not exact:
         raise BlendError(
             "a region needs every reward at every step, but this evaluates one per step. Use Blended KSampler, or set "

@@ -171,15 +171,18 @@ class BlendedRun:
             self._banks.append(bank)
             dtype = dtype if dtype.itemsize > 1 else None
             self._attachments[id(network)] = bank.attach(network, dtype, PARAMETERS)
+            self._attachments[id(network)].mix(self.plan.mixtures)
         return self._attachments[id(network)]
 
     def unused(self) -> dict[str, list[str]]:
         """The modules that a LoRA changes and nobody used in this run, by the LoRA's name; none where all were."""
         attachments = list(self._attachments.values())
+        planned = set(self.plan.variants.flatten().tolist())
+        planned |= {variant for mixture in self.plan.mixtures.values() for variant in mixture}
         found = {
             name: sorted(set.intersection(*(set(attachment.unused(variant)) for attachment in attachments)))
             for variant, name in enumerate(self.blend.names, start=1)
-            if attachments and variant not in self.networks and bool((self.plan.variants == variant).any())
+            if attachments and variant not in self.networks and variant in planned
         }
         return {name: modules for name, modules in found.items() if modules}
 

@@ -8,7 +8,7 @@ import comfy.samplers
 from comfy_api.latest import io
 from comfy_extras.nodes_custom_sampler import BasicScheduler, SamplerCustom
 
-from ..blend_core import budget, choices, describe_choices, exact, sampled, stratified
+from ..blend_core import budget, choices, describe_choices, exact, merged, sampled, stratified
 from ..blend_core.estimators import BUDGET, Estimator
 from .msdda import describe_etas, sample_msdda
 from .patching import EXECUTIONS, apply_blend, sample
@@ -16,14 +16,15 @@ from .showing import shown
 from .sockets import CATEGORY, BlendSocket, LoRABlend
 
 _NOTHING_SAMPLED = "no step was sampled"
-SELECTIONS = {"stratified": stratified, "random": sampled, "budget": budget}
+SELECTIONS = {"stratified": stratified, "random": sampled, "budget": budget, "merged": merged}
 EVALUATIONS = {"exact": exact, **SELECTIONS}
 
 BLEND_TOOLTIP = "What to blend, from Blend Weights or KL Interpolate."
 _ONE_PER_STEP_TOOLTIP = (
     "stratified spreads each reward evenly over the steps and lies nearer to the exact blend than random, which draws "
     "each step's reward independently, as in the paper. budget also remembers what the other rewards last predicted: "
-    "nearest with deterministic samplers, and alignment above 1 works too."
+    "nearest with deterministic samplers, and alignment above 1 works too. merged adds all LoRAs at their coefficients "
+    "in one prediction, as stacked LoRAs do: the cheapest, at any alignment."
 )
 _BUDGET_TOOLTIP = (
     "For budget: evaluations per step on average, from 1 (the plain sampler's cost, but for a first step of all "
@@ -230,7 +231,7 @@ class StochasticLSSampler(io.ComfyNode):
         if plan is None:
             return shown(cls, f"{applied.report}\n{_NOTHING_SAMPLED}", latent, _NOTHING_SAMPLED)
         text = describe_choices(plan, blend.names)
-        strips = {"names": ["base", *blend.names], "images": choices(plan)}
+        strips = {"names": ["base", *blend.names, "merged"], "images": choices(plan, blend.names)}
         return shown(cls, f"{applied.report}\n{text}", latent, text, editor={"choices": strips})
 
 

@@ -20,6 +20,17 @@ def peak(run: Run, device: torch.device) -> int | None:
     return _PEAKS[device.type](run)
 
 
+def busy(run: Run, device: torch.device) -> float | None:
+    """How long a GPU's kernels take in run(), in seconds; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        run()
+        torch.cuda.synchronize()
+    events = (event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA)
+    return sum(event.device_time for event in events) / 1e6  # from microseconds
+
+
 def _seconds_on_cuda(run: Run) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()

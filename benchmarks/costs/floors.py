@@ -42,10 +42,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Passes:
-    """`count` passes of a run, each of which holds `variants` variants of the call."""
+    """`count` passes of a run, each of which holds `variants` variants of the call.
+
+    adapters: whose factors a variant has, more than one where LoRAs are merged.
+    """
 
     count: int
     variants: int = 1
+    adapters: int = 1
 
 
 @dataclass(frozen=True)
@@ -78,18 +82,19 @@ class Floors:
     network: Work
     adapter: Work = Work()
 
-    def one(self, variants: int) -> Work:
-        """The work of a pass that holds `variants` variants: the base's weights are read once."""
-        multiply_adds = variants * (self.network.multiply_adds + self.adapter.multiply_adds)
-        return Work(multiply_adds, self.network.bytes + variants * self.adapter.bytes)
+    def one(self, passes: Passes) -> Work:
+        """The work of one pass: the base's weights are read once."""
+        factors = passes.variants * passes.adapters
+        multiply_adds = passes.variants * self.network.multiply_adds + factors * self.adapter.multiply_adds
+        return Work(multiply_adds, self.network.bytes + factors * self.adapter.bytes)
 
     def work(self, run: Iterable[Passes]) -> Work:
         """The work of a run."""
-        return sum((self.one(passes.variants).times(passes.count) for passes in run), Work())
+        return sum((self.one(passes).times(passes.count) for passes in run), Work())
 
     def seconds(self, run: Iterable[Passes], machine: Machine) -> float:
         """The least time of a run."""
-        return sum(passes.count * machine.seconds(self.one(passes.variants)) for passes in run)
+        return sum(passes.count * machine.seconds(self.one(passes)) for passes in run)
 
 
 def scheduled(evaluations: int, steps: int, m: int, execution: str) -> tuple[Passes, ...]:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from . import clock
 from .floors import Floors, Machine, adapter_work, network_work, watched
-from .modes import COPIES, MODES, Mode, State, plain
+from .modes import COPIES, MODES, ON_A_CARD, Mode, State, plain
 from .networks import SHAPES, Network, Sampling, build
 
 DEFAULTS = {
@@ -38,15 +38,20 @@ class Settings:
     rewards: list[int]
     copies: int
     rank: int
+    ways: list[str] | None = None  # None: all
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What one mode took: seconds and ratios to the plain run beside it, by round."""
+    """What one mode took: seconds, and ratios to the plain run next to it, by round.
+
+    peak: bytes on a GPU.  busy: the time of its kernels, over that of the plain run's.
+    """
 
     seconds: list[float]
     ratios: list[float]
     peak: int | None
+    busy: float | None
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,8 @@ class Bench:
     def modes(self, loras: Sequence[State]) -> dict[str, Mode]:
         """All ways to sample these LoRAs' blend that the settings allow."""
         left_out = {COPIES} if len(loras) > self.settings.copies else set()
-        chosen = {name: make for name, make in MODES.items() if name not in left_out}
+        left_out |= set() if self.network.device.type == "cuda" else set(ON_A_CARD)
+        chosen = {name: MODES[name] for name in self.settings.ways or MODES if name not in left_out}
         return {name: make(self.network, self.sampling, loras) for name, make in chosen.items()}
 
     def facts(self) -> dict:
@@ -106,6 +112,7 @@ class Bench:
             "floor_seconds": floor,
             "floor_ratio": floor / (steps * self.machine.seconds(self.floors.network)),
             "left": seconds / floor,
+            "busy": taken.busy,
             "peak_bytes": taken.peak,
             "held_share": mode.held() / network.bytes,
             "held_share_floor": m * self.floors.adapter.bytes / network.bytes,
@@ -135,7 +142,7 @@ def growing_rows(bench: Bench) -> Iterator[list[dict]]:
         rows += [bench.row(name, m, mode, taken[name]) for name, mode in modes.items()]
         modes.clear()
         _unload()
-        alone = Taken(plain_seconds, [1.0], clock.peak(beside.run, device))
+        alone = Taken(plain_seconds, [1.0], clock.peak(beside.run, device), clock.busy(beside.run, device) and 1.0)
         yield [bench.row("plain sampler", 0, beside, alone), *rows]
 
 
@@ -151,13 +158,16 @@ def measured(
     beside: Mode, modes: Mapping[str, Mode], rounds: int, device: torch.device
 ) -> tuple[dict[str, Taken], list[float]]:
     """What each mode took, and the seconds of every plain run."""
-    peaks = {}
+    peaks, busy = {}, {}
+    beside.run()
+    plain_busy = clock.busy(beside.run, device)
     for name, mode in modes.items():
         _unload()  # a peak of this mode alone
         peaks[name] = clock.peak(mode.run, device)
+        busy[name] = plain_busy and clock.busy(mode.run, device) / plain_busy
     for mode in (beside, *modes.values()):
         mode.run()  # loads weights and fills caches
-    taken = {name: Taken([], [], peaks[name]) for name in modes}
+    taken = {name: Taken([], [], peaks[name], busy[name]) for name in modes}
     plain_seconds = []
     for _ in tqdm(range(rounds), desc="rounds"):
         for name, mode in modes.items():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest import mock
 
 import comfy.hooks
 import comfy.patcher_extension
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...blend_core import ESTIMATORS, read_adapter
+from ...blend_core.network import low_rank
 from ...nodes.patching import KEY, apply_blend
 from ...nodes.sockets import LoRABlend, RewardLoRA
 from .floors import Passes, scheduled
@@ -49,10 +51,27 @@ def blended(evaluation: str, execution: str) -> Callable[[Network, Sampling, Seq
         (bank,) = (patcher.model for patcher in applied.model.get_additional_models_with_key(KEY))
 
         def passes() -> tuple[Passes, ...]:
+            if evaluation == "merged":
+                return (Passes(sampling.steps, adapters=len(loras)),)
             evaluations = round(applied.plan.evaluations_per_step * sampling.steps)
             return scheduled(evaluations, sampling.steps, len(loras), execution)
 
         return Mode(lambda: network.sample(sampling, applied.model), lambda: bank.nbytes, passes)
+
+    return mode
+
+
+def two_products(evaluation: str, execution: str) -> Callable[[Network, Sampling, Sequence[State]], Mode]:
+    """The same without the kernel that makes both products of a low-rank addition in one launch."""
+
+    def mode(network: Network, sampling: Sampling, loras: Sequence[State]) -> Mode:
+        own = blended(evaluation, execution)(network, sampling, loras)
+
+        def run() -> Tensor:
+            with mock.patch.object(low_rank, "KERNEL_RANK", 0):
+                return own.run()
+
+        return replace(own, run=run)
 
     return mode
 
@@ -114,10 +133,13 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 COPIES = "m whole networks"
+ON_A_CARD = ("stratified, two products",)  # which elsewhere is what stands without that word
 MODES = {
     "exact, one after another": blended("exact", "sequential"),
     "exact, one batch": blended("exact", "batched"),
+    "merged": blended("merged", "sequential"),
     "stratified": blended("stratified", "sequential"),
+    "stratified, two products": two_products("stratified", "sequential"),
     "sampled": blended("sampled", "sequential"),
     "control variate": blended("control_variate", "batched"),
     "budget 1.1": blended("budget", "batched"),

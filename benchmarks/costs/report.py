@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 EXACT = ("exact, one after another", "exact, one batch")
-ONE_EVALUATION = ("stratified", "sampled", "control variate")
+ONE_EVALUATION = ("merged", "stratified", "sampled", "control variate")
 EXACT_GOAL = 0.85  # of m, times the plain sampler
 ONE_GOAL = 1.05  # times the plain sampler
 HELD_GOAL = 0.03  # of the base's bytes, four adapters of rank 8
 
 _HEAD = (
     "way", "m", "time per image", "times plain", "multiply-adds", "bytes", "floor", "left", "held above base (floor)",
-    "peak",
+    "busy", "peak",
 )  # fmt: skip
 _INTRODUCTION = """# What a blend costs
 
@@ -36,6 +36,8 @@ of another m was taken at another moment.
 *floor over floor* is the way's floor over the plain sampler's: the ratio if both ran as well as the machine can.
 
 *held above base* is what a way keeps beside the base's weights; its floor is the factors once, in the network's dtype.
+*busy* is the time that a GPU's kernels take, as a multiple of the plain sampler's: *times plain* comes to it where the
+host launches fast enough. It leaves out what the GPU waits for between two kernels.
 *peak* is the most that tensors took on the GPU with only this way's models there; a CPU does not count it.
 `control variate` and `budget 1.1` ask all rewards at their first step, which weighs more the fewer the steps. ComfyUI's
 hooks merge their weights anew in every run, beyond the floor. DynamicVRAM, which only ComfyUI's server starts, is off.
@@ -93,6 +95,7 @@ def _cells(row: dict) -> tuple[str, ...]:
         _time(row["floor_seconds"]),
         f"{row['left']:.2f}",
         f"{row['held_share']:.2%} ({row['held_share_floor']:.2%})",
+        "" if row.get("busy") is None else f"{row['busy']:.2f}",
         "" if row["peak_bytes"] is None else _size(row["peak_bytes"]),
     )
 

@@ -21,7 +21,7 @@ from ..adapters import Change, Factors, Target
 from ..errors import BlendError
 from .changed import Changed
 from .low_rank import LowRank
-from .selection import Selection
+from .selection import Mixtures, Selection
 from .shared_inputs import SharedInput, refuse_written_inputs, shared_inputs
 from .site import OWN, ModuleChanges, Parameters, Site
 
@@ -128,7 +128,13 @@ class Attachment:
         self._shared: list[SharedInput] = shared_inputs(layers, modules)
         self._checked: set[frozenset[int]] = set()  # sets of variants in whose passes inputs were looked at
         self.selection: Selection | None = None
+        self._mixtures: Mixtures = {}
         self.compiled = any(module._compiled_call_impl is not None for module in modules.values())
+
+    def mix(self, mixtures: Mixtures) -> None:
+        """Let these variants, which are none of the adapters', be several of them at once, at their coefficients."""
+        self._mixtures = mixtures
+        self._selections.clear()
 
     def measure(self) -> None:
         """Take the norms that DoRA needs, of the weights as they are now; begin to note what is used."""
@@ -163,7 +169,8 @@ class Attachment:
         Raises BlendError when it is open already: a second layer of the same forwards would call itself, and could not
         be taken off again.
         """
-        active, selection = frozenset(variants) - {0}, self._selection_of(tuple(variants))
+        selection = self._selection_of(tuple(variants))
+        active = selection.members - {0}
         whole = self.compiled and active
         sites = [site for site in self._sites if whole or not active.isdisjoint(site.changes.variants)]
         for site in sites if whole else ():
@@ -217,7 +224,7 @@ class Attachment:
         if variants not in self._selections:
             if len(self._selections) >= _MOST_SELECTIONS:
                 self._selections.clear()
-            self._selections[variants] = Selection(variants)
+            self._selections[variants] = Selection(variants, self._mixtures)
         return self._selections[variants]
 
 

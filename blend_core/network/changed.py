@@ -63,6 +63,13 @@ class Changed(nn.Module):
         again: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """`out`, the module's output for x, with the rows of each variant changed. again(x): the module's output."""
+        if selection.mixture is not None:
+            changes = [
+                coefficient * (self._changed(variant, out, x, module, gains, again) - out)
+                for variant, coefficient in selection.mixture.items()
+                if variant in self.variants
+            ]
+            return sum(changes, out)
         for variant in self.variants:
             rows = selection.rows_of(variant, x)
             if rows is None:

@@ -17,16 +17,24 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tiles:
-    """What a program takes: tokens, columns of x and of out at a time; in how many shares out's columns are dealt."""
+    """What a program takes: tokens, columns of x and of out at a time.
+
+    shares: in how many out's columns are dealt to programs; None: as many as the card needs to be busy.
+    """
 
     tokens: int = 64
     width: int = 128
     columns: int = 64
-    shares: int = 4
+    shares: int | None = None
     warps: int = 4
     stages: int = 4
 
+    def dealt(self, blocks: int) -> int:
+        """The shares for so many blocks of tokens: each share reads x again, and too few leave the card idle."""
+        return self.shares or min(max(PROGRAMS // triton.next_power_of_2(blocks), 2), 8)
 
+
+PROGRAMS = 128  # of an H200's 132 multiprocessors
 TILES = Tiles()
 
 
@@ -98,11 +106,12 @@ def add(
     rows = 1 if places is None else len(places)
     width, height = x.shape[-1], out.shape[-1]
     tokens = x.numel() // (rows * width)
-    grid = (rows * triton.cdiv(tokens, tiles.tokens), tiles.shares)
-    _add[grid](
+    blocks = rows * triton.cdiv(tokens, tiles.tokens)
+    shares = tiles.dealt(blocks)
+    _add[blocks, shares](
         x, down, up, out, scales, places, tokens, width, height, up.shape[1], place, alpha,
         RANK=rank, PADDED=max(16, triton.next_power_of_2(rank)), MIXED=places is not None, SCALED=scales is not None,
-        TOKENS=tiles.tokens, WIDTH=tiles.width, COLUMNS=tiles.columns, SHARES=tiles.shares,
+        TOKENS=tiles.tokens, WIDTH=tiles.width, COLUMNS=tiles.columns, SHARES=shares,
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     return out

@@ -25,14 +25,17 @@ MOST_COLUMNS = 128
 unit is no narrower, and it saves a copy of factors per row. Above, every row gets its own."""
 
 
-LEAST_ELEMENTS = 0
-"""Elements of a layer's input from which on the kernel of kernel.py was measured to be faster than two products."""
+KERNEL_RANK, KERNEL_ELEMENTS = 32, 2**23
+"""The highest rank, and the most elements of a layer's input, up to which kernel.py was measured to be the faster way
+(docs/costs.md)."""
 
 
-def kernel_for(out: Tensor, x: Tensor) -> ModuleType | None:
+def kernel_for(out: Tensor, x: Tensor, rank: int) -> ModuleType | None:
     """kernel.py, where it can take these tensors and is the faster way; else None."""
     plain = type(x) is Tensor and type(out) is Tensor and x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)
-    if not plain or x.numel() < LEAST_ELEMENTS or torch.compiler.is_compiling() or out.requires_grad:
+    if not plain or rank > KERNEL_RANK or x.numel() > KERNEL_ELEMENTS:
+        return None
+    if torch.compiler.is_compiling() or out.requires_grad:
         return None
     return _kernel() if x.is_contiguous() and out.is_contiguous() and out is not x else None
 
@@ -113,9 +116,11 @@ class LowRank(nn.Module):
         placed = self.placed(x)
         if (only := selection.only) is not None and only not in placed.of:
             return out
-        if placed.down.dim() == 2 and (kernel := kernel_for(out, x)) is not None:
+        rank = self.rank if selection.mixture is None else self.columns
+        if placed.down.dim() == 2 and (kernel := kernel_for(out, x, rank)) is not None:
             return self._add_at_once(kernel, out, x, selection, placed)
-        if self.columns > MOST_COLUMNS and only is None and placed.down.dim() == 2:
+        mixed = only is None and selection.mixture is None
+        if mixed and self.columns > MOST_COLUMNS and placed.down.dim() == 2:
             return self._add_by_row(out, x, selection, placed)
         if only is not None:
             down, up, weights, alpha = placed.of[only]
@@ -147,6 +152,10 @@ class LowRank(nn.Module):
 
     def _add_at_once(self, kernel, out: Tensor, x: Tensor, selection: Selection, placed: _Placed) -> Tensor:
         """Both products in one launch."""
+        if selection.mixture is not None:  # one addition of all columns
+            weights = self.weights(selection, x)[0]
+            alpha = 1.0 if self.alpha is None else self.alpha
+            return kernel.add(out, x, placed.down, placed.up, self.columns, weights, alpha, 0)
         if selection.only is not None:
             place, places = self.variants.index(selection.only), None
             alpha = self.alphas[place]

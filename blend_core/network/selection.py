@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import BlendError
+
+Mixtures = Mapping[int, Mapping[int, float]]
+"""Variants that are several others at once: of each the coefficients, by variant."""
 
 
 class Columns(Protocol):
@@ -21,30 +24,42 @@ class Columns(Protocol):
 class Selection:
     """Row i of a call is variant variants[i]. Rows may stand several times each: frames of a video in the batch.
 
-    only: the variant, where all rows have the same one; else None.
+    mixtures: variants that are several at once, each at its coefficient.  only: the variant, where all rows have the
+    same one and it is no mixture; else None.  mixture: the same of a mixture, (variant: coefficient).  members: all
+    variants in it, those of mixtures one by one.
     """
 
-    def __init__(self, variants: tuple[int, ...]):
-        self.variants = variants
-        self.only = variants[0] if len(set(variants)) == 1 else None
+    def __init__(self, variants: tuple[int, ...], mixtures: Mixtures | None = None):
+        self.variants, self._mixtures = variants, mixtures or {}
+        same = variants[0] if len(set(variants)) == 1 else None
+        self.mixture = self._mixtures.get(same)
+        self.only = same if self.mixture is None else None
+        self.members = frozenset(v for variant in set(variants) for v in self._mixtures.get(variant, (variant,)))
         self._tensors: dict[tuple, Tensor] = {}
 
     def mask(self, layer: Columns, scales: Tensor | None, x: Tensor) -> Tensor:
         """(rows, columns) of x's dtype: 1 in the columns of a row's own variant, else 0; times `scales` (columns,).
 
+        A row that is a mixture has its coefficients in the place of 1.
+
         Raises BlendError where it is unknown which row is whose; see `times`.
         """
         times, key = self.times(x), ("mask", layer.variants, layer.rank, x.shape[0], x.device, x.dtype)
         if key not in self._tensors:
-            own = torch.tensor([[variant == other for other in layer.variants] for variant in self.variants])
+            rows = [[self._share(variant, other) for other in layer.variants] for variant in self.variants]
+            own = torch.tensor(rows, dtype=torch.float64)
             whole = own.repeat_interleave(times, 0).repeat_interleave(layer.rank, 1)
-            self._tensors[key] = whole.to(x.device, x.dtype)
+            self._tensors[key] = whole.to(x.dtype).to(x.device)
         if scales is None:
             return self._tensors[key]
         scaled = (*key, layer)
         if scaled not in self._tensors:
             self._tensors[scaled] = self._tensors[key] * scales
         return self._tensors[scaled]
+
+    def _share(self, variant: int, other: int) -> float:
+        """How much of `other` a row of `variant` has."""
+        return self._mixtures.get(variant, {variant: 1.0}).get(other, 0.0)
 
     def joined(self, layers: Sequence[Columns], make: Callable[[Columns], Tensor], x: Tensor) -> Tensor:
         """make(layer) of several layers, (rows, columns) each, next to each other."""

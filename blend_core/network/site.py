@@ -218,16 +218,22 @@ class Site:
         return Deferred(lambda: self._changed(name, device), parameter, device)
 
     def _changed(self, name: str, device: torch.device) -> Tensor:
-        """A parameter as the variant of the pass has it. Raises BlendError in a pass of several."""
-        variant = self.selection.only
-        if variant is None:
+        """A parameter as the variant of the pass has it, or a mixture. Raises BlendError in a pass of several."""
+        selection = self.selection
+        shares = {selection.only: 1.0} if selection.only is not None else selection.mixture
+        if shares is None:
             raise BlendError(
                 f"{self.name}.{name} is read without its layer, so a pass of several rewards cannot have one of each. "
                 "Choose the sequential execution."
             )
         self.touched = True
         value = self._read(name, device)
-        return self.changes.value(variant, name, precise(value), self._gains).to(value.dtype)
+        base = precise(value)
+        changes = [
+            coefficient * (self.changes.value(variant, name, base, self._gains) - base)
+            for variant, coefficient in shares.items()
+        ]
+        return sum(changes, base).to(value.dtype)
 
     def _read(self, name: str, device: torch.device) -> Tensor:
         self._reading += 1
@@ -251,7 +257,7 @@ class Site:
     def remove(self) -> None:
         """Put back what was there."""
         if self.touched:
-            self.used.update(self.selection.variants)
+            self.used.update(self.selection.members)
         _pop(self)
         if self.changes.by_output:
             if self._had_own:

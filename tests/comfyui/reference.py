@@ -93,8 +93,7 @@ def fused_reference(
                 active["network"] = network
                 denoised = model(x, now * x.new_ones(len(x)), **extra_args)
                 mean, variance = (_flow_step if flow else _ancestral_step)(x, denoised, now, after, eta)
-                share = c / variance
-                parts.append((share.to(x.device) if isinstance(share, Tensor) else share, mean))
+                parts.append((torch.as_tensor(c).to(x.device) / variance, mean))
             precision = sum(weight for weight, _ in parts)
             x = sum(weight * mean for weight, mean in parts) / precision
             if after > 0:

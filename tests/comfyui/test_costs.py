@@ -84,7 +84,7 @@ def test_every_way_gets_a_row_and_every_goal_a_line(network):
         network, settings, measuring.floors_of(network, settings), floors.Machine(multiply_adds=1e12, bytes=1e12)
     )
     (rows,) = measuring.growing_rows(measuring_bench)
-    allowed = [name for name in modes.MODES if name != modes.COPIES]
+    allowed = [name for name in modes.MODES if name not in (modes.COPIES, *modes.ON_A_CARD)]
     assert [row["mode"] for row in rows] == ["plain sampler", *allowed]
     text = report.section_text({"network": "tiny", **measuring_bench.facts(), "rows": rows})
     cells = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]

@@ -1,10 +1,12 @@
 """The LoRA bank on real networks: adapted equals merged, and nothing is left behind."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusion_blend.blend_core import BlendError, Factors, LoRABank, Target, agree, evaluate_variants, exact, mixed
+from diffusion_blend.blend_core import merged as core_merged
 from diffusion_blend.blend_core.network.execution import repeat_rows
 from torch import nn
 
@@ -620,3 +622,27 @@ def test_a_compiled_network_takes_one_graph_whatever_the_choice():
         with LoRABank(adapters(torch.float32)).attach(net).using(selection):
             torch.testing.assert_close(traced, net(x), rtol=1e-5, atol=1e-5)
     assert len(graphs) == 2
+
+
+@pytest.mark.parametrize("alignment", [0.7, 1.0, -0.4])
+def test_a_mixture_is_all_bases_merged_at_their_coefficients(alignment):
+    """In one prediction, over a schedule: the base, one basis alone, and mixtures of any sign."""
+    shares = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.5, 0.2, 0.3], [0.1, 0.0, 0.9]], dtype=torch.float64)
+    table = torch.cat([1 - alignment * shares.sum(1, keepdim=True), alignment * shares], 1)
+    net, x, bases = network(), inputs(2), adapters()
+    attachment, plan = LoRABank(bases).attach(net), core_merged(table, len(table), [0, 1])
+    attachment.mix(plan.mixtures)
+    for step, (_, *coefficients) in enumerate(table.tolist()):
+        expected = net
+        for coefficient, adapter in zip(coefficients, bases, strict=True):
+            scaled = {target: replace(part, scale=part.scale * coefficient) for target, part in adapter.items()}
+            expected = merged(expected, scaled)
+        passes = []
+
+        def call(inputs, variants, passes=passes):
+            passes.append(variants)
+            return net(inputs)
+
+        came = plan(lambda variants, call=call: evaluate_variants(call, x, 2, variants, attachment, 1), step)
+        torch.testing.assert_close(came, expected(x), rtol=0, atol=1e-11)
+        assert len(passes) == 1
