@@ -20,14 +20,39 @@ def recorded():
         yield address
 
 
-@pytest.fixture(scope="session")
-def real_server(tmp_path_factory):
-    """A real server; tests that need one are skipped without."""
+def _served(tmp_path_factory, newest: bool):
     root = real.workspace()
     if root is None:
         pytest.skip(f"no real server: {host.HINT}")
-    with real.served(root, tmp_path_factory.mktemp("comfyui") / "base") as server:
+    options = ("--front-end-root", str(_newest_editor())) if newest else ()
+    return real.served(root, tmp_path_factory.mktemp("comfyui") / "base", options)
+
+
+def _newest_editor():
+    pytest.importorskip("aiohttp", reason="browser tests SKIPPED: no aiohttp (pip install -e '.[dev]')")
+    from . import replay
+
+    return replay.editor_files() or pytest.skip("no comfyui_frontend_package (pip install -e '.[dev]')")
+
+
+@pytest.fixture(scope="session")
+def real_server(tmp_path_factory):
+    """A real server with the editor that it asks for; tests that need one are skipped without."""
+    with _served(tmp_path_factory, newest=False) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def newest_server(tmp_path_factory):
+    """A real server with the newest editor."""
+    with _served(tmp_path_factory, newest=True) as server:
+        yield server
+
+
+@pytest.fixture(params=["real_server", "newest_server"], ids=["own", "newest"])
+def server(request):
+    """Both, one after the other."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="session")
@@ -86,14 +111,14 @@ def opened(editor, address, canvas):
 
 
 @pytest.fixture
-def run(editor, real_server, canvas):
-    """run(graph): press Run and wait for the end; the editor, with what the server told it in `events`."""
+def visit(editor, server, canvas):
+    """visit(graph, node=TYPE): a graph on a real server, in both editors on both canvases."""
 
-    def press(graph: dict, node: str):
-        made = editor(f"http://127.0.0.1:{real_server.port}", canvas)
+    def open_graph(graph: str | dict, node: str | None = None, **settings) -> Editor:
+        made = editor(f"http://127.0.0.1:{server.port}", canvas, **settings)
         made.load(graph)
-        made.centre(node)
-        made.run()
+        if node:
+            made.centre(node)
         return made
 
-    return press
+    return open_graph

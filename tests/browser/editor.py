@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ QUIET = {"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "1.45.0", "C
 CANVASES = {"classic": {"Comfy.VueNodes.Enabled": False}, "nodes2": {"Comfy.VueNodes.Enabled": True}}
 CHROMIUM_OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+SEEDS = itertools.count()
 READY = "!!window.LiteGraph?.registered_node_types?.DiffusionBlendKSampler && !!window.app?.graph"
 
 
@@ -36,9 +38,18 @@ class Editor:
         page.set_default_timeout(PATIENCE * 1000)
         page.on("console", lambda message: self.messages.append(message.text))
         page.goto(address)
-        page.wait_for_function(READY)
-        self.wait(1500)
+        self._come_up()
         page.evaluate(before)
+
+    def _come_up(self) -> None:
+        self.page.wait_for_function(READY)
+        self.wait(1500)
+
+    def reload(self) -> None:
+        """Reload the page."""
+        self.wait(1000)  # the editor keeps drafts of open workflows with a delay
+        self.page.reload()
+        self._come_up()
 
     def wait(self, milliseconds: int) -> None:
         """Give the editor time: it follows widgets by looking at them."""
@@ -71,6 +82,18 @@ class Editor:
             [node, scale],
         )
         self.wait(1000)
+
+    def shown(self, node: str) -> list[str]:
+        """The texts on the nodes of a type that are drawn, as a person reads them."""
+        self.wait(600)
+        texts = self.evaluate(
+            """(type) => app.graph.nodes.filter((node) => node.type === type).map((node) => {
+                const text = node.widgets.find(({ name }) => name === "shown_controls").element.querySelector("p");
+                return text?.isConnected && text.offsetHeight > 0 ? text.innerText : "";
+            })""",
+            node,
+        )
+        return [text for text in texts if text]
 
     def value(self, node: str, widget: str):
         """The value of a widget of the first node of a type."""
@@ -147,11 +170,11 @@ def content_of(graph: str) -> dict:
 
 
 def runnable(example: str, steps: int = 4) -> dict:
-    """An example that runs on tiny files: random prompts, small pictures, formulas for rewards."""
+    """An example that runs on tiny files: random prompts that no run had before, small pictures, formulas for rewards."""
     graph = content_of(example)
     for node in graph["nodes"]:
         if node["type"] == "CLIPTextEncode":
-            node |= {"type": "RandomPrompt", "inputs": [], "widgets_values": [node["id"]]}
+            node |= {"type": "RandomPrompt", "inputs": [], "widgets_values": [next(SEEDS), "fixed"]}
         elif node["type"] == "EmptyLatentImage":
             node["widgets_values"][:2] = [64, 64]
         elif node["type"] == "DiffusionBlendLoadRewardModel" and node["widgets_values"][0] == "aesthetic":

@@ -17,8 +17,8 @@ def workspace() -> Path | None:
 
 
 @contextlib.contextmanager
-def served(root: Path, folder: Path):
-    """The running server; `folder` does not exist yet."""
+def served(root: Path, folder: Path, options: tuple[str, ...] = ()):
+    """The running server; `folder` does not exist yet.  options: for its command line."""
     python = host.python_of(root)
     environment = os.environ | {
         "COMFYUI_PATH": str(root),
@@ -28,5 +28,5 @@ def served(root: Path, folder: Path):
     command = [python, "-m", "comfyui.example_models", folder / "models"]
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
-    with Server(folder, python, root, ("--cache-none",)) as server:  # a graph that comes again is to run again
+    with Server(folder, python, root, options) as server:
         yield server

@@ -97,15 +97,6 @@ def test_help_shows_our_page_and_its_picture(opened):
     editor.page.wait_for_function("document.querySelector('img[alt=\"Blend Weights\"]')?.naturalWidth > 100")
 
 
-def test_a_run_shows_progress_the_formula_and_the_picture(run):
-    editor = run(runnable("two_rewards"), "DiffusionBlendBlendWeights")
-    steps = [(detail["value"], detail["max"]) for kind, detail in editor.events if kind == "progress"]
-    assert (1, 4) in steps and (4, 4) in steps
-    assert "0.6 faithful + 0.4 beautiful" in editor.value("DiffusionBlendBlendWeights", "$$node-text-preview")
-    saved = editor.evaluate(f"app.nodeOutputs[{node_of('SaveImage')}.id].images")
-    assert len(saved) == 1 and saved[0]["filename"].endswith(".png")
-
-
 def test_every_example_runs_as_the_editor_exports_it(editor, real_server):
     exporting = editor(f"http://127.0.0.1:{real_server.port}")
     for example in EXAMPLES:
