@@ -20,12 +20,18 @@ def recorded():
         yield address
 
 
-def _served(tmp_path_factory, newest: bool):
-    root = real.workspace()
-    if root is None:
-        pytest.skip(f"no real server: {host.HINT}")
-    options = ("--front-end-root", str(_newest_editor())) if newest else ()
-    return real.served(root, tmp_path_factory.mktemp("comfyui") / "base", options)
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory):
+    """serve(editor, models=True): a context with a real server, under its own editor or the newest."""
+
+    def start(editor: str, models: bool = True):
+        root = real.workspace()
+        if root is None:
+            pytest.skip(f"no real server: {host.HINT}")
+        options = ("--front-end-root", str(_newest_editor())) if editor == "newest" else ()
+        return real.served(root, tmp_path_factory.mktemp("comfyui") / "base", options, models)
+
+    return start
 
 
 def _newest_editor():
@@ -36,16 +42,16 @@ def _newest_editor():
 
 
 @pytest.fixture(scope="session")
-def real_server(tmp_path_factory):
+def real_server(serve):
     """A real server with the editor that it asks for; tests that need one are skipped without."""
-    with _served(tmp_path_factory, newest=False) as server:
+    with serve("own") as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def newest_server(tmp_path_factory):
+def newest_server(serve):
     """A real server with the newest editor."""
-    with _served(tmp_path_factory, newest=True) as server:
+    with serve("newest") as server:
         yield server
 
 

@@ -13,10 +13,24 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE = 180  # seconds
 QUIET = {"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "1.45.0", "Comfy.Minimap.Visible": False}
+EXAMPLES = {
+    "two_rewards": "01 Two rewards and a dial",
+    "kl_dial": "02 How far from the base model",
+    "three_rewards": "03 Three rewards for the time of one",
+    "best_of_four": "04 Best of four by reward",
+    "sweep": "05 Which weights are worth choosing",
+    "find_my_blend": "06 Find my blend by clicks",
+    "regional_rewards": "07 Each reward where you paint",
+    "controlnet": "08 Blend under ControlNet",
+    "two_passes": "09 One blend, two passes",
+    "msdda": "10 Rewards trained with unequal noise",
+}
+"""The example graphs' files by short names; the editor shows the files' names as titles, in their order."""
 CANVASES = {"classic": {"Comfy.VueNodes.Enabled": False}, "nodes2": {"Comfy.VueNodes.Enabled": True}}
 CHROMIUM_OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SEEDS = itertools.count()
+SD15_PROMPT, SD3_PROMPT = (768, 0), (4096, 2048)  # widths of tokens and of the pooled prompt
 READY = "!!window.LiteGraph?.registered_node_types?.DiffusionBlendKSampler && !!window.app?.graph"
 
 
@@ -165,20 +179,19 @@ def widget_of(node: str, widget: str) -> str:
 
 
 def content_of(graph: str) -> dict:
-    """An example graph's file, which was saved without the controls."""
-    return json.loads((REPOSITORY / "example_workflows" / f"{graph}.json").read_text(encoding="utf8"))
+    """An example graph's file."""
+    return json.loads((REPOSITORY / "example_workflows" / f"{EXAMPLES[graph]}.json").read_text(encoding="utf8"))
 
 
 def runnable(example: str, steps: int = 4) -> dict:
-    """An example that runs on tiny files: random prompts that no run had before, small pictures, formulas for rewards."""
+    """An example that runs on tiny files: new random prompts, small pictures, formulas for rewards."""
     graph = content_of(example)
+    widths = SD3_PROMPT if any(node["type"] == "EmptySD3LatentImage" for node in graph["nodes"]) else SD15_PROMPT
     for node in graph["nodes"]:
         if node["type"] == "CLIPTextEncode":
-            node |= {"type": "RandomPrompt", "inputs": [], "widgets_values": [next(SEEDS), "fixed"]}
-        elif node["type"] == "EmptyLatentImage":
+            node |= {"type": "RandomPrompt", "inputs": [], "widgets_values": [next(SEEDS), "fixed", *widths]}
+        elif node["type"] in ("EmptyLatentImage", "EmptySD3LatentImage"):
             node["widgets_values"][:2] = [64, 64]
-        elif node["type"] == "DiffusionBlendLoadRewardModel" and node["widgets_values"][0] == "aesthetic":
-            node["widgets_values"][0] = "colourfulness"
         elif "steps" in [entry["name"] for entry in node["inputs"]]:
             node["widgets_values"][2] = steps
     kinds = {node["id"]: node["type"] for node in graph["nodes"]}

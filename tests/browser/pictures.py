@@ -25,12 +25,12 @@ MOST_BYTES = 40_000
 STEPS = 20
 NODES = json.loads((REPOSITORY / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf8"))
 EXAMPLES = (
-    "three_rewards_one_per_step",
+    "three_rewards",
     "best_of_four",
     "kl_dial",
     "regional_rewards",
     "msdda",
-    "upscaler_pass",
+    "two_passes",
     "find_my_blend",
 )
 

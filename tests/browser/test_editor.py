@@ -60,7 +60,7 @@ def test_what_is_missing_or_red_is_seen(editor, recorded):
 
 
 def test_the_triangles_point_survives_saving_and_loading(opened):
-    editor = opened("three_rewards_one_per_step")
+    editor = opened("three_rewards")
     point = editor.locator(".diffusion-blend-weights circle")
     x, y, _ = middle(point)
     editor.drag((x, y), (x - 20, y + 15))

@@ -33,7 +33,7 @@ def test_weights_that_are_no_numbers_are_refused_on_the_node_before_the_run(visi
     assert editor.shown(WEIGHTS)[0].startswith(WORDS)
     give(editor, WEIGHTS, "weights", "0,6; 0,4")
     editor.run()
-    assert editor.shown(WEIGHTS)[0].startswith("0.6 faithful + 0.4 beautiful")
+    assert editor.shown(WEIGHTS)[0].startswith("0.6 preferred + 0.4 beautiful")
 
 
 def test_a_failed_run_says_why_on_the_node_and_names_the_slots(visit):
@@ -42,7 +42,7 @@ def test_a_failed_run_says_why_on_the_node_and_names_the_slots(visit):
     press_run(editor, "window.failures.length > 0")
     failure = editor.evaluate("window.failures[0]")
     assert failure["exception_type"] == "BlendError"
-    sentence = "3 weights (0.5, 0.3, 0.2) for 2 reward LoRAs (lora_0 faithful, lora_1 beautiful)."
+    sentence = "3 weights (0.5, 0.3, 0.2) for 2 reward LoRAs (lora_0 preferred, lora_1 beautiful)."
     assert failure["exception_message"].startswith(sentence)
     assert editor.shown(WEIGHTS)[0].startswith(sentence)
     assert editor.locator(".diffusion-blend-shown [role=alert]").count() == 1
@@ -69,7 +69,7 @@ def test_without_weights_all_are_equal(visit):
     editor = visit(graph, WEIGHTS)
     assert editor.locator(".diffusion-blend-weights").evaluate("(part) => part.style.opacity") == ""
     editor.run()
-    assert editor.shown(WEIGHTS)[0].startswith("0.5 faithful + 0.5 beautiful")
+    assert editor.shown(WEIGHTS)[0].startswith("0.5 preferred + 0.5 beautiful")
 
 
 def test_a_single_reward_lora_runs_where_a_blend_is_expected(visit):

@@ -6,7 +6,7 @@ from .editor import content_of, middle, node_of, runnable, saved_values
 
 KL, SCORER, STOCHASTIC = "DiffusionBlendKLInterpolate", "DiffusionBlendRewardScorer", "DiffusionBlendStochasticLS"
 SCORES = [["image", "pickscore", "sharpness", "weighted"], ["1", "21.5", "-3", "nan"], ["0", "20.5", "-5", "18"]]
-CHOICES = {"names": ["base", "faithful", "calm"], "images": [[None, 1, 2, 1], [None, 0, 1, 1]]}
+CHOICES = {"names": ["base", "preferred", "calm"], "images": [[None, 1, 2, 1], [None, 0, 1, 1]]}
 REFUSED = """() => {
     const prototype = LiteGraph.LGraphNode.prototype, own = prototype.addDOMWidget;
     prototype.addDOMWidget = function (name, ...rest) {
@@ -18,7 +18,7 @@ PARTS = {
     "two_rewards": "Blend Weights",
     "kl_dial": "KL Interpolate",
     "best_of_four": "Reward Scorer",
-    "three_rewards_one_per_step": "Stochastic LS Sampler",
+    "three_rewards": "Stochastic LS Sampler",
 }
 
 
@@ -69,13 +69,13 @@ def test_the_scorer_draws_its_table_with_bars(opened):
 
 
 def test_the_stochastic_sampler_draws_which_basis_each_step_used(opened):
-    editor = opened("three_rewards_one_per_step", STOCHASTIC)
+    editor = opened("three_rewards", STOCHASTIC)
     before = editor.saved(STOCHASTIC)
     finish(editor, STOCHASTIC, choices=CHOICES)
     part = editor.locator(".diffusion-blend-choices")
-    assert part.locator("p span").all_inner_texts() == ["base 1", "faithful 4", "calm 1", "all 2"]
+    assert part.locator("p span").all_inner_texts() == ["base 1", "preferred 4", "calm 1", "all 2"]
     strips = part.get_by_role("img")
-    assert strips.first.get_attribute("aria-label") == "image 1: all, faithful, calm, faithful"
+    assert strips.first.get_attribute("aria-label") == "image 1: all, preferred, calm, preferred"
     colours = [box.evaluate("(box) => box.style.background") for box in strips.first.locator("i").all()]
     assert len(colours) == 4 and colours[1] == colours[3] and len(set(colours)) == 3
     assert strips.last.is_visible()
@@ -89,10 +89,10 @@ def test_a_run_of_the_scorer_shows_its_four_images(run):
 
 
 def test_a_run_of_the_stochastic_sampler_shows_its_four_steps(run):
-    editor = run(runnable("three_rewards_one_per_step"), STOCHASTIC)
+    editor = run(runnable("three_rewards"), STOCHASTIC)
     label = editor.locator(".diffusion-blend-choices section").get_attribute("aria-label")
     steps = label.removeprefix("image 1: ").split(", ")
-    assert len(steps) == 4 and set(steps) <= {"all", "faithful", "beautiful", "calm"}
+    assert len(steps) == 4 and set(steps) <= {"all", "preferred", "beautiful", "calm"}
 
 
 def test_where_the_editor_refuses_parts_one_warning_says_so_and_graphs_are_as_ever(editor, address, canvas):

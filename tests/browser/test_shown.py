@@ -3,7 +3,7 @@
 from .editor import node_of, runnable
 
 LOADER, WEIGHTS, SAMPLER = "DiffusionBlendLoadRewardLoRA", "DiffusionBlendBlendWeights", "DiffusionBlendKSampler"
-FORMULA = "0.6 faithful + 0.4 beautiful"
+FORMULA = "0.6 preferred + 0.4 beautiful"
 
 
 def texts(editor) -> dict[str, list[str]]:
@@ -18,7 +18,7 @@ def test_after_a_run_every_node_shows_its_text_with_its_lines(visit):
     steps = [(detail["value"], detail["max"]) for kind, detail in editor.events if kind == "progress"]
     assert (1, 4) in steps and (4, 4) in steps
     found = texts(editor)
-    assert found[WEIGHTS] == [f"{FORMULA}\nbase: 0\nfaithful: 0.6\nbeautiful: 0.4"]
+    assert found[WEIGHTS] == [f"{FORMULA}\nbase: 0\npreferred: 0.6\nbeautiful: 0.4"]
     assert len(found[LOADER]) == 2 and all(text.count("\n") >= 3 for text in found[LOADER])
     assert found[SAMPLER][0].startswith(FORMULA)
     heights = editor.locator(".diffusion-blend-shown p").evaluate_all("(all) => all.map((one) => one.offsetHeight)")

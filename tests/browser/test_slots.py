@@ -5,13 +5,13 @@ from .editor import content_of, node_of
 WEIGHTS, LOADER = "DiffusionBlendBlendWeights", "DiffusionBlendLoadRewardLoRA"
 LINKS = """async () => Object.values((await app.graphToPrompt()).output)
     .filter(({ class_type }) => class_type === "DiffusionBlendBlendWeights")
-    .map(({ inputs }) => Object.entries(inputs).filter(([, value]) => Array.isArray(value)).map(([name]) => name).sort())"""
+    .map(({ inputs }) => Object.keys(inputs).filter((name) => Array.isArray(inputs[name])).sort())"""
 ALL = ["lora_stack", "loras.lora_0", "loras.lora_1", "loras.lora_2"]
 
 
 def before_the_stack_came_first() -> dict:
-    """A graph of three LoRAs and a stack as the first version of Blend Weights saved it: lora_stack behind the slots."""
-    graph = content_of("three_rewards_one_per_step")
+    """A graph of three LoRAs and a stack as they were first saved: lora_stack behind the slots."""
+    graph = content_of("three_rewards")
     weights = next(node for node in graph["nodes"] if node["type"] == WEIGHTS)
     stack = {"id": 90, "type": "Stacker", "pos": [0, 1100], "size": [300, 100], "mode": 0, "inputs": []}
     stack |= {"outputs": [{"name": "LORA_STACK", "type": "LORA_STACK", "links": [90]}], "widgets_values": [""]}
@@ -48,6 +48,6 @@ def test_three_loras_and_a_stack_keep_their_links_when_copied_and_in_a_subgraph(
     editor.wait(600)
     assert editor.evaluate(LINKS) == [ALL, ALL]
     editor.load(graph)
-    editor.evaluate(f"app.graph.convertToSubgraph(new Set([{node_of(WEIGHTS)}]))")
+    editor.evaluate(f"() => {{ app.graph.convertToSubgraph(new Set([{node_of(WEIGHTS)}])); }}")
     editor.wait(600)
     assert editor.evaluate(LINKS) == [ALL]
