@@ -40,6 +40,7 @@ export function setValue(node, widget, value) {
 /** An empty part of `height()` pixels on the node: { root, fill(...elements), fit() }. */
 function addPart(node, name, height) {
   const root = element("div", { class: `diffusion-blend diffusion-blend-${name}` });
+  root.style.flex = "none"; // Nodes 2.0 would stretch it over all that it holds
   root.addEventListener("pointerdown", (event) => event.stopPropagation()); // else the node is dragged
   const options = { serialize: false, hideInPanel: true, getMinHeight: height, getMaxHeight: height, getValue: () => "" };
   const widget = node.addDOMWidget(`${name}_controls`, `diffusion_blend_${name}`, root, options);

@@ -22,6 +22,9 @@ const isOurs = (node) => /^DiffusionBlend[A-Z]/.test(node?.comfyClass ?? "");
 /** Whether a script draws all that the text says, as the Reward Scorer's table does. */
 const isDrawn = (node) => node.widgets.some(({ element: root }) => root?.dataset?.tells && root.childElementCount > 0);
 
+/** The texts of a node that ran several times in one run, each line once. */
+const linesOf = (texts) => [...new Set(texts.join("\n").split("\n"))].join("\n");
+
 /** Pixels that the paragraph needs; by its lines where it is not on the screen. */
 function heightOf(paragraph, text) {
   return Math.min(paragraph.offsetHeight || LINE * text.split("\n").length + 4, MOST);
@@ -45,7 +48,8 @@ function attach(node, part, state) {
   let seen = "";
   return () => {
     const sentence = refusalOf(node) ?? failed.get(node);
-    const text = sentence ?? (isDrawn(node) ? "" : (outputOf(node)?.text ?? []).join("\n"));
+    const texts = isDrawn(node) ? [] : (outputOf(node)?.text ?? []);
+    const text = sentence ?? (texts.length > 1 ? linesOf(texts) : texts.join(""));
     paragraph.setAttribute("role", sentence ? "alert" : "note");
     if (text !== paragraph.textContent) {
       paragraph.textContent = text;

@@ -237,7 +237,9 @@ def test_weights_that_are_no_numbers_or_of_another_count_are_refused():
     assert "Connect at least one" in refusal("", 0, of=parse_weights)
 
 
-@pytest.mark.parametrize(("text", "count"), [("0,6,0,4", 4), ("0,6,0,4", 2), ("0,6 0,4", 4), ("0,6,0,4 1", 3), ("0,6", 1)])
+@pytest.mark.parametrize(
+    ("text", "count"), [("0,6,0,4", 4), ("0,6,0,4", 2), ("0,6 0,4", 4), ("0,6,0,4 1", 3), ("0,6", 1)]
+)
 def test_commas_that_may_be_decimal_are_refused_with_the_way_to_write_them(text, count):
     assert "(0.6, 0.4), or decimal commas with spaces or semicolons" in refusal(text, count, of=parse_weights)
 
