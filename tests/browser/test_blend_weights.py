@@ -49,6 +49,11 @@ def test_three_rewards_have_a_point_in_a_triangle(opened):
     top = numbers(editor)[0]
     editor.page.keyboard.press("ArrowDown")
     assert numbers(editor)[0] < top
+    place, _, _ = middle(editor.locator(f"{CONTROLS} polygon"))
+    editor.page.mouse.click(place, y)  # beside the point, which then has the focus
+    clicked = numbers(editor)
+    editor.page.keyboard.press("ArrowDown")
+    assert numbers(editor)[0] < clicked[0]
     assert editor.saved(BLEND_WEIGHTS)[1:] == saved_values("three_rewards", BLEND_WEIGHTS)[1:]
 
 
