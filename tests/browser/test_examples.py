@@ -5,8 +5,9 @@ from itertools import combinations
 
 import pytest
 
-from .editor import EXAMPLES, content_of, runnable
+from .editor import EXAMPLES, content_of, node_of, runnable
 
+LOADER = "DiffusionBlendLoadRewardLoRA"
 MISSING = """() => {
     const stores = document.querySelector("#vue-app").__vue_app__.config.globalProperties.$pinia.state.value;
     return (stores.missingModel.missingModelCandidates ?? []).map(({ name, url, directory, hash, nodeType }) =>
@@ -46,6 +47,23 @@ def test_missing_files_are_offered_with_their_addresses_also_those_of_load_rewar
         assert all(url.startswith(("https://huggingface.co/", "https://civitai.com/")) for _, _, url, *_ in expected)
     kinds = {node["type"] for node in content_of("two_rewards")["nodes"] if node["properties"].get("models")}
     assert kinds == {"CheckpointLoaderSimple", "DiffusionBlendLoadRewardLoRA"}
+
+
+def test_without_any_lora_the_node_says_where_to_put_one(editor, bare_server, canvas):
+    opened = editor(f"http://127.0.0.1:{bare_server.port}", canvas)
+    opened.load("kl_dial")
+    opened.evaluate(f"""() => {{
+        const old = {node_of(LOADER)}, fresh = LiteGraph.createNode("{LOADER}");
+        app.graph.add(fresh);
+        fresh.connect(0, {node_of("DiffusionBlendKLInterpolate")}, 0);
+        app.graph.remove(old);
+    }}""")
+    opened.locator("[data-testid=queue-button]").click()
+    opened.page.wait_for_function("app.lastNodeErrors && Object.keys(app.lastNodeErrors).length > 0")
+    assert opened.shown(LOADER) == [
+        "lora_name is missing, because there is no LoRA in models/loras. Put the reward LoRA's file there, press R, "
+        "and choose it."
+    ]
 
 
 def overlapping(boxes: list[dict]) -> list[tuple[str, str]]:

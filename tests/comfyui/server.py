@@ -26,9 +26,9 @@ class RandomPrompt:
     @classmethod
     def INPUT_TYPES(cls):
         widths = {"width": ("INT", {"default": 768}), "pooled": ("INT", {"default": 0})}
-        return {"required": {"seed": ("INT", {"default": 0}), **widths}}
+        return {"required": {"seed": ("INT", {"default": 0})}, "optional": widths}
 
-    def encode(self, seed, width, pooled):
+    def encode(self, seed, width=768, pooled=0):
         generator = torch.Generator().manual_seed(seed)
         extra = {"pooled_output": torch.randn(1, pooled, generator=generator)} if pooled else {}
         return ([[torch.randn(1, 8, width, generator=generator), extra]],)

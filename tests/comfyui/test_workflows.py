@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from comfy_extras import nodes_canny, nodes_image_compare, nodes_mask, nodes_primitive
+from comfy_extras import nodes_canny, nodes_mask, nodes_primitive, nodes_sd3
 
 import nodes as core
 
@@ -27,7 +27,7 @@ def core_nodes():
     async def extra(module):
         return await (await module.comfy_entrypoint()).get_node_list()
 
-    modules = nodes_canny, nodes_image_compare, nodes_mask, nodes_primitive
+    modules = nodes_canny, nodes_mask, nodes_primitive, nodes_sd3
     listed = [node.GET_SCHEMA().node_id for module in modules for node in asyncio.run(extra(module))]
     return {"MarkdownNote", *core.NODE_CLASS_MAPPINGS, *listed}
 
