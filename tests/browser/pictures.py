@@ -108,14 +108,18 @@ def thumbnails(editor: Editor) -> None:
 def graph_picture(editor: Editor) -> None:
     """The README's: the first example, as it opens."""
     editor.load("two_rewards")
-    left, top, width, height = editor.evaluate("""() => {
+    left, top, width, height = editor.evaluate(
+        """(most) => {
         const boxes = app.graph.nodes.map((node) => node.getBounding());
         const [left, top] = [0, 1].map((axis) => Math.min(...boxes.map((box) => box[axis])) - 15);
         const [right, bottom] = [0, 1].map((axis) => Math.max(...boxes.map((box) => box[axis] + box[axis + 2])) + 15);
-        Object.assign(app.canvas.ds, { scale: 0.9, offset: [80 - left, 100 - top] });
+        const scale = Math.min(0.9, most / (right - left + 80));
+        Object.assign(app.canvas.ds, { scale, offset: [80 - left, 110 / scale - top] });
         app.canvas.setDirty(true, true);
-        return [80, 100, right - left, bottom - top].map((pixels) => pixels * 0.9);
-    }""")
+        return [80 * scale, 110, (right - left) * scale, (bottom - top) * scale];
+    }""",
+        SIZE["width"],
+    )
     editor.wait(1500)
     editor.evaluate("document.querySelectorAll('.actionbar-container').forEach((bar) => (bar.style.display = 'none'))")
     clip = {"x": left, "y": top, "width": min(width, SIZE["width"] - left), "height": min(height, SIZE["height"] - top)}
