@@ -60,6 +60,7 @@ def test_without_any_lora_the_node_says_where_to_put_one(editor, bare_server, ca
     }}""")
     opened.locator("[data-testid=queue-button]").click()
     opened.page.wait_for_function("app.lastNodeErrors && Object.keys(app.lastNodeErrors).length > 0")
+    opened.centre(LOADER)
     assert opened.shown(LOADER) == [
         "lora_name is missing, because there is no LoRA in models/loras. Put the reward LoRA's file there, press R, "
         "and choose it."
