@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -138,10 +139,13 @@ class Blend:
             ) from error
 
 
-def parse_weights(text: str, count: int, what: str = "reward LoRA") -> tuple[float, ...]:
-    """`count` numbers from text such as `0.6, 0.4`, `60% 40%` or `2; 1`; empty text means all alike.
+def parse_weights(
+    text: str, count: int, what: str = "reward LoRA", slots: Sequence[int] | None = None, names: Sequence[str] = ()
+) -> tuple[float, ...]:
+    """`count` numbers from text such as `0.6, 0.4`, `60% 40%` or `2; 1`; empty text means all equal.
 
-    what: the noun for the things that are weighed, for messages.
+    what: the noun for the things that are weighed, for messages.  slots: the number of each one's slot from 0, where
+    slots between them may be empty; the numbers of empty slots are then left out.  names: what they are called.
 
     Raises BlendError for text that is no number, for another count, and for a count of 0.
     """
@@ -150,20 +154,35 @@ def parse_weights(text: str, count: int, what: str = "reward LoRA") -> tuple[flo
     numbers = parse_numbers(text, "weights", what, "0.6, 0.4")
     if not numbers:
         return (1.0 / count,) * count
+    if slots is not None and count < len(numbers) == slots[-1] + 1:
+        return tuple(numbers[slot] for slot in slots)
     if len(numbers) != count:
+        listed = f" ({', '.join(names)})" if names else ""
         raise BlendError(
-            f"{len(numbers)} weights ({_listed(numbers)}) for {count} {what}s. Give one weight per {what}, in their "
-            "order."
+            f"{len(numbers)} weights ({_listed(numbers)}) for {count} {what}s{listed}. Give one weight per {what}, in "
+            f"their order, or none at all for equal weights.{_comma_hint(text)}"
         )
     return numbers
 
 
-def parse_numbers(text: str, name: str, each: str, example: str) -> tuple[float, ...]:
-    """The numbers in text such as `0.6, 0.4`, `60% 40%` or `2; 1`. Raises BlendError for other words.
+_DECIMAL_COMMA = re.compile(r"(?<=\d),(?=\d)")
 
-    name, each, example: what the numbers are, what each one is for, and how they look, for the message.
+
+def parse_numbers(text: str, name: str, each: str, example: str) -> tuple[float, ...]:
+    """The numbers in text such as `0.6, 0.4`, `60% 40%`, `2; 1` or `0,6 0,4`. Raises BlendError for other words.
+
+    A comma between two digits is a decimal comma where spaces or semicolons separate the numbers and no number has a
+    point.  name, each, example: what the numbers are, what each one is for, and how they look, for the message.
     """
-    words = text.replace(",", " ").replace(";", " ").split()
+    words = re.split(r"[;\s]+", text.strip())
+    if len(words) > 1 and "." not in text:
+        ambiguous = any(len(_DECIMAL_COMMA.findall(word)) > 1 for word in words)
+        words = [_DECIMAL_COMMA.sub(".", word) for word in words]
+    else:
+        ambiguous = _looks_decimal(text)
+    if ambiguous:
+        raise BlendError(f"the {name} {text!r} can be read in two ways.{_comma_hint(text)}")
+    words = [part for word in words for part in word.split(",") if part]
     try:
         return tuple(float(word.removesuffix("%")) / (100 if word.endswith("%") else 1) for word in words)
     except ValueError as error:
@@ -171,6 +190,22 @@ def parse_numbers(text: str, name: str, each: str, example: str) -> tuple[float,
             f"the {name} {text!r} are not numbers: {error}. Write one number per {each}, such as {example}, with a "
             "point before decimals."
         ) from error
+
+
+def _looks_decimal(text: str) -> bool:
+    """Whether text such as `0,6,0,4` makes shares of 1 with decimal commas, and without them does not."""
+    digits = text.strip().split(",")
+    if len(digits) % 2 or not all(digit.isdecimal() for digit in digits):
+        return False
+    shares = [float(f"{whole}.{part}") for whole, part in zip(digits[::2], digits[1::2], strict=True)]
+    return abs(math.fsum(shares) - 1) < _ROUNDING and sum(map(int, digits)) != 1
+
+
+def _comma_hint(text: str) -> str:
+    """What to say of text whose commas may stand before decimals."""
+    if not _DECIMAL_COMMA.search(text):
+        return ""
+    return " Write decimals with a point (0.6, 0.4), or decimal commas with spaces or semicolons between (0,6; 0,4)."
 
 
 def normalised(weights: Sequence[float]) -> tuple[float, ...]:

@@ -193,7 +193,7 @@ def _check_probabilities(table: Tensor) -> None:
             listed = ", ".join(f"{c:.3g}" for c in coefficients)
             raise BlendError(
                 f"the coefficients (base first) are {listed}; one variant per step needs none below 0, because they "
-                "serve as probabilities. Lower alignment to 1 or less, or choose the exact evaluation."
+                "serve as probabilities. Lower alignment to 1 or less, or choose budget, which takes them."
             )
         if not math.isclose(math.fsum(coefficients), 1, abs_tol=1e-6):
             raise BlendError(f"coefficients sum to {math.fsum(coefficients):g}, expected 1; take them from a Blend.")

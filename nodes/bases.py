@@ -10,7 +10,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..blend_core import BlendError, is_adapter_file, read_adapter
-from .showing import shown
+from .showing import CACHED_TOO, shown
 from .sockets import CATEGORY, RewardLoRA, RewardLoRASocket
 from .whole_models import megabytes, whole_model
 
@@ -48,8 +48,17 @@ class LoadRewardLoRA(io.ComfyNode):
             category=CATEGORY,
             description="Loads a LoRA that was trained towards one reward under a KL term, in any common spelling. "
             "For style or character LoRAs use ComfyUI's own Load LoRA.",
-            search_aliases=["reward lora", "diffusion blend", "rl lora", "preference lora"],
-            hidden=[io.Hidden.unique_id],
+            search_aliases=[
+                "reward lora",
+                "diffusion blend",
+                "rl lora",
+                "rlhf",
+                "preference lora",
+                "flow-grpo",
+                "dpo",
+                "spo",
+            ],
+            **CACHED_TOO,
             inputs=[
                 io.Combo.Input(
                     "lora_name",
@@ -91,7 +100,7 @@ class LoadRewardLoRA(io.ComfyNode):
     ) -> io.NodeOutput:
         """Read the file and show what it holds."""
         lora = _loaded(lora_name, label, kl_weight, scale, allow_partial)
-        return shown(cls, f"{lora.label}\n{lora.adapter.summary}\nKL weight: {_stated(lora.kl_weight)}", lora)
+        return shown(f"{lora.label}\n{lora.adapter.summary}\nKL weight: {_stated(lora.kl_weight)}", lora)
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str, **_) -> tuple:
@@ -101,10 +110,19 @@ class LoadRewardLoRA(io.ComfyNode):
         return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
 
     @classmethod
-    def validate_inputs(cls, lora_name: str) -> bool | str:
-        """Refuse a file that is no longer there before anything runs."""
+    def validate_inputs(cls, lora_name: str | None = "") -> bool | str:
+        """Refuse a file that is no longer there before anything runs; None where a link brings its name.
+
+        Raises BlendError where there is no file to choose, since ComfyUI then has no input to put an answer to.
+        """
+        if lora_name == "":
+            raise BlendError(
+                "lora_name is missing, because there is no LoRA in models/loras. Put the reward LoRA's file there, "
+                "press R, and choose it."
+            )
         try:
-            _path_of(lora_name)
+            if lora_name is not None:
+                _path_of(lora_name)
         except BlendError as error:
             return str(error)
         return True
@@ -123,7 +141,7 @@ class ModelAsBasis(io.ComfyNode):
             description="A whole model in the place of a reward LoRA: a checkpoint that was fully fine-tuned towards a "
             "reward (Diffusion-DPO), or a model with LoRAs of any kind in it. It takes memory of its own.",
             search_aliases=["full checkpoint", "dpo unet", "model basis", "reward checkpoint", "lokr", "dora"],
-            hidden=[io.Hidden.unique_id],
+            **CACHED_TOO,
             inputs=[
                 io.Model.Input(
                     "model",
@@ -155,7 +173,7 @@ class ModelAsBasis(io.ComfyNode):
         """Take the model as it is, or copy it, and show what it takes."""
         basis = whole_model(model, label.strip() or _LABEL, kl_weight or None, own_copy)
         held = f"{type(basis.model.model.diffusion_model).__name__}, {megabytes(basis.model):.0f} MB beside the base"
-        return shown(cls, f"{basis.label}\n{held}\nKL weight: {_stated(basis.kl_weight)}", basis)
+        return shown(f"{basis.label}\n{held}\nKL weight: {_stated(basis.kl_weight)}", basis)
 
 
 def stacked(stack: Sequence[tuple[str, float, float]] | None) -> tuple[RewardLoRA, ...]:

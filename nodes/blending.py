@@ -8,10 +8,20 @@ from dataclasses import replace
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..blend_core import CURVES, BlendError, Schedule, normalised, parse_positions, parse_weights
+from ..blend_core import CURVES, BlendError, Schedule, normalised, parse_numbers, parse_positions, parse_weights
 from .bases import kl_weight_input, stacked
-from .showing import shown
-from .sockets import CATEGORY, Basis, BlendSocket, LoRABlend, LoRAStackSocket, RewardLoRASocket, joined
+from .showing import CACHED_TOO, shown
+from .sockets import (
+    CATEGORY,
+    Basis,
+    BlendSocket,
+    LoRABlend,
+    LoRAStackSocket,
+    RewardLoRASocket,
+    blend_input,
+    blend_of,
+    joined,
+)
 
 MOST_BASES = 16
 
@@ -42,15 +52,25 @@ class BlendWeights(io.ComfyNode):
             display_name="Blend Weights",
             category=CATEGORY,
             description="How much of each reward: 0.6, 0.4 is 60% of the first and 40% of the second.",
-            search_aliases=["blend weights", "preference", "reward weights", "DB-MPA"],
-            hidden=[io.Hidden.unique_id],
+            search_aliases=[
+                "blend weights",
+                "preference",
+                "reward weights",
+                "DB-MPA",
+                "mix lora",
+                "merge lora",
+                "multi lora",
+                "lora stack",
+                "rlhf",
+            ],
+            **CACHED_TOO,
             inputs=[
-                io.Autogrow.Input("loras", template=template),
                 io.String.Input(
                     "weights",
-                    default="0.5, 0.5",
+                    default="",
                     tooltip="One number per reward LoRA, in the order of the slots, such as 0.6, 0.4. 0 leaves a "
-                    "reward out, 1, 0 is the first alone. Empty: all alike. Negative numbers are refused.",
+                    "reward out, 1, 0 is the first alone. Empty: equal weights. Negative numbers are refused. The "
+                    "number of a bypassed or muted LoRA stays and is left out.",
                 ),
                 io.Boolean.Input(
                     "normalise",
@@ -58,15 +78,19 @@ class BlendWeights(io.ComfyNode):
                     tooltip="On: the weights are shares, divided by their sum. Off: they are taken as they are, so "
                     "that 0.3, 0.3 keeps 0.4 of the base model and 1, 1 goes twice as far as trained.",
                 ),
-                target_kl_weight_input(
-                    "The KL weight to blend for, when every LoRA states its own: smaller is further from the base. 0: "
-                    "the average of the LoRAs', by their weights."
-                ),
                 LoRAStackSocket.Input(
                     "lora_stack",
                     optional=True,
-                    tooltip="Reward LoRAs from another pack's LoRA stacker; they come after those of the slots. Their "
-                    "model strength must be 1, since weights says how much of each; the clip strength is ignored.",
+                    tooltip="Reward LoRAs from another pack's LoRA stacker; their weights come after those of the "
+                    "slots. Their model strength must be 1, since weights says how much of each; the clip strength is "
+                    "ignored.",
+                ),
+                # Behind all other slots: where the editor counts slots by their number, a group that grows would
+                # otherwise move them.
+                io.Autogrow.Input("loras", template=template, optional=True),
+                target_kl_weight_input(
+                    "The KL weight to blend for, when every LoRA states its own: smaller is further from the base. 0: "
+                    "the average of the LoRAs', by their weights."
                 ),
             ],
             outputs=[BlendSocket.Output(display_name="blend", tooltip="Connect to a sampler, or to KL Interpolate.")],
@@ -82,11 +106,41 @@ class BlendWeights(io.ComfyNode):
         lora_stack: list[tuple[str, float, float]] | None = None,
     ) -> io.NodeOutput:
         """Build the blend and show its coefficients."""
-        bases = (*(lora for lora in loras.values() if lora is not None), *stacked(lora_stack))
-        numbers = parse_weights(weights, len(bases))
+        slots = {slot: lora for slot, lora in loras.items() if lora is not None}
+        stack = stacked(lora_stack)
+        bases = (*slots.values(), *stack)
+        names = [f"{slot} {lora.label}" for slot, lora in slots.items()]
+        numbers = parse_weights(
+            weights, len(bases), slots=_numbered(list(slots), len(stack)), names=[*names, *(s.label for s in stack)]
+        )
         alignment = 1.0 if normalise else math.fsum(numbers)
         blend = LoRABlend.of(bases, normalised(numbers), alignment=alignment, target_kl_weight=target_kl_weight or None)
-        return shown(cls, blend.describe(), blend)
+        return shown(blend.describe(), blend)
+
+    @classmethod
+    def validate_inputs(cls, weights: str | None = None, loras: dict | None = None) -> bool | str:
+        """Refuse weights that make no blend, before anything runs; None where a link brings them.
+
+        loras: ComfyUI hands growing inputs over whether asked or not, here with nothing in their slots. What a stack
+        brings is not known yet, so that too many weights are refused when the node runs.
+        """
+        slots = list(loras or {})
+        try:
+            numbers = parse_numbers(weights or "", "weights", "reward LoRA", "0.6, 0.4")
+            if numbers:
+                normalised(numbers)
+            if len(numbers) < len(slots):
+                parse_weights(weights or "", len(slots), names=slots)
+        except BlendError as error:
+            return str(error)
+        return True
+
+
+def _numbered(slots: list[str], stack: int) -> list[int]:
+    """The number of each LoRA's weight: of its slot, then those of a stack."""
+    places = [int(slot.rpartition("_")[2]) for slot in slots]
+    after = places[-1] + 1 if places else 0
+    return [*places, *range(after, after + stack)]
 
 
 class KLInterpolate(io.ComfyNode):
@@ -102,20 +156,15 @@ class KLInterpolate(io.ComfyNode):
             description="How far from the base model: 0 is the base, 1 as trained, 2 twice as far. It multiplies the "
             "distance that the blend already has.",
             search_aliases=["kl", "alignment", "DB-KLA", "reward strength", "lambda"],
-            hidden=[io.Hidden.unique_id],
+            **CACHED_TOO,
             inputs=[
-                io.MultiType.Input(
-                    "blend",
-                    types=[BlendSocket, RewardLoRASocket],
-                    tooltip="A blend, or a single reward LoRA.",
-                ),
+                blend_input("blend", "A blend, or a single reward LoRA."),
                 io.Float.Input(
                     "alignment",
                     default=1.0,
                     min=0.0,
                     max=3.0,
                     step=0.05,
-                    display_mode=io.NumberDisplay.slider,
                     tooltip="0: the base model. 0.5: half the KL pull. 1: as trained. Above 1 extrapolates: 1.2 to 2 "
                     "often raises the reward further, beyond that images tend to break. Above 1 only exact and budget "
                     "evaluation work.",
@@ -127,10 +176,8 @@ class KLInterpolate(io.ComfyNode):
     @classmethod
     def execute(cls, blend: LoRABlend | Basis, alignment: float) -> io.NodeOutput:
         """Scale the blend's distance from the base and show its coefficients."""
-        if not isinstance(blend, LoRABlend):
-            blend = LoRABlend.of((blend,), (1.0,))
-        blend = blend.aligned(alignment)
-        return shown(cls, blend.describe(), blend)
+        blend = blend_of(blend).aligned(alignment)
+        return shown(blend.describe(), blend)
 
 
 class BlendSchedule(io.ComfyNode):
@@ -140,7 +187,7 @@ class BlendSchedule(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         """The node's inputs and outputs."""
         template = io.Autogrow.TemplatePrefix(
-            BlendSocket.Input("blend", tooltip="A blend, in the order of the run; a new slot appears with each one."),
+            blend_input("blend", "A blend or reward LoRA, in the order of the run; a new slot appears with each one."),
             prefix="blend_",
             min=2,
             max=MOST_BASES,
@@ -152,7 +199,7 @@ class BlendSchedule(io.ComfyNode):
             description="One blend at the start, another at the end: composition from one reward, texture from "
             "another.",
             search_aliases=["schedule", "keyframes", "blend over time", "crossfade"],
-            hidden=[io.Hidden.unique_id],
+            **CACHED_TOO,
             inputs=[
                 io.Autogrow.Input("blends", template=template),
                 io.Combo.Input(
@@ -172,11 +219,11 @@ class BlendSchedule(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, blends: dict[str, LoRABlend | None], curve: str, positions: str = "") -> io.NodeOutput:
+    def execute(cls, blends: dict[str, LoRABlend | Basis | None], curve: str, positions: str = "") -> io.NodeOutput:
         """Build the schedule and show its keyframes."""
-        connected = [blend for blend in blends.values() if blend is not None]
+        connected = [blend_of(blend) for blend in blends.values() if blend is not None]
         blend = scheduled(connected, curve, parse_positions(positions, len(connected)))
-        return shown(cls, blend.describe(), blend)
+        return shown(blend.describe(), blend)
 
 
 def scheduled(blends: list[LoRABlend], curve: str, positions: tuple[float, ...] | None) -> LoRABlend:
@@ -204,31 +251,34 @@ class BlendRegion(io.ComfyNode):
             category=CATEGORY,
             description="A blend inside a mask, another blend or the base model outside of it.",
             search_aliases=["regional blend", "mask", "paint reward", "region"],
-            hidden=[io.Hidden.unique_id],
+            **CACHED_TOO,
             inputs=[
-                BlendSocket.Input("blend", tooltip="What acts where the mask is white."),
+                blend_input("blend", "What acts where the mask is white: a blend, or a single reward LoRA."),
                 io.Mask.Input(
                     "mask",
                     tooltip="White: the blend. Black: what is connected to elsewhere. Grey: a mixture. Any resolution; "
                     "one mask for all images, or one per image.",
                 ),
-                BlendSocket.Input(
+                blend_input(
                     "elsewhere",
-                    optional=True,
-                    tooltip="What acts outside of the mask: another blend, or another Blend Region to paint several. "
+                    "What acts outside of the mask: another blend, or another Blend Region to paint several. "
                     "Not connected: the base model.",
+                    optional=True,
                 ),
             ],
             outputs=[BlendSocket.Output(display_name="blend", tooltip="Connect to a sampler, or to KL Interpolate.")],
         )
 
     @classmethod
-    def execute(cls, blend: LoRABlend, mask: Tensor, elsewhere: LoRABlend | None = None) -> io.NodeOutput:
+    def execute(
+        cls, blend: LoRABlend | Basis, mask: Tensor, elsewhere: LoRABlend | Basis | None = None
+    ) -> io.NodeOutput:
         """Paint the blend over what lies below."""
+        blend = blend_of(blend)
         if blend.regions:
             raise BlendError(
                 "a region came into the input blend. Connect a blend there, and the other region to elsewhere."
             )
-        inside, outside = joined(blend, elsewhere or blend.aligned(0))
+        inside, outside = joined(blend, blend.aligned(0) if elsewhere is None else blend_of(elsewhere))
         painted = replace(outside, regions=(*outside.regions, (mask.detach().cpu(), inside.schedule)))
-        return shown(cls, painted.describe(), painted)
+        return shown(painted.describe(), painted)

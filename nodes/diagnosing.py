@@ -19,8 +19,8 @@ from .managing import RewardModel, decoded
 from .msdda import is_flow
 from .patching import EXECUTIONS, sample
 from .sampling import BLEND_TOOLTIP, EXECUTION_TOOLTIP, ksampler_inputs
-from .showing import as_image, shown
-from .sockets import CATEGORY, BlendSocket, LoRABlend, RewardModelSocket
+from .showing import CACHED_TOO, as_image, shown
+from .sockets import CATEGORY, Basis, LoRABlend, RewardModelSocket, blend_input, blend_of
 
 
 class Diagnostics(io.ComfyNode):
@@ -36,10 +36,10 @@ class Diagnostics(io.ComfyNode):
             description="Samples a blend and says whether to trust it: how far its reward LoRAs disagree at every step "
             "and, with a reward model, how large the error is that blending neglects.",
             search_aliases=["diagnose", "trust", "disagreement", "jensen gap", "diffusion blend"],
-            hidden=[io.Hidden.unique_id],
+            **CACHED_TOO,
             inputs=[
                 io.Model.Input("model", tooltip="The base model the reward LoRAs were trained on."),
-                BlendSocket.Input("blend", tooltip=BLEND_TOOLTIP),
+                blend_input("blend", BLEND_TOOLTIP),
                 *ksampler_inputs(),
                 io.Combo.Input("execution", options=list(EXECUTIONS), tooltip=EXECUTION_TOOLTIP),
                 RewardModelSocket.Input(
@@ -95,7 +95,7 @@ class Diagnostics(io.ComfyNode):
     def execute(
         cls,
         model,
-        blend: LoRABlend,
+        blend: LoRABlend | Basis,
         execution: str,
         latent_image: dict,
         reward_model: RewardModel | None = None,
@@ -107,6 +107,7 @@ class Diagnostics(io.ComfyNode):
         **ksampler,
     ) -> io.NodeOutput:
         """Sample and record, probe where a reward is connected, then draw."""
+        blend = blend_of(blend)
         if blend.regions:
             raise BlendError(
                 "a blend with regions came; diagnostics are of one blend for the whole image. Connect the blend of a "
@@ -126,7 +127,7 @@ class Diagnostics(io.ComfyNode):
         diagnosis = Diagnosis(blend.names, formula, tuple(recorder.steps), tuple(gaps), spent, plain)
         picture = as_image(draw(diagnosis))
         text = f"{diagnosis.describe()}\n\n{applied.report}"
-        return shown(cls, str(diagnosis.verdict), picture, text, diagnosis.to_json(), latent)
+        return shown(str(diagnosis.verdict), picture, text, diagnosis.to_json(), latent)
 
 
 class Recorder:

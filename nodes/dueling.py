@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..blend_core import BlendError
 from ..blend_core.duels import FEWEST, MOST, parse_duels, parse_lines
 from .blending import target_kl_weight_input
-from .showing import shown
+from .showing import CACHED_TOO, shown
 from .sockets import CATEGORY, Basis, BlendSocket, LoRABlend, RewardLoRASocket
 
 
@@ -30,7 +30,7 @@ class BlendDuel(io.ComfyNode):
             description="Finds the blend you like: shows two, you say which image is better, and after about ten "
             "answers for three rewards it knows your weights.",
             search_aliases=["find my blend", "preference", "compare", "A/B test", "duel", "taste"],
-            hidden=[io.Hidden.unique_id],
+            **CACHED_TOO,
             inputs=[
                 io.Autogrow.Input("loras", template=template),
                 io.String.Input(
@@ -93,7 +93,7 @@ class BlendDuel(io.ComfyNode):
         first, second, best = (LoRABlend.of(bases, each, target_kl_weight=target) for each in preferences)
         sides = [_weights(preference) for preference in taste.pair]
         text = f"{taste.describe(best.names)}\nA: {sides[0]}\nB: {sides[1]}"
-        return shown(cls, text, first, second, best, text, editor={"pair": sides})
+        return shown(text, first, second, best, text, editor={"pair": sides})
 
     @classmethod
     def validate_inputs(cls, answers: str | None = None, loras: dict | None = None) -> bool | str:

@@ -86,7 +86,7 @@ def load_reward_model(name: str, device: str, precision: str, scale: str, downlo
 
 def library(download: bool) -> Library:
     """ComfyUI's folders for reward models; its own package is one too, for CLIP's vocabulary."""
-    return Library((*_folders(), Path(comfy.model_management.__file__).parent), download)
+    return Library((*_folders(), Path(comfy.model_management.__file__).parent), download, "allow_download on this node")
 
 
 def own_rewards() -> dict[str, Path]:

@@ -17,8 +17,8 @@ from .patching import EXECUTIONS, sample
 from .running import BlendedRun
 from .sampling import BLEND_TOOLTIP, EXECUTION_TOOLTIP, ksampler_inputs
 from .scoring import MOST_REWARDS
-from .showing import shown
-from .sockets import CATEGORY, BlendSocket, LoRABlend, RewardModelSocket
+from .showing import CACHED_TOO, shown
+from .sockets import CATEGORY, Basis, LoRABlend, RewardModelSocket, blend_input, blend_of
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,12 @@ class MaximinKSampler(io.ComfyNode):
             description="KSampler with a blend whose weights move, while an image is made, to the reward it falls "
             "short in most.",
             search_aliases=["maximin", "chebyshev", "worst reward", "adaptive weights", "diffusion blend"],
-            hidden=[io.Hidden.unique_id],
+            **CACHED_TOO,
             is_experimental=True,
             inputs=[
                 io.Model.Input("model", tooltip="The base model the reward LoRAs were trained on."),
-                BlendSocket.Input(
-                    "blend", tooltip=f"{BLEND_TOOLTIP} Its weights are where the run starts; a weight of 0 stays 0."
+                blend_input(
+                    "blend", f"{BLEND_TOOLTIP} Its weights are where the run starts; a weight of 0 stays 0."
                 ),
                 *ksampler_inputs(),
                 io.Vae.Input("vae", tooltip="Decodes the predicted image for the rewards."),
@@ -161,7 +161,7 @@ class MaximinKSampler(io.ComfyNode):
     def execute(
         cls,
         model,
-        blend: LoRABlend,
+        blend: LoRABlend | Basis,
         vae,
         prompt: str,
         rewards: dict[str, RewardModel | None],
@@ -174,6 +174,7 @@ class MaximinKSampler(io.ComfyNode):
         **ksampler,
     ) -> io.NodeOutput:
         """Sample, and tell how the weights moved."""
+        blend = blend_of(blend)
         start = _plain(blend)
         panel = _panel(vae, [each for each in rewards.values() if each is not None], prompt, targets, scales, start)
         latent, applied = sample(
@@ -186,7 +187,7 @@ class MaximinKSampler(io.ComfyNode):
             **ksampler,
         )
         text = "no step was sampled" if applied.steering is None else applied.steering.describe()
-        return shown(cls, f"{applied.report}\n{text}", latent, text)
+        return shown(f"{applied.report}\n{text}", latent, text)
 
 
 def _plain(blend: LoRABlend) -> Blend:

@@ -12,8 +12,8 @@ from ..blend_core import budget, choices, describe_choices, exact, merged, sampl
 from ..blend_core.estimators import BUDGET, Estimator
 from .msdda import describe_etas, sample_msdda
 from .patching import EXECUTIONS, apply_blend, sample
-from .showing import shown
-from .sockets import CATEGORY, BlendSocket, LoRABlend
+from .showing import CACHED_TOO, shown
+from .sockets import CATEGORY, Basis, LoRABlend, blend_input, blend_of
 
 _NOTHING_SAMPLED = "no step was sampled"
 SELECTIONS = {"stratified": stratified, "random": sampled, "budget": budget, "merged": merged}
@@ -126,10 +126,10 @@ class ApplyBlend(io.ComfyNode):
             description="Gives a MODEL whose predictions are the blend, for any sampler. The model that goes in "
             "stays as it is.",
             search_aliases=["apply blend", "diffusion blend", "reward blend", "DB-MPA", "DB-MPA-LS"],
-            hidden=[io.Hidden.unique_id],
+            **CACHED_TOO,
             inputs=[
                 io.Model.Input("model", tooltip="The base model the reward LoRAs were trained on."),
-                BlendSocket.Input("blend", tooltip=BLEND_TOOLTIP),
+                blend_input("blend", BLEND_TOOLTIP),
                 io.Combo.Input(
                     "evaluation",
                     options=list(EVALUATIONS),
@@ -152,11 +152,12 @@ class ApplyBlend(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, blend: LoRABlend, evaluation: str, execution: str, seed: int, budget: float = BUDGET
+        cls, model, blend: LoRABlend | Basis, evaluation: str, execution: str, seed: int, budget: float = BUDGET
     ) -> io.NodeOutput:
         """Patch a clone of the model and show how the LoRAs matched it."""
+        blend = blend_of(blend)
         applied = apply_blend(model, blend, _estimator(evaluation, budget), execution, seed)
-        return shown(cls, applied.report, applied.model)
+        return shown(applied.report, applied.model)
 
 
 class BlendedKSampler(io.ComfyNode):
@@ -171,10 +172,10 @@ class BlendedKSampler(io.ComfyNode):
             category=CATEGORY,
             description="KSampler with a blend: every reward is evaluated at every step.",
             search_aliases=["blended ksampler", "diffusion blend", "DB-MPA", "DB-KLA", "reward sampler"],
-            hidden=[io.Hidden.unique_id],
+            **CACHED_TOO,
             inputs=[
                 io.Model.Input("model", tooltip="The base model the reward LoRAs were trained on."),
-                BlendSocket.Input("blend", tooltip=BLEND_TOOLTIP),
+                blend_input("blend", BLEND_TOOLTIP),
                 *ksampler_inputs(),
                 io.Combo.Input("execution", options=list(EXECUTIONS), tooltip=EXECUTION_TOOLTIP),
             ],
@@ -182,10 +183,11 @@ class BlendedKSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, blend: LoRABlend, execution: str, latent_image: dict, **ksampler) -> io.NodeOutput:
+    def execute(cls, model, blend: LoRABlend | Basis, execution: str, latent_image: dict, **ksampler) -> io.NodeOutput:
         """Sample."""
+        blend = blend_of(blend)
         latent, applied = sample(model, blend, exact, execution, latent_image, **ksampler)
-        return shown(cls, applied.report, latent)
+        return shown(applied.report, latent)
 
 
 class StochasticLSSampler(io.ComfyNode):
@@ -201,10 +203,10 @@ class StochasticLSSampler(io.ComfyNode):
             description="KSampler with a blend at the cost of the plain sampler: each step uses one reward LoRA, "
             "or the base model where alignment is below 1.",
             search_aliases=["stochastic ls", "lora sampling", "DB-MPA-LS", "diffusion blend", "fast blend"],
-            hidden=[io.Hidden.unique_id],
+            **CACHED_TOO,
             inputs=[
                 io.Model.Input("model", tooltip="The base model the reward LoRAs were trained on."),
-                BlendSocket.Input("blend", tooltip=f"{BLEND_TOOLTIP} Alignment above 1 needs the selection budget."),
+                blend_input("blend", f"{BLEND_TOOLTIP} Alignment above 1 needs the selection budget."),
                 *ksampler_inputs(),
                 io.Combo.Input(
                     "selection",
@@ -222,17 +224,18 @@ class StochasticLSSampler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, blend: LoRABlend, selection: str, latent_image: dict, budget: float = BUDGET, **ksampler
+        cls, model, blend: LoRABlend | Basis, selection: str, latent_image: dict, budget: float = BUDGET, **ksampler
     ) -> io.NodeOutput:
         """Sample, and list the choices."""
+        blend = blend_of(blend)
         estimator = _estimator(selection, budget)
         latent, applied = sample(model, blend, estimator, "sequential", latent_image, **ksampler)
         plan = applied.plan  # None where ComfyUI had nothing to sample: denoise 0
         if plan is None:
-            return shown(cls, f"{applied.report}\n{_NOTHING_SAMPLED}", latent, _NOTHING_SAMPLED)
+            return shown(f"{applied.report}\n{_NOTHING_SAMPLED}", latent, _NOTHING_SAMPLED)
         text = describe_choices(plan, blend.names)
         strips = {"names": ["base", *blend.names, "merged"], "images": choices(plan, blend.names)}
-        return shown(cls, f"{applied.report}\n{text}", latent, text, editor={"choices": strips})
+        return shown(f"{applied.report}\n{text}", latent, text, editor={"choices": strips})
 
 
 class MSDDASampler(io.ComfyNode):
@@ -271,10 +274,10 @@ class MSDDAKSampler(io.ComfyNode):
             description="KSampler with a blend whose rewards were trained with unlike eta: their reverse steps are "
             "fused exactly, the more certain one counting more.",
             search_aliases=["msdda", "gaussian fusion", "diffusion blend"],
-            hidden=[io.Hidden.unique_id],
+            **CACHED_TOO,
             inputs=[
                 io.Model.Input("model", tooltip="The base model the reward LoRAs were trained on."),
-                BlendSocket.Input("blend", tooltip=BLEND_TOOLTIP),
+                blend_input("blend", BLEND_TOOLTIP),
                 *ksampler_inputs(choose_sampler=False),
                 *_eta_inputs(),
                 io.Combo.Input("execution", options=list(EXECUTIONS), tooltip=EXECUTION_TOOLTIP),
@@ -286,7 +289,7 @@ class MSDDAKSampler(io.ComfyNode):
     def execute(
         cls,
         model,
-        blend: LoRABlend,
+        blend: LoRABlend | Basis,
         seed: int,
         steps: int,
         cfg: float,
@@ -300,10 +303,11 @@ class MSDDAKSampler(io.ComfyNode):
         base_eta: float = 1.0,
     ) -> io.NodeOutput:
         """Sample, through ComfyUI's own SamplerCustom."""
+        blend = blend_of(blend)
         applied = apply_blend(model, blend, exact, execution, seed, latent_image.get("batch_index"))
         sampler = comfy.samplers.KSAMPLER(sample_msdda, {"etas": etas, "base_eta": base_eta})
         sigmas = BasicScheduler.execute(applied.model, scheduler, steps, denoise).result[0]
         result = SamplerCustom.execute(
             applied.model, True, seed, cfg, positive, negative, sampler, sigmas, latent_image
         ).result[0]
-        return shown(cls, f"{applied.report}\n{describe_etas(blend.bases, etas)}", result)
+        return shown(f"{applied.report}\n{describe_etas(blend.bases, etas)}", result)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..blend_core import BlendError, parse_weights
 from ..blend_core.rewards import SCALES, check_images, installed_rewards, reward_cards, weighted
 from .managing import DEVICES, PRECISIONS, RewardModel, library, load_reward_model, own_rewards
-from .showing import shown
+from .showing import CACHED_TOO, shown
 from .sockets import CATEGORY, RewardModelSocket
 
 MOST_REWARDS = 16
@@ -30,7 +30,7 @@ class LoadRewardModel(io.ComfyNode):
             description="Loads what scores images: formulas such as colourfulness, or learned rewards such as "
             "PickScore.",
             search_aliases=["reward model", "aesthetic", "pickscore", "imagereward", "hps", "clip score", "scorer"],
-            hidden=[io.Hidden.unique_id],
+            **CACHED_TOO,
             inputs=[
                 io.Combo.Input(
                     "reward_name",
@@ -87,7 +87,7 @@ class LoadRewardModel(io.ComfyNode):
             "reads the prompt" if card.reads_prompt else "does not read the prompt",
             f"licence: {card.licence}",
         ]
-        return shown(cls, "\n".join(lines), model)
+        return shown("\n".join(lines), model)
 
     @classmethod
     def fingerprint_inputs(cls, reward_name: str, **_) -> tuple:
@@ -96,14 +96,14 @@ class LoadRewardModel(io.ComfyNode):
         return (reward_name, file and file.stat().st_mtime_ns)
 
     @classmethod
-    def validate_inputs(cls, reward_name: str, allow_download: bool = False) -> bool | str:
-        """Refuse a reward whose files are missing before anything runs."""
+    def validate_inputs(cls, reward_name: str | None = None, allow_download: bool | None = False) -> bool:
+        """Refuse a reward whose files are missing before anything runs; None where a link brings a value.
+
+        Raises BlendError, since ComfyUI would put an answer to each of the two inputs.
+        """
         card = reward_cards().get(reward_name)
-        try:
-            if card is not None and not allow_download:
-                library(download=False).find(reward_name, card.files)
-        except BlendError as error:
-            return str(error)
+        if card is not None and allow_download is False:
+            library(download=False).find(reward_name, card.files)
         return True
 
 
@@ -124,8 +124,8 @@ class RewardScorer(io.ComfyNode):
             display_name="Reward Scorer",
             category=CATEGORY,
             description="Scores images with one or more rewards and sorts them, best first.",
-            search_aliases=["score", "rank images", "best of", "aesthetic score", "reward"],
-            hidden=[io.Hidden.unique_id],
+            search_aliases=["score", "score image", "rank images", "best of", "aesthetic score", "reward"],
+            **CACHED_TOO,
             is_input_list=True,
             inputs=[
                 io.Image.Input("image", tooltip="The images to score: a batch, or a list of images of one size."),
@@ -183,7 +183,7 @@ class RewardScorer(io.ComfyNode):
         order = ranking(total)
         rows = score_rows([model.name for model in models], scores, total, order)
         outputs = total.tolist(), total.mean().item(), batch[order], order[0], as_markdown(rows)
-        return shown(cls, as_lines(rows), *outputs, editor={"scores": rows})
+        return shown(as_lines(rows), *outputs, editor={"scores": rows})
 
 
 class PickBest(io.ComfyNode):

@@ -6,20 +6,17 @@ import numpy
 import torch
 from comfy_api.latest import io, ui
 from PIL import Image
-from server import PromptServer
 from torch import Tensor
 
+CACHED_TOO = {"has_intermediate_output": True} if "has_intermediate_output" in io.Schema.__dataclass_fields__ else {}
+"""Schema fields of a node that shows something: ComfyUI then sends it again where a node is answered from its cache."""
 
-def shown(node: type[io.ComfyNode], text: str, *outputs, editor: dict | None = None) -> io.NodeOutput:
-    """`outputs`, with `text` on the node in the editor and in the prompt's history.
+
+def shown(text: str, *outputs, editor: dict | None = None) -> io.NodeOutput:
+    """`outputs`, with `text` for the editor, where web/shown.js writes it on the node, and in the prompt's history.
 
     editor: plain data for this node's script in web/, which may draw it.
-
-    The editor draws a node's text output only for its own preview nodes; on any other it draws progress text.
     """
-    hidden, server = getattr(node, "hidden", None), getattr(PromptServer, "instance", None)
-    if server is not None and hidden is not None and hidden.unique_id is not None:
-        server.send_progress_text(text, hidden.unique_id)
     data = {} if editor is None else {"diffusion_blend": (editor,)}
     return io.NodeOutput(*outputs, ui=ui.PreviewText(text).as_dict() | data)
 

@@ -137,6 +137,16 @@ class LoRABlend:
         return "\n".join([f"elsewhere: {self.schedule.formula()}", *lines]) if lines else self.schedule.describe()
 
 
+def blend_of(blend: LoRABlend | Basis) -> LoRABlend:
+    """The blend that came in; of a single reward LoRA, that LoRA as trained."""
+    return blend if isinstance(blend, LoRABlend) else LoRABlend.of((blend,), (1.0,))
+
+
+def blend_input(name: str, tooltip: str, **options) -> io.Input:
+    """An input for a blend, or for a single reward LoRA, which is a blend of one; see blend_of."""
+    return io.MultiType.Input(name, types=[BlendSocket, RewardLoRASocket], tooltip=tooltip, **options)
+
+
 def joined(*blends: LoRABlend) -> tuple[LoRABlend, ...]:
     """The blends, each expressed over the bases of all of them."""
     bases = tuple({id(basis): basis for blend in blends for basis in blend.bases}.values())

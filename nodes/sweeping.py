@@ -10,8 +10,8 @@ from ..blend_core import BlendError, parse_numbers
 from ..blend_core.pareto import Scored, Trade, simplex_grid
 from ..blend_core.pictures.pareto import draw
 from .scoring import as_markdown, one_batch
-from .showing import as_image, shown
-from .sockets import CATEGORY, BlendSocket, LoRABlend
+from .showing import CACHED_TOO, as_image, shown
+from .sockets import CATEGORY, Basis, BlendSocket, LoRABlend, blend_input, blend_of
 
 MOST_BLENDS = 256  # a slip of the finger on a grid of many rewards is thousands of images
 MOST_REWARDS = 6
@@ -29,9 +29,9 @@ class Sweep(io.ComfyNode):
             category=CATEGORY,
             description="A list of blends over a grid: what follows it in the graph runs once for each.",
             search_aliases=["sweep", "grid", "xy plot", "weights grid", "compare blends"],
-            hidden=[io.Hidden.unique_id],
+            **CACHED_TOO,
             inputs=[
-                BlendSocket.Input("blend", tooltip="The reward LoRAs to sweep over, as blended by Blend Weights."),
+                blend_input("blend", "The reward LoRAs to sweep over, as blended by Blend Weights."),
                 io.DynamicCombo.Input(
                     "over",
                     options=[
@@ -77,14 +77,15 @@ class Sweep(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, blend: LoRABlend, over: dict) -> io.NodeOutput:
+    def execute(cls, blend: LoRABlend | Basis, over: dict) -> io.NodeOutput:
         """Lay out the grid and show it."""
+        blend = blend_of(blend)
         swept = (
             by_preference(blend, over["parts"])
             if over["over"] == "preference"
             else by_alignment(blend, over["alignments"])
         )
-        return shown(cls, "\n".join(label for label, _ in swept), [each for _, each in swept], [x for x, _ in swept])
+        return shown("\n".join(label for label, _ in swept), [each for _, each in swept], [x for x, _ in swept])
 
 
 def by_preference(blend: LoRABlend, parts: int) -> list[tuple[str, LoRABlend]]:
@@ -135,7 +136,7 @@ class ParetoPlot(io.ComfyNode):
             description="Rewards against one another, a point per blend: which blends no other one beats, and the "
             "hypervolume, one number for all of them.",
             search_aliases=["pareto", "front", "plot scores", "hypervolume", "trade-off"],
-            hidden=[io.Hidden.unique_id],
+            **CACHED_TOO,
             is_input_list=True,
             inputs=[
                 io.String.Input("labels", force_input=True, tooltip="One per blend, from Blend Sweep."),
@@ -179,7 +180,7 @@ class ParetoPlot(io.ComfyNode):
         trade = traded(labels, columns, names[0], image, reference[0])
         best = ", ".join(trade.points[i].label for i in trade.front)
         text = f"hypervolume {trade.volume:.4g}\non the front: {best}"
-        return shown(cls, text, as_image(draw(trade)), trade.volume, as_markdown(table_of(trade)), trade.to_json())
+        return shown(text, as_image(draw(trade)), trade.volume, as_markdown(table_of(trade)), trade.to_json())
 
 
 def traded(labels: list[str], columns: list[list[float]], names: str, image: list | None, reference: str) -> Trade:

@@ -2,11 +2,13 @@
 // the `weights` widget and saves nothing itself, so that a graph is the same with and without it.
 
 import { addToNodes, element, isLinked, setValue, slider, widgetOf } from "./parts.js";
+import { word } from "./words.js";
 
 const SLOT = /^loras\.lora_\d+$/;
 const HEIGHTS = { 2: 50, 3: 170 };
 const [WIDTH, HEIGHT] = [300, 160]; // of the picture that holds the triangle
 const CORNERS = [[150, 26], [60, 132], [240, 132]];
+const OFF = [2, 4]; // modes of nodes: never, bypass
 const KEYS = { ArrowUp: [0, -3], ArrowDown: [0, 3], ArrowLeft: [-3, 0], ArrowRight: [3, 0] };
 
 const STYLE = `
@@ -20,10 +22,14 @@ const STYLE = `
 .diffusion-blend-weights circle { fill: var(--p-primary-color, #64a0ff); stroke: currentColor; stroke-width: 1.5;
   cursor: grab; }`;
 
-/** The numbers in text such as `0.6, 0.4`, `60% 40%` or `2; 1`, as the node reads them; null for other words. */
+const DECIMAL_COMMA = /(?<=\d),(?=\d)/;
+
+/** The numbers in text such as `0.6, 0.4`, `60% 40%` or `0,6; 0,4`, as the node reads them; null for other words. */
 function parse(text) {
-  const words = text.replace(/[,;]/g, " ").split(/\s+/).filter(Boolean);
-  const numbers = words.map((word) => Number(word.replace(/%$/, "")) / (word.endsWith("%") ? 100 : 1));
+  let parts = text.trim().split(/[;\s]+/);
+  if (parts.length > 1 && !text.includes(".")) parts = parts.map((part) => part.replace(DECIMAL_COMMA, "."));
+  parts = parts.flatMap((part) => part.split(",")).filter(Boolean);
+  const numbers = parts.map((part) => Number(part.replace(/%$/, "")) / (part.endsWith("%") ? 100 : 1));
   return numbers.every((number) => Number.isFinite(number) && number >= 0) ? numbers : null;
 }
 
@@ -65,20 +71,34 @@ function barycentric([x, y]) {
 
 const pointOf = (shares) => [0, 1].map((axis) => shares.reduce((sum, share, i) => sum + share * CORNERS[i][axis], 0));
 
+/** The slots that something is connected to, in their order: { name, off }; off: it is muted or bypassed. */
+function slotsOf(node) {
+  const slots = [...(node.inputs ?? []).entries()].filter(([, { name, link }]) => SLOT.test(name) && link != null);
+  return slots.map(([slot], i) => {
+    const from = node.getInputNode(slot);
+    const values = Object.fromEntries((from?.widgets ?? []).map(({ name, value }) => [name, value]));
+    const file = String(values.lora_name ?? "").split(/[\\/]/).pop().replace(/\.\w+$/, "");
+    const name = String(values.label ?? "").trim() || file || word("reward {n}", i + 1);
+    return { name, off: OFF.includes(from?.mode) };
+  });
+}
+
 /**
  * What the rewards are called: the label of a Load Reward LoRA, or its file; a number where something else comes in. How
  * many a stack brings is known when it runs: here as many as make `count`, the numbers in the text.
  */
 function rewardNames(node, count) {
-  const slots = [...(node.inputs ?? []).entries()].filter(([, { name, link }]) => SLOT.test(name) && link != null);
-  const names = slots.map(([slot], i) => {
-    const values = Object.fromEntries((node.getInputNode(slot)?.widgets ?? []).map(({ name, value }) => [name, value]));
-    const file = String(values.lora_name ?? "").split(/[\\/]/).pop().replace(/\.\w+$/, "");
-    return String(values.label ?? "").trim() || file || `reward ${i + 1}`;
-  });
+  const names = slotsOf(node).map(({ name, off }) => (off ? `${name} (${word("off")})` : name));
   const stack = node.inputs?.some(({ name, link }) => name === "lora_stack" && link != null);
-  while (stack && names.length < count) names.push(`reward ${names.length + 1}`);
+  while (stack && names.length < count) names.push(word("reward {n}", names.length + 1));
   return names;
+}
+
+/** The text that is run: without the numbers of LoRAs that are off, which ComfyUI leaves out. */
+function withoutThoseOff(node, text) {
+  const [numbers, slots] = [parse(String(text)), slotsOf(node)];
+  if (!numbers || numbers.length < slots.length || !slots.some(({ off }) => off)) return text;
+  return numbers.filter((_, i) => !slots[i]?.off).join(", ");
 }
 
 const short = (name) => (name.length > 16 ? `${name.slice(0, 15)}…` : name);
@@ -87,7 +107,7 @@ const short = (name) => (name.length > 16 ? `${name.slice(0, 15)}…` : name);
 
 function twoEnds(names, edit) {
   const ends = names.map((name) => element("span", { title: name }));
-  const input = slider(`from ${names[0]} to ${names[1]}`, 1, 0.01, (value) => edit([1 - value, value]));
+  const input = slider(`${names[0]} – ${names[1]}`, 1, 0.01, (value) => edit([1 - value, value]));
   const show = (shares, written) => {
     input.value = shares[1];
     ends.forEach((end, i) => (end.textContent = `${names[i]} ${written[i].toFixed(2)}`));
@@ -121,6 +141,7 @@ function triangle(names, edit) {
     const top = box.top + (box.height - scale * HEIGHT) / 2;
     edit(barycentric([(event.clientX - left) / scale, (event.clientY - top) / scale]));
   };
+  root.addEventListener("mousedown", (event) => event.preventDefault()); // else the focus leaves the point again
   root.addEventListener("pointerdown", (event) => {
     if (event.button !== 0) return;
     root.setPointerCapture(event.pointerId);
@@ -152,6 +173,11 @@ function attach(node, part, state) {
   const weights = widgetOf(node, "weights");
   const normalise = widgetOf(node, "normalise");
   let [seen, control] = ["", null];
+  const run = weights.serializeValue;
+  weights.serializeValue = async (...sent) => {
+    const text = run ? await run.apply(weights, sent) : weights.value;
+    return withoutThoseOff(node, text);
+  };
   state.names = [];
 
   const rewards = () => (isLinked(node, "weights") ? [] : rewardNames(node, parse(weights.value)?.length ?? 0));

@@ -2,7 +2,8 @@
 // that a graph is the same with and without them; without them one types the lines.
 
 import { app } from "../../scripts/app.js";
-import { onResult } from "./parts.js";
+import { resultOf } from "./parts.js";
+import { word } from "./words.js";
 
 const NODE = "DiffusionBlendDuel";
 const ANSWERS = { "A is better": ">", "B is better": "<", "no difference": "=" };
@@ -13,10 +14,10 @@ const linesOf = (text) => String(text).split("\n").filter((line) => line.trim())
 /** The buttons of one node. A click is about the pair that the last run has shown; before any run it only runs. */
 function attach(node) {
   const answers = node.widgets.find(({ name }) => name === "answers");
-  let pair = null;
+  let answered = false; // a second click on the same images is no second answer
 
   const run = (lines) => {
-    pair = null; // a second click on the same images is no second answer
+    answered = true;
     answers.value = lines.join("\n");
     answers.callback?.(answers.value);
     node.setDirtyCanvas(true, true);
@@ -24,16 +25,22 @@ function attach(node) {
   };
   const button = (label, lines) => {
     const widget = node.addWidget("button", label, null, () => run(lines(linesOf(answers.value))), { serialize: false });
+    widget.label = word(label);
     widget.serialize = false; // this one keeps it out of the workflow, the option keeps it out of the prompt
   };
   for (const [label, sign] of Object.entries(ANSWERS)) {
-    button(label, (lines) => (pair ? [...lines, `${pair[0]} ${sign} ${pair[1]}`] : lines));
+    button(label, (lines) => {
+      const pair = answered ? null : resultOf(node)?.pair;
+      return pair ? [...lines, `${pair[0]} ${sign} ${pair[1]}`] : lines;
+    });
   }
   button(UNDO, (lines) => lines.slice(0, -1));
 
-  onResult(node, (data) => {
-    pair = data.pair;
-  });
+  const own = node.onExecuted;
+  node.onExecuted = function (...sent) {
+    own?.apply(this, sent);
+    answered = false;
+  };
 }
 
 app.registerExtension({

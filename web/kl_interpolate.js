@@ -2,6 +2,7 @@
 // `alignment` widget.
 
 import { addToNodes, element, isLinked, setValue, slider, widgetOf } from "./parts.js";
+import { word } from "./words.js";
 
 const HEIGHT = 48;
 const MARKS = { base: 0, "as trained": 1 };
@@ -25,7 +26,7 @@ function zone(name, from, to, max) {
 }
 
 function mark(name, shift, left, edit, value) {
-  const button = element("button", { type: "button", style: `left: ${left}; transform: translateX(${shift})` }, name);
+  const button = element("button", { type: "button", style: `left: ${left}; transform: translateX(${shift})` }, word(name));
   button.addEventListener("click", () => edit(value));
   return button;
 }

@@ -1,6 +1,6 @@
-// What the editor's scripts of this pack share. Each adds a part to one kind of node, beside its ordinary widgets and
-// text. A part saves nothing, so that a graph is the same with and without it; where it cannot be added, one warning
-// says so and the node is as it was.
+// What the editor's scripts of this pack share. Each adds a part to nodes, below their ordinary widgets. A part saves
+// nothing, so that a graph is the same with and without it; where it cannot be added, one warning says so and the node is
+// as it was.
 
 import { app } from "../../scripts/app.js";
 
@@ -37,20 +37,28 @@ export function setValue(node, widget, value) {
   node.setDirtyCanvas(true, true);
 }
 
-/** An empty part of `height()` pixels on the node: { root, fill(...elements) }. */
+/** An empty part of `height()` pixels on the node: { root, fill(...elements), fit() }. */
 function addPart(node, name, height) {
   const root = element("div", { class: `diffusion-blend diffusion-blend-${name}` });
+  root.style.flex = "none"; // Nodes 2.0 would stretch it over all that it holds
   root.addEventListener("pointerdown", (event) => event.stopPropagation()); // else the node is dragged
-  const options = { serialize: false, getMinHeight: height, getMaxHeight: height, getValue: () => "" };
+  const options = { serialize: false, hideInPanel: true, getMinHeight: height, getMaxHeight: height, getValue: () => "" };
   const widget = node.addDOMWidget(`${name}_controls`, `diffusion_blend_${name}`, root, options);
   widget.serialize = false; // this one keeps it out of the workflow, the option keeps it out of the prompt
+  let needed = node.computeSize()[1];
+  const fit = () => {
+    root.style.height = `${height()}px`;
+    const tight = node.size[1] <= needed + 2; // a node that was drawn larger keeps its size
+    const [wide, high] = node.computeSize();
+    needed = high;
+    node.setSize([Math.max(node.size[0], wide), tight ? high : Math.max(node.size[1], high)]);
+    node.setDirtyCanvas(true, true);
+  };
   const fill = (...elements) => {
     root.replaceChildren(...elements);
-    root.style.height = `${height()}px`;
-    const [wide, high] = node.computeSize();
-    node.setSize([Math.max(node.size[0], wide), Math.max(node.size[1], high)]);
+    fit();
   };
-  return { root, fill };
+  return { root, fill, fit };
 }
 
 /** Calls refresh() while the node is in the graph. Returns false once it has gone, and its element with it. */
@@ -71,16 +79,22 @@ function follow(node, name, root, refresh) {
   };
 }
 
+// Values change by typing, loading, undo and links, in two editors: looking at them is what sees all of these.
+const turns = new Set();
+setInterval(() => turns.forEach((turn) => turn()), 150);
+
 /**
  * Add a part to every node of a kind.
  *
- * kind: the node's id.  title: its name.  name: the part's.  height(state): of the part, in pixels; `state` is an object
- * of the node's own.  attach(node, part, state): returns refresh(), which is called again and again.
+ * kind: the node's id, or a function that says whether a node gets the part.  title: the node's name.  name: the part's.
+ * height(state): of the part, in pixels; `state` is an object of the node's own.  attach(node, part, state): returns
+ * refresh(), which is called again and again.
  */
 export function addToNodes({ kind, title, name, style, height, attach }) {
+  const wanted = typeof kind === "function" ? kind : (node) => node.comfyClass === kind;
   let complained = false;
   const complain = (error) => {
-    if (!complained) console.warn(`Diffusion Blend: no controls on ${title}; it works as ever.`, error);
+    if (!complained) console.warn(`Diffusion Blend: no ${name} on ${title}; the graph works as ever.`, error);
     complained = true;
   };
   app.registerExtension({
@@ -89,20 +103,20 @@ export function addToNodes({ kind, title, name, style, height, attach }) {
       document.head.append(element("style", {}, STYLE + style));
     },
     nodeCreated(node) {
-      if (node.comfyClass !== kind) return;
+      if (!wanted(node)) return;
       try {
         const state = {};
         const part = addPart(node, name, () => height(state));
-        const turn = follow(node, name, part.root, attach(node, part, state));
-        // Values change by typing, loading, undo and links, in two editors: looking at them is what sees all of these.
-        const timer = setInterval(() => {
+        const look = follow(node, name, part.root, attach(node, part, state));
+        const turn = () => {
           try {
-            if (!turn()) clearInterval(timer);
+            if (!look()) turns.delete(turn);
           } catch (error) {
-            clearInterval(timer);
+            turns.delete(turn);
             complain(error);
           }
-        }, 150);
+        };
+        turns.add(turn);
       } catch (error) {
         complain(error);
       }
@@ -110,12 +124,11 @@ export function addToNodes({ kind, title, name, style, height, attach }) {
   });
 }
 
-/** Calls show(data) with what the node's run sent to the editor (nodes/showing.py), whenever it has run. */
-export function onResult(node, show) {
-  const own = node.onExecuted;
-  node.onExecuted = function (output, ...rest) {
-    own?.call(this, output, ...rest);
-    const data = output?.diffusion_blend?.at(-1);
-    if (data) show(data);
-  };
-}
+/** What the node's last run sent to the editor (nodes/showing.py): { text, diffusion_blend }, or undefined. */
+export const outputOf = (node) => app.nodeOutputs?.[locatorOf(node)];
+
+/** The data of a node's last run for its script; undefined before a run. */
+export const resultOf = (node) => outputOf(node)?.diffusion_blend?.at(-1);
+
+// As the editor names nodes: by number in the workflow itself, with the subgraph's id before it in a subgraph.
+const locatorOf = (node) => (node.graph?.isRootGraph === false ? `${node.graph.id}:${node.id}` : String(node.id));

@@ -1,6 +1,7 @@
 // Reward Scorer: after a run, its table, best image first; a bar in each cell goes from the column's worst to its best.
 
-import { addToNodes, element, onResult } from "./parts.js";
+import { addToNodes, element, resultOf } from "./parts.js";
+import { word } from "./words.js";
 
 const ROW = 20;
 const MOST_ROWS = 8; // the rest is scrolled to
@@ -24,22 +25,25 @@ function sharesOf(numbers) {
 
 /** rows: [image, score of each reward ..., weighted score] as text; `heading` alike. */
 function table([heading, ...rows]) {
+  const names = [word(heading[0]), ...heading.slice(1, -1), word(heading.at(-1))];
   const columns = heading.map((_, i) => (i === 0 ? rows.map(() => 0) : sharesOf(rows.map((row) => Number(row[i])))));
   const cell = (text, row, column) => element("td", { style: `--share: ${columns[column][row].toFixed(3)}` }, text);
   return element(
     "table",
     {},
-    element("thead", {}, element("tr", {}, ...heading.map((name) => element("th", { title: name }, name)))),
+    element("thead", {}, element("tr", {}, ...names.map((name) => element("th", { title: name }, name)))),
     element("tbody", {}, ...rows.map((row, i) => element("tr", {}, ...row.map((text, j) => cell(text, i, j))))),
   );
 }
 
 function attach(node, part, state) {
-  onResult(node, ({ scores }) => {
-    state.rows = scores.length;
-    part.fill(table(scores));
-  });
-  return () => {};
+  part.root.dataset.tells = "all";
+  return () => {
+    const scores = resultOf(node)?.scores;
+    if (JSON.stringify(scores) === state.seen) return;
+    Object.assign(state, { seen: JSON.stringify(scores), rows: scores?.length ?? 0 });
+    part.fill(...(scores ? [table(scores)] : []));
+  };
 }
 
 addToNodes({

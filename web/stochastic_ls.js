@@ -1,6 +1,7 @@
 // Stochastic LS Sampler: after a run, a strip per image, one coloured box per step: the reward which that step used.
 
-import { addToNodes, element, onResult } from "./parts.js";
+import { addToNodes, element, resultOf } from "./parts.js";
+import { word } from "./words.js";
 
 const ROW = 16;
 const MOST_ROWS = 6; // the rest is scrolled to
@@ -21,25 +22,27 @@ const box = (variant, title = "") => element("i", { title, style: `background: $
 
 /** names: what variant 0 (the base), 1, 2 ... are called.  images: the variant of each step, null for all at once. */
 function strips({ names, images }) {
-  const called = (variant) => (variant === null ? "all" : names[variant]);
+  const called = (variant) => (variant === null ? word("all") : variant === 0 ? word("base") : names[variant]);
   const counts = new Map([...names.keys(), null].map((variant) => [variant, 0]));
   for (const variant of images.flat()) counts.set(variant, counts.get(variant) + 1);
   const used = [...counts].filter(([, count]) => count > 0);
   const entry = ([variant, count]) => element("span", {}, box(variant), `${called(variant)} ${count}`);
   const strip = (steps, i) => {
-    const label = `image ${i + 1}: ${steps.map(called).join(", ")}`;
-    const boxes = steps.map((variant, step) => box(variant, `image ${i + 1}, step ${step + 1}: ${called(variant)}`));
+    const image = word("image {n}", i + 1);
+    const label = `${image}: ${steps.map(called).join(", ")}`;
+    const boxes = steps.map((variant, step) => box(variant, `${image}, ${word("step {n}", step + 1)}: ${called(variant)}`));
     return element("section", { role: "img", "aria-label": label }, ...boxes);
   };
   return [element("p", {}, ...used.map(entry)), ...images.map(strip)];
 }
 
 function attach(node, part, state) {
-  onResult(node, ({ choices }) => {
-    state.images = choices.images.length;
-    part.fill(...strips(choices));
-  });
-  return () => {};
+  return () => {
+    const choices = resultOf(node)?.choices;
+    if (JSON.stringify(choices) === state.seen) return;
+    Object.assign(state, { seen: JSON.stringify(choices), images: choices?.images.length ?? 0 });
+    part.fill(...(choices ? strips(choices) : []));
+  };
 }
 
 addToNodes({

@@ -13,8 +13,9 @@ from ..diagnostics import MOST_BEND, MOST_VARIATION, OPPOSED, Diagnosis
 from .paper import COLOURS, FAINT, GREY, INK, Paper, even_ticks
 
 LEVELS = {"exact": "#3a9a5b", "fair": "#2c6fbb", "doubtful": "#c5425c"}
-WIDTH, PANEL, BETWEEN, LEFT, RIGHT = 1000, 190, 84, 70, 200  # pixels; a panel's legend stands in its right margin
+WIDTH, PANEL, BETWEEN, LEFT, RIGHT = 1000, 190, 84, 70, 290  # pixels; a panel's legend stands in its right margin
 MOST_LINES = 8  # of one panel
+MOST_LETTERS = 32  # of a label in the legend
 
 
 @dataclass
@@ -68,6 +69,13 @@ def draw(diagnosis: Diagnosis) -> Image.Image:
     for i, line in enumerate(reasons):
         paper.text(24, bottom + 22 * i, line, 15)
     return paper.finished()
+
+
+def _fitted(label: str) -> str:
+    """A label of one or two names, each shortened where they do not fit the legend."""
+    names = label.split(", ")
+    most = MOST_LETTERS // len(names)
+    return ", ".join(name if len(name) <= most else f"{name[: most - 1]}…" for name in names)
 
 
 def _bends(diagnosis: Diagnosis) -> Panel:
@@ -170,4 +178,4 @@ def _draw_line(paper: Paper, line: Line, places: Sequence[tuple[float, float]]) 
 def _draw_legend(paper: Paper, lines: Sequence[Line], x: float, y: float) -> None:
     for i, line in enumerate(lines):
         paper.line([(x, y + 8 + 20 * i), (x + 16, y + 8 + 20 * i)], line.colour, 3)
-        paper.text(x + 22, y + 8 + 20 * i, textwrap.shorten(line.label, 22), 14, INK, "lm")
+        paper.text(x + 22, y + 8 + 20 * i, _fitted(line.label), 14, INK, "lm")

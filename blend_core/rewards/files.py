@@ -42,10 +42,14 @@ class WeightFile:
 
 @dataclass(frozen=True)
 class Library:
-    """Where weights are looked for: `folders`, then the hub's cache on this machine; then downloaded if allowed."""
+    """Where weights are looked for: `folders`, then the hub's cache on this machine; then downloaded if allowed.
+
+    switch: what allows it, for messages.
+    """
 
     folders: tuple[Path, ...] = (Path("reward_models"),)
     download: bool = False
+    switch: str = "--download"
 
     def find(self, reward: str, files: Sequence[WeightFile]) -> list[Path]:
         """The files' paths. Raises BlendError that names each missing file, its address and the place for it.
@@ -56,7 +60,7 @@ class Library:
         missing = [file for file, path in found.items() if path is None]
         if missing and (not self.download or any(file.by_hand for file in missing)):
             by_hand = any(file.by_hand for file in missing)
-            allowed = "" if by_hand else " Or allow downloads (allow_download on the node, --download in a shell)."
+            allowed = "" if by_hand else f" Or allow downloads: {self.switch}."
             raise BlendError(f"{reward} needs {self._errand(reward, missing)}{allowed}")
         return [path or self._fetched(reward, file) for file, path in found.items()]
 

@@ -21,13 +21,44 @@ def recorded():
 
 
 @pytest.fixture(scope="session")
-def real_server(tmp_path_factory):
-    """A real server; tests that need one are skipped without."""
-    root = real.workspace()
-    if root is None:
-        pytest.skip(f"no real server: {host.HINT}")
-    with real.served(root, tmp_path_factory.mktemp("comfyui") / "base") as server:
+def serve(tmp_path_factory):
+    """serve(editor, models=True): a context with a real server, under its own editor or the newest."""
+
+    def start(editor: str, models: bool = True):
+        root = real.workspace()
+        if root is None:
+            pytest.skip(f"no real server: {host.HINT}")
+        options = ("--front-end-root", str(_newest_editor())) if editor == "newest" else ()
+        return real.served(root, tmp_path_factory.mktemp("comfyui") / "base", options, models)
+
+    return start
+
+
+def _newest_editor():
+    pytest.importorskip("aiohttp", reason="browser tests SKIPPED: no aiohttp (pip install -e '.[dev]')")
+    from . import replay
+
+    return replay.editor_files() or pytest.skip("no comfyui_frontend_package (pip install -e '.[dev]')")
+
+
+@pytest.fixture(scope="session")
+def real_server(serve):
+    """A real server with the editor that it asks for; tests that need one are skipped without."""
+    with serve("own") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def newest_server(serve):
+    """A real server with the newest editor."""
+    with serve("newest") as server:
+        yield server
+
+
+@pytest.fixture(params=["real_server", "newest_server"], ids=["own", "newest"])
+def server(request):
+    """Both, one after the other."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="session")
@@ -86,14 +117,14 @@ def opened(editor, address, canvas):
 
 
 @pytest.fixture
-def run(editor, real_server, canvas):
-    """run(graph): press Run and wait for the end; the editor, with what the server told it in `events`."""
+def visit(editor, server, canvas):
+    """visit(graph, node=TYPE): a graph on a real server, in both editors on both canvases."""
 
-    def press(graph: dict, node: str):
-        made = editor(f"http://127.0.0.1:{real_server.port}", canvas)
+    def open_graph(graph: str | dict, node: str | None = None, **settings) -> Editor:
+        made = editor(f"http://127.0.0.1:{server.port}", canvas, **settings)
         made.load(graph)
-        made.centre(node)
-        made.run()
+        if node:
+            made.centre(node)
         return made
 
-    return press
+    return open_graph

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -12,9 +13,24 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE = 180  # seconds
 QUIET = {"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "1.45.0", "Comfy.Minimap.Visible": False}
+EXAMPLES = {
+    "two_rewards": "01 Two rewards and a dial",
+    "kl_dial": "02 How far from the base model",
+    "three_rewards": "03 Three rewards for the time of one",
+    "best_of_four": "04 Best of four by reward",
+    "sweep": "05 Which weights are worth choosing",
+    "find_my_blend": "06 Find my blend by clicks",
+    "regional_rewards": "07 Each reward where you paint",
+    "controlnet": "08 Blend under ControlNet",
+    "two_passes": "09 One blend, two passes",
+    "msdda": "10 Rewards trained with unequal noise",
+}
+"""The example graphs' files by short names; the editor shows the files' names as titles, in their order."""
 CANVASES = {"classic": {"Comfy.VueNodes.Enabled": False}, "nodes2": {"Comfy.VueNodes.Enabled": True}}
 CHROMIUM_OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+SEEDS = itertools.count()
+SD15_PROMPT, SD3_PROMPT = (768, 0), (4096, 2048)  # widths of tokens and of the pooled prompt
 READY = "!!window.LiteGraph?.registered_node_types?.DiffusionBlendKSampler && !!window.app?.graph"
 
 
@@ -36,9 +52,18 @@ class Editor:
         page.set_default_timeout(PATIENCE * 1000)
         page.on("console", lambda message: self.messages.append(message.text))
         page.goto(address)
-        page.wait_for_function(READY)
-        self.wait(1500)
+        self._come_up()
         page.evaluate(before)
+
+    def _come_up(self) -> None:
+        self.page.wait_for_function(READY)
+        self.wait(1500)
+
+    def reload(self) -> None:
+        """Reload the page."""
+        self.wait(1000)  # the editor keeps drafts of open workflows with a delay
+        self.page.reload()
+        self._come_up()
 
     def wait(self, milliseconds: int) -> None:
         """Give the editor time: it follows widgets by looking at them."""
@@ -71,6 +96,18 @@ class Editor:
             [node, scale],
         )
         self.wait(1000)
+
+    def shown(self, node: str) -> list[str]:
+        """The texts on the nodes of a type that are drawn, as a person reads them."""
+        self.wait(600)
+        texts = self.evaluate(
+            """(type) => app.graph.nodes.filter((node) => node.type === type).map((node) => {
+                const text = node.widgets.find(({ name }) => name === "shown_controls").element.querySelector("p");
+                return text?.isConnected && text.offsetHeight > 0 ? text.innerText : "";
+            })""",
+            node,
+        )
+        return [text for text in texts if text]
 
     def value(self, node: str, widget: str):
         """The value of a widget of the first node of a type."""
@@ -142,20 +179,19 @@ def widget_of(node: str, widget: str) -> str:
 
 
 def content_of(graph: str) -> dict:
-    """An example graph's file, which was saved without the controls."""
-    return json.loads((REPOSITORY / "example_workflows" / f"{graph}.json").read_text(encoding="utf8"))
+    """An example graph's file."""
+    return json.loads((REPOSITORY / "example_workflows" / f"{EXAMPLES[graph]}.json").read_text(encoding="utf8"))
 
 
 def runnable(example: str, steps: int = 4) -> dict:
-    """An example that runs on tiny files: random prompts, small pictures, formulas for rewards."""
+    """An example that runs on tiny files: new random prompts, small pictures, formulas for rewards."""
     graph = content_of(example)
+    widths = SD3_PROMPT if any(node["type"] == "EmptySD3LatentImage" for node in graph["nodes"]) else SD15_PROMPT
     for node in graph["nodes"]:
         if node["type"] == "CLIPTextEncode":
-            node |= {"type": "RandomPrompt", "inputs": [], "widgets_values": [node["id"]]}
-        elif node["type"] == "EmptyLatentImage":
+            node |= {"type": "RandomPrompt", "inputs": [], "widgets_values": [next(SEEDS), "fixed", *widths]}
+        elif node["type"] in ("EmptyLatentImage", "EmptySD3LatentImage"):
             node["widgets_values"][:2] = [64, 64]
-        elif node["type"] == "DiffusionBlendLoadRewardModel" and node["widgets_values"][0] == "aesthetic":
-            node["widgets_values"][0] = "colourfulness"
         elif "steps" in [entry["name"] for entry in node["inputs"]]:
             node["widgets_values"][2] = steps
     kinds = {node["id"]: node["type"] for node in graph["nodes"]}

@@ -17,16 +17,17 @@ def workspace() -> Path | None:
 
 
 @contextlib.contextmanager
-def served(root: Path, folder: Path):
-    """The running server; `folder` does not exist yet."""
+def served(root: Path, folder: Path, options: tuple[str, ...] = (), models: bool = True):
+    """The running server; `folder` does not exist yet.  models: whether it has files."""
     python = host.python_of(root)
     environment = os.environ | {
         "COMFYUI_PATH": str(root),
         "PYTHONPATH": str(host.REPOSITORY / "tests"),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    command = [python, "-m", "comfyui.example_models", folder / "models"]
-    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    with Server(folder, python, root, ("--cache-none",)) as server:  # a graph that comes again is to run again
+    if models:
+        command = [python, "-m", "comfyui.example_models", folder / "models"]
+        done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-4000:]
+    with Server(folder, python, root, options) as server:
         yield server

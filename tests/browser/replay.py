@@ -28,14 +28,12 @@ def editor_files() -> Path | None:
 
 
 def translations() -> dict:
-    """What ComfyUI gathers from a pack's locales/."""
-    languages = (REPOSITORY / "locales").iterdir()
-    return {
-        language.name: {
-            file.stem: json.loads(file.read_text(encoding="utf8")) for file in sorted(language.glob("*.json"))
-        }
-        for language in languages
-    }
+    """What ComfyUI gathers from a pack's locales/: main.json as it is, the other files by their names."""
+    gathered = {}
+    for language in (REPOSITORY / "locales").iterdir():
+        texts = {file.stem: json.loads(file.read_text(encoding="utf8")) for file in sorted(language.glob("*.json"))}
+        gathered[language.name] = texts.pop("main", {}) | texts
+    return gathered
 
 
 def scripts(static: Path) -> list[str]:

@@ -18,7 +18,7 @@ def numbers(editor) -> list[float]:
 def test_two_rewards_have_a_slider_that_undo_and_typing_move(opened):
     editor = opened("two_rewards")
     assert editor.saved(BLEND_WEIGHTS) == saved_values("two_rewards", BLEND_WEIGHTS)
-    assert editor.locator(f"{CONTROLS} span").all_inner_texts() == ["faithful 0.60", "beautiful 0.40"]
+    assert editor.locator(f"{CONTROLS} span").all_inner_texts() == ["preferred 0.60", "beautiful 0.40"]
     slider, place = editor.locator(f"{CONTROLS} input"), editor.evaluate(f"[...{NODE}.pos]")
     x, y, width = middle(slider)
     editor.drag((x - width * 0.1, y), (x + width * 0.3, y))
@@ -36,10 +36,10 @@ def test_two_rewards_have_a_slider_that_undo_and_typing_move(opened):
 
 
 def test_three_rewards_have_a_point_in_a_triangle(opened):
-    editor = opened("three_rewards_one_per_step")
-    assert editor.saved(BLEND_WEIGHTS) == saved_values("three_rewards_one_per_step", BLEND_WEIGHTS)
+    editor = opened("three_rewards")
+    assert editor.saved(BLEND_WEIGHTS) == saved_values("three_rewards", BLEND_WEIGHTS)
     labels = editor.locator(f"{CONTROLS} svg > text").all_text_contents()  # a title follows in each
-    assert labels == ["faithful 0.50faithful", "beautiful 0.30beautiful", "calm 0.20calm"]
+    assert labels == ["objects 0.50objects", "lettering 0.30lettering", "preferred 0.20preferred"]
     x, y, _ = middle(editor.locator(f"{CONTROLS} circle"))
     editor.drag((x, y), (x + 10, y + 10))
     assert sum(numbers(editor)) == pytest.approx(1)
@@ -49,11 +49,16 @@ def test_three_rewards_have_a_point_in_a_triangle(opened):
     top = numbers(editor)[0]
     editor.page.keyboard.press("ArrowDown")
     assert numbers(editor)[0] < top
-    assert editor.saved(BLEND_WEIGHTS)[1:] == saved_values("three_rewards_one_per_step", BLEND_WEIGHTS)[1:]
+    place, _, _ = middle(editor.locator(f"{CONTROLS} polygon"))
+    editor.page.mouse.click(place, y)  # beside the point, which then has the focus
+    clicked = numbers(editor)
+    editor.page.keyboard.press("ArrowDown")
+    assert numbers(editor)[0] < clicked[0]
+    assert editor.saved(BLEND_WEIGHTS)[1:] == saved_values("three_rewards", BLEND_WEIGHTS)[1:]
 
 
 def test_more_rewards_have_linked_sliders_that_keep_ratios_and_without_normalise_the_sum(opened):
-    editor = opened("three_rewards_one_per_step")
+    editor = opened("three_rewards")
     editor.evaluate(f"""() => {{
         const node = {NODE}, loader = LiteGraph.createNode("DiffusionBlendLoadRewardLoRA");
         app.graph.add(loader);
@@ -81,5 +86,5 @@ def test_a_stack_brings_as_many_rewards_as_the_text_has_further_numbers(opened):
     }}""")
     editor.wait(600)
     labels = editor.locator(f"{CONTROLS} svg > text").all_text_contents()
-    assert labels == ["faithful 0.50faithful", "beautiful 0.30beautiful", "reward 3 0.20reward 3"]
+    assert labels == ["preferred 0.50preferred", "beautiful 0.30beautiful", "reward 3 0.20reward 3"]
     assert editor.locator(CONTROLS).evaluate("(part) => part.style.opacity") == ""

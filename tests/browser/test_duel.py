@@ -14,9 +14,9 @@ PLACE = f"""(label) => {{
 
 
 @pytest.fixture
-def duel(opened, real_server):
-    """The editor with the example, on a server that runs it."""
-    return opened(runnable("find_my_blend", steps=1), DUEL)
+def duel(visit):
+    """The editor with the example."""
+    return visit(runnable("find_my_blend", steps=1), DUEL)
 
 
 @pytest.fixture
@@ -50,3 +50,14 @@ def test_buttons_write_the_answer_about_the_pair_shown_and_run_the_next(duel, cl
     assert click("undo the last answer") == third
     assert len(duel.value(DUEL, "answers").split("\n")) == 2
     assert duel.saved(DUEL) == [duel.value(DUEL, "answers"), 0.05, 0, 0]
+
+
+def test_buttons_go_on_after_a_reload(duel, click):
+    click("A is better")
+    second = click("A is better")
+    duel.reload()
+    duel.centre(DUEL)
+    click("A is better")
+    click("A is better")
+    lines = duel.value(DUEL, "answers").split("\n")
+    assert len(lines) == 3 and lines[1] == f"{second[0]} > {second[1]}"

@@ -2,11 +2,11 @@
 
 import pytest
 
-from .editor import content_of, middle, node_of, runnable, saved_values
+from .editor import content_of, middle, node_of, runnable, saved_values, widget_of
 
 KL, SCORER, STOCHASTIC = "DiffusionBlendKLInterpolate", "DiffusionBlendRewardScorer", "DiffusionBlendStochasticLS"
 SCORES = [["image", "pickscore", "sharpness", "weighted"], ["1", "21.5", "-3", "nan"], ["0", "20.5", "-5", "18"]]
-CHOICES = {"names": ["base", "faithful", "calm"], "images": [[None, 1, 2, 1], [None, 0, 1, 1]]}
+CHOICES = {"names": ["base", "preferred", "calm"], "images": [[None, 1, 2, 1], [None, 0, 1, 1]]}
 REFUSED = """() => {
     const prototype = LiteGraph.LGraphNode.prototype, own = prototype.addDOMWidget;
     prototype.addDOMWidget = function (name, ...rest) {
@@ -18,13 +18,15 @@ PARTS = {
     "two_rewards": "Blend Weights",
     "kl_dial": "KL Interpolate",
     "best_of_four": "Reward Scorer",
-    "three_rewards_one_per_step": "Stochastic LS Sampler",
+    "three_rewards": "Stochastic LS Sampler",
+    "sweep": "Texts",
 }
 
 
 def finish(editor, node: str, **data):
     """Tell a node that it has run, as the server does."""
-    editor.evaluate(f"(data) => {node_of(node)}.onExecuted({{ text: ['text'], diffusion_blend: [data] }})", data)
+    sent = {"text": ["text"], "diffusion_blend": [data]}
+    editor.evaluate(f"(sent) => {{ app.nodeOutputs[{node_of(node)}.id] = sent; }}", sent)
     editor.wait(600)
 
 
@@ -33,6 +35,7 @@ def test_the_kl_dial_has_marks_and_keys_that_set_its_widget(opened):
     slider = editor.locator(".diffusion-blend-alignment input")
     pressed = editor.locator(".diffusion-blend-alignment [aria-pressed=true]")
     assert editor.saved(KL) == saved_values("kl_dial", KL) == [0.5]
+    assert editor.evaluate(f"{widget_of(KL, 'alignment')}.type") == "number", "the dial is the only slider"
     assert float(slider.input_value()) == 0.5 and pressed.count() == 0
     for mark, value in {"as trained": 1, "beyond": 1.5, "base": 0}.items():
         editor.page.get_by_role("button", name=mark, exact=True).click()
@@ -69,30 +72,32 @@ def test_the_scorer_draws_its_table_with_bars(opened):
 
 
 def test_the_stochastic_sampler_draws_which_basis_each_step_used(opened):
-    editor = opened("three_rewards_one_per_step", STOCHASTIC)
+    editor = opened("three_rewards", STOCHASTIC)
     before = editor.saved(STOCHASTIC)
     finish(editor, STOCHASTIC, choices=CHOICES)
     part = editor.locator(".diffusion-blend-choices")
-    assert part.locator("p span").all_inner_texts() == ["base 1", "faithful 4", "calm 1", "all 2"]
+    assert part.locator("p span").all_inner_texts() == ["base 1", "preferred 4", "calm 1", "all 2"]
     strips = part.get_by_role("img")
-    assert strips.first.get_attribute("aria-label") == "image 1: all, faithful, calm, faithful"
+    assert strips.first.get_attribute("aria-label") == "image 1: all, preferred, calm, preferred"
     colours = [box.evaluate("(box) => box.style.background") for box in strips.first.locator("i").all()]
     assert len(colours) == 4 and colours[1] == colours[3] and len(set(colours)) == 3
     assert strips.last.is_visible()
     assert editor.saved(STOCHASTIC) == before
 
 
-def test_a_run_of_the_scorer_shows_its_four_images(run):
-    editor = run(runnable("best_of_four"), SCORER)
+def test_a_run_of_the_scorer_shows_its_four_images(visit):
+    editor = visit(runnable("best_of_four"), SCORER)
+    editor.run()
     rows = editor.locator(".diffusion-blend-scores tbody tr").all_inner_texts()
     assert sorted(row.split()[0] for row in rows) == ["0", "1", "2", "3"]
 
 
-def test_a_run_of_the_stochastic_sampler_shows_its_four_steps(run):
-    editor = run(runnable("three_rewards_one_per_step"), STOCHASTIC)
+def test_a_run_of_the_stochastic_sampler_shows_its_four_steps(visit):
+    editor = visit(runnable("three_rewards"), STOCHASTIC)
+    editor.run()
     label = editor.locator(".diffusion-blend-choices section").get_attribute("aria-label")
     steps = label.removeprefix("image 1: ").split(", ")
-    assert len(steps) == 4 and set(steps) <= {"all", "faithful", "beautiful", "calm"}
+    assert len(steps) == 4 and set(steps) <= {"all", "objects", "lettering", "preferred"}
 
 
 def test_where_the_editor_refuses_parts_one_warning_says_so_and_graphs_are_as_ever(editor, address, canvas):
@@ -103,6 +108,6 @@ def test_where_the_editor_refuses_parts_one_warning_says_so_and_graphs_are_as_ev
         prompt = refusing.evaluate("app.graphToPrompt().then(({ output }) => Object.values(output))")
         assert all("_controls" not in name for node in prompt for name in node["inputs"])
         assert len([node for node in prompt if node["class_type"].startswith("DiffusionBlend")]) > 2
-        assert sum(f"no controls on {title};" in text for text in refusing.messages) == 1
+        assert sum(f" on {title}; the graph works" in text for text in refusing.messages) == 1
     assert refusing.locator(".diffusion-blend").count() == 0
     assert refusing.saved("DiffusionBlendBlendWeights") == saved_values(graph, "DiffusionBlendBlendWeights")

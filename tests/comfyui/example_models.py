@@ -16,17 +16,32 @@ from safetensors.torch import save_file
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 CONTROL_NET = "control_v11p_sd15_canny_fp16.safetensors"
 PICTURE = "example.png"  # ComfyUI's own, in its input folder
-LORAS = ("sd15_reward_alignment", "sd15_reward_aesthetic", "sd15_reward_compressibility")
+LORAS = ("sd_1_5_dpo_lora_v1-128dim", "spo-sd-v1-5_4k-p_10ep_lora_diffusers")
+SD3_CHECKPOINT = "sd3.5_medium_incl_clips_t5xxlfp8scaled.safetensors"
+SD3_LORAS = ("SD3.5M-FlowGRPO-GenEval", "SD3.5M-FlowGRPO-Text", "SD3.5M-FlowGRPO-PickScore")
 
 
 def write_checkpoint(path: Path, seed: int = 0) -> None:
     """SD 1.5 with a tiny autoencoder and no text encoder, in fp16: 37 MB. seed: of the network's weights."""
+    from . import networks
+
+    _write_checkpoint(path, networks.unet(seed), latent_channels=4)
+
+
+def write_sd3_checkpoint(path: Path) -> None:
+    """SD3 alike: 9 MB."""
+    from . import networks
+
+    _write_checkpoint(path, networks.sd3(), latent_channels=16)
+
+
+def _write_checkpoint(path: Path, network: dict, latent_channels: int) -> None:
     import comfy.taesd.taesd
 
     from . import networks
 
-    autoencoder = networks.filled(comfy.taesd.taesd.TAESD(latent_channels=4))
-    tensors = {f"model.diffusion_model.{name}": value for name, value in networks.unet(seed).items()}
+    autoencoder = networks.filled(comfy.taesd.taesd.TAESD(latent_channels=latent_channels))
+    tensors = {f"model.diffusion_model.{name}": value for name, value in network.items()}
     tensors |= {f"first_stage_model.{name}": value for name, value in autoencoder.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.to(torch.float16).contiguous() for name, value in tensors.items()}, path)
@@ -50,7 +65,7 @@ def write_picture(path: Path) -> None:
 
 
 def main(models: Path) -> None:
-    """Write the checkpoint and the three LoRAs below `models`, and the names of what is only listed."""
+    """Write the checkpoints, their LoRAs, the ControlNet and the picture below `models`."""
     from . import host
 
     host.enter(host.workspaces()[0])
@@ -59,8 +74,25 @@ def main(models: Path) -> None:
     write_checkpoint(models / "checkpoints" / CHECKPOINT)
     write_control_net(models / "controlnet" / CONTROL_NET)
     write_picture(models.parent / "input" / PICTURE)
-    for name, lora in zip(LORAS, loras.three_loras(networks.load(networks.unet()).model), strict=True):
+    for name, lora in zip(LORAS, loras.three_loras(networks.load(networks.unet()).model)[:2], strict=True):
         loras.write_kohya(replace(lora, label=name), models / "loras")
+    write_sd3_checkpoint(models / "checkpoints" / SD3_CHECKPOINT)
+    for seed, name in enumerate(SD3_LORAS):
+        _write_sd3_lora(name, seed, models / "loras")
+
+
+def _write_sd3_lora(name: str, seed: int, folder: Path) -> None:
+    """As peft writes it, in a file of its own: alpha is 2 times the rank, which the file does not say."""
+    import comfy.utils
+
+    from . import loras, networks
+
+    model = networks.load(networks.sd3()).model
+    layers = loras.layers_of(model, comfy.utils.mmdit_to_diffusers(model.model_config.unet_config))
+    attention = [layer for layer in layers if ".attn." in layer.name]
+    lora = loras.random_lora(name, attention, rank=4, alpha=8.0, seed=seed)
+    names = ("base_model.model.{}.lora_A.weight", "base_model.model.{}.lora_B.weight")
+    loras.save(loras.pairs(lora, *names), folder, f"{name}.safetensors")
 
 
 if __name__ == "__main__":

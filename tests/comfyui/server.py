@@ -25,10 +25,13 @@ class RandomPrompt:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"seed": ("INT", {"default": 0})}}
+        widths = {"width": ("INT", {"default": 768}), "pooled": ("INT", {"default": 0})}
+        return {"required": {"seed": ("INT", {"default": 0})}, "optional": widths}
 
-    def encode(self, seed):
-        return ([[torch.randn(1, 8, 768, generator=torch.Generator().manual_seed(seed)), {}]],)
+    def encode(self, seed, width=768, pooled=0):
+        generator = torch.Generator().manual_seed(seed)
+        extra = {"pooled_output": torch.randn(1, pooled, generator=generator)} if pooled else {}
+        return ([[torch.randn(1, 8, width, generator=generator), extra]],)
 
 class Stacker:
     """What the LoRA stackers of other packs give: (file name, model strength, clip strength) each."""

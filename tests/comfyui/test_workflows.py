@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from comfy_extras import nodes_canny, nodes_image_compare, nodes_mask, nodes_primitive
+from comfy_extras import nodes_canny, nodes_mask, nodes_primitive, nodes_sd3
 
 import nodes as core
 
@@ -27,13 +27,13 @@ def core_nodes():
     async def extra(module):
         return await (await module.comfy_entrypoint()).get_node_list()
 
-    modules = nodes_canny, nodes_image_compare, nodes_mask, nodes_primitive
+    modules = nodes_canny, nodes_mask, nodes_primitive, nodes_sd3
     listed = [node.GET_SCHEMA().node_id for module in modules for node in asyncio.run(extra(module))]
     return {"MarkdownNote", *core.NODE_CLASS_MAPPINGS, *listed}
 
 
-def test_there_are_workflows_for_two_rewards_and_for_the_kl_dial():
-    assert {"two_rewards", "kl_dial"} <= {path.stem for path in WORKFLOWS}
+def test_the_names_of_the_workflows_which_the_editor_shows_as_titles_give_their_order():
+    assert {path.stem[:2] for path in WORKFLOWS} == {f"{number:02}" for number in range(1, len(WORKFLOWS) + 1)}
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -66,6 +66,14 @@ def test_every_node_has_a_help_page_that_names_all_its_inputs_and_their_options(
         assert not missing, f"{node_id}: {missing}"
 
 
+def inputs_of(entries, before=""):
+    """Every input with its name in the texts, those that an option brings among them."""
+    for entry in entries:
+        yield f"{before}{entry.id}", entry
+        for option in getattr(entry, "options", None) or ():
+            yield from inputs_of(getattr(option, "inputs", ()), f"{before}{entry.id}_")
+
+
 def test_the_english_texts_are_those_of_the_nodes(schemas):
     texts = json.loads((REPOSITORY / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf8"))
     assert set(texts) == set(schemas)
@@ -73,6 +81,6 @@ def test_the_english_texts_are_those_of_the_nodes(schemas):
         assert texts[node_id]["display_name"] == schema.display_name
         assert texts[node_id]["description"] == schema.description
         shown = {name: entry.get("tooltip") for name, entry in texts[node_id]["inputs"].items()}
-        own = {entry.id: entry.tooltip for entry in schema.inputs}
+        own = {name: entry.tooltip for name, entry in inputs_of(schema.inputs)}
         assert {name: text for name, text in shown.items() if own[name]} == {n: t for n, t in own.items() if t}
         assert set(shown) == set(own)

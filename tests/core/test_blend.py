@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import pickle
+import traceback
 
 import pytest
 import torch
@@ -214,6 +216,13 @@ def test_a_target_kl_weight_needs_every_basis_own():
         (" 1\n2,,3 ", 3, (1.0, 2.0, 3.0)),
         ("", 4, (0.25,) * 4),
         ("-1 1e-3", 2, (-1.0, 0.001)),
+        ("0,6 0,4", 2, (0.6, 0.4)),
+        ("0,6; 0,4", 2, (0.6, 0.4)),
+        ("0,6, 0,4", 2, (0.6, 0.4)),
+        ("62,5% 37,5%", 2, (0.625, 0.375)),
+        ("60%,40%", 2, (0.6, 0.4)),
+        ("0.6,0.4", 2, (0.6, 0.4)),
+        ("1,0,0,0", 4, (1.0, 0.0, 0.0, 0.0)),
     ],
 )
 def test_weights_are_read_as_people_write_them(text, count, expected):
@@ -226,6 +235,26 @@ def test_weights_that_are_no_numbers_or_of_another_count_are_refused():
     message = refusal("1 2 3", 2, of=parse_weights)
     assert "3 weights (1, 2, 3) for 2 reward LoRAs" in message and "one weight per reward LoRA" in message
     assert "Connect at least one" in refusal("", 0, of=parse_weights)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("0,6,0,4", 4), ("0,6,0,4", 2), ("0,6 0,4", 4), ("0,6,0,4 1", 3), ("0,6", 1)]
+)
+def test_commas_that_may_be_decimal_are_refused_with_the_way_to_write_them(text, count):
+    assert "(0.6, 0.4), or decimal commas with spaces or semicolons" in refusal(text, count, of=parse_weights)
+
+
+def test_the_number_of_an_empty_slot_is_left_out():
+    assert parse_weights("0.5, 0.3, 0.2", 2, slots=[0, 2]) == (0.5, 0.2)
+    assert parse_weights("0.5, 0.2", 2, slots=[0, 2]) == (0.5, 0.2)
+    with pytest.raises(BlendError, match=r"3 weights .* for 2 reward LoRAs \(lora_0 calm, lora_1 vivid\)"):
+        parse_weights("0.5, 0.3, 0.2", 2, slots=[0, 1], names=["lora_0 calm", "lora_1 vivid"])
+
+
+def test_an_error_prints_its_sentence_and_no_module_and_survives_pickling():
+    error = pickle.loads(pickle.dumps(BlendError("a sentence")))
+    assert isinstance(error, BlendError) and error.args == ("a sentence",)
+    assert traceback.format_exception_only(error) == ["BlendError: a sentence\n"]
 
 
 def test_normalised_weights_keep_their_ratios_and_sum_to_one():

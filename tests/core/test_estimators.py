@@ -198,7 +198,7 @@ def test_negative_coefficients_are_refused(estimator):
         estimator((-0.5, 1.0, 0.5), 5, [0])
     message = str(caught.value)
     assert "the coefficients (base first) are -0.5, 1, 0.5" in message
-    assert "Lower alignment to 1 or less, or choose the exact evaluation" in message
+    assert "Lower alignment to 1 or less, or choose budget" in message
     assert exact((-0.5, 1.0, 0.5), 5, [0]).weights.tolist() == [[-0.5, 1.0, 0.5]] * 5
 
 
