@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BlendError
-from .changes import Change
+from .changes import Change, Delta, difference
 from .factors import Adapter, Factors
 from .families import family_of, likely_reading
 from .foreign import first_of
@@ -25,24 +25,36 @@ def resolve(
     Raises BlendError when nothing matches, when some modules do not match (unless allow_partial), when a shape does
     not fit, and when two modules of the file hit the same rows.
     """
-    found = {module: index.find(module) for module in adapter.modules}
-    unmatched = [module for module, targets in found.items() if not targets]
+    found = {module: _place(module, change, index) for module, change in adapter.modules.items()}
+    unmatched = [module for module, (targets, _) in found.items() if not targets]
     if len(unmatched) == len(found):
         raise _nothing_matched(adapter, index)
     if unmatched and not allow_partial:
         raise _partly_matched(adapter, index, unmatched)
     resolved: dict[Target, Factors | Change] = {}
-    taken: dict[str, list[tuple[Target, str]]] = {}
-    for module, targets in found.items():
-        for target, factors in _placed(module, adapter.modules[module], targets) if targets else ():
-            _refuse_overlap(target, module, taken.setdefault(target.module, []), adapter.label)
-            resolved[target] = factors
+    taken: dict[tuple[str, str], list[tuple[Target, str]]] = {}
+    for module, (targets, change) in found.items():
+        for target, part in _placed(module, change, targets, index) if targets else ():
+            _refuse_overlap(target, module, taken.setdefault((target.module, target.parameter), []), adapter.label)
+            resolved[target] = part
     return resolved, _report(adapter, index, unmatched)
 
 
-def _placed(module: str, change: Factors | Change, targets: Sequence[Target]) -> list[tuple[Target, Factors | Change]]:
+def _place(
+    module: str, change: Factors | Change, index: TargetIndex
+) -> tuple[tuple[Target, ...], Factors | Change]:
+    """(the targets of a module, its change); where no weight has its name, the bias of that name may be meant."""
+    targets = index.find(module)
+    if targets or isinstance(change, Factors) or change.delta is not None:
+        return targets, change
+    return index.find(f"{module}.bias"), Change(difference({"diff": change.bias}))
+
+
+def _placed(
+    module: str, change: Factors | Change, targets: Sequence[Target], index: TargetIndex
+) -> list[tuple[Target, Factors | Change]]:
     """The change on its targets: output rows dealt out in order, halves swapped, `down` in the target's kind."""
-    _check_shape(module, change, targets)
+    _check_shape(module, change, targets, index)
     placed, first = [], 0
     for target in targets:
         rows = torch.arange(first, first + target.height)
@@ -52,11 +64,11 @@ def _placed(module: str, change: Factors | Change, targets: Sequence[Target]) ->
     return placed
 
 
-def _check_shape(module: str, change: Factors | Change, targets: Sequence[Target]) -> None:
+def _check_shape(module: str, change: Factors | Change, targets: Sequence[Target], index: TargetIndex) -> None:
     expected = (sum(target.height for target in targets), *targets[0].shape[1:])
     came = change.shape
     if isinstance(change, Change):
-        _check_beside(module, change, targets, expected)
+        _check_beside(module, change, targets, expected, index)
         if change.delta is None:
             return
     if _squeezed(came) == _squeezed(expected) or came == (expected[0], math.prod(expected[1:])):
@@ -69,11 +81,20 @@ def _check_shape(module: str, change: Factors | Change, targets: Sequence[Target
     )
 
 
-def _check_beside(module: str, change: Change, targets: Sequence[Target], expected: tuple[int, ...]) -> None:
-    """Raise BlendError for a bias or a magnitude that does not fit the weight."""
-    if change.bias is not None and change.bias.shape[0] != expected[0]:
+def _check_beside(
+    module: str, change: Change, targets: Sequence[Target], expected: tuple[int, ...], index: TargetIndex
+) -> None:
+    """Raise BlendError for a bias or a magnitude that does not fit the weight, and for a product that cannot be cut."""
+    if len(targets) > 1 and isinstance(change.delta, Delta) and change.delta.kind == "LoKr":
         raise BlendError(
-            f"{module}: the file's bias has {change.bias.shape[0]} numbers, the model's layer {expected[0]}. Choose a "
+            f"{module}: the file's Kronecker product is of one weight, of which this model has {len(targets)} "
+            f"({', '.join(target.module for target in targets)}); it cannot be cut. Use it where they are one, or "
+            "merge it into a model."
+        )
+    outputs = _outputs(targets, index)
+    if change.bias is not None and change.bias.shape[0] != outputs:
+        raise BlendError(
+            f"{module}: the file's bias has {change.bias.shape[0]} numbers, the model's layer {outputs}. Choose a "
             "LoRA trained on this model."
         )
     magnitude = change.magnitude
@@ -85,6 +106,14 @@ def _check_beside(module: str, change: Change, targets: Sequence[Target], expect
             f"of a single weight; here it acts on {len(targets)}. Merge the file into a model, or choose a LoRA "
             "trained on this model."
         )
+
+
+def _outputs(targets: Sequence[Target], index: TargetIndex) -> int:
+    """How many numbers a bias of these targets has: their rows, except for transposed convolutions."""
+    if len(targets) == 1 and targets[0].rows is None:
+        bias = index.bias_of(targets[0])
+        return targets[0].height if bias is None else bias.height
+    return sum(target.height for target in targets)
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -12,18 +12,21 @@ from .spelling import canonical
 
 @dataclass(frozen=True)
 class Target:
-    """Where a LoRA goes: a module's weight, or some of its output rows.
+    """Where a change goes: a module's weight or another parameter of it, or some of its output rows.
 
     module: path of the nn.Module in the host network.  shape: of that module's whole weight, (out, in[, kh, kw]).
     rows: (offset, length) in output rows, for a slice of a fused weight.
     swap_halves: the host keeps the two halves of its rows in the other order (scale and shift of SD3's and Flux's
     norm_out). `resolve` acts on it and returns targets without it.
+    parameter: the attribute of the module that is changed; its shape is `shape`. A change of a layer's weight carries
+    that of its bias with it.
     """
 
     module: str
     shape: tuple[int, ...]
     rows: tuple[int, int] | None = None
     swap_halves: bool = False
+    parameter: str = "weight"
 
     @property
     def height(self) -> int:
@@ -40,8 +43,13 @@ class Target:
 class TargetIndex:
     """Targets of one host network, found by any spelling of a module path."""
 
-    def __init__(self, aliases: Mapping[str, Target]):
-        """aliases: the names in the host's own key map, or its module paths. Two targets of one name raise."""
+    def __init__(self, aliases: Mapping[str, Target], parameters: Mapping[str, Target] | None = None, family: str = ""):
+        """aliases: the names in the host's own key map, or its module paths. Two targets of one name raise.
+
+        parameters: what else can be changed than the weights of layers, by path; a layer of the same name comes first.
+        family: what the host calls the architecture.
+        """
+        self._called = family
         self._targets: dict[str, Target] = {}
         for alias, target in aliases.items():
             known = self._targets.setdefault(canonical(alias), target)
@@ -50,6 +58,8 @@ class TargetIndex:
                     f"the host's names {canonical(alias)!r} mean both {known} and {target}. "
                     "This is a fault in the host's key map: report it with the model's name."
                 )
+        for name, target in (parameters or {}).items():
+            self._targets.setdefault(canonical(name), target)
 
     def __len__(self) -> int:
         return len(self._targets)
@@ -74,6 +84,11 @@ class TargetIndex:
             if all(target is not None for target in found):
                 return tuple(replace(target, swap_halves=target.swap_halves != swap) for target in found)
         return ()
+
+    def bias_of(self, target: Target) -> Target | None:
+        """The bias of a target's layer; None where the layer has none, or it is not known."""
+        bias = self._targets.get(canonical(f"{target.module}.bias"))
+        return bias if bias is not None and (bias.module, bias.parameter) == (target.module, "bias") else None
 
     def _get(self, name: str) -> Target | None:
         known = self._targets.get(name)
