@@ -36,9 +36,16 @@ def _shapes(base_model: torch.nn.Module) -> Iterator[tuple[str, tuple[int, ...]]
                 yield f"{name}.{parameter}", tuple(tensor.shape)
 
 
+_CALLED = {
+    "SD15": "SD 1.5", "SD20": "SD 2", "SDXLRefiner": "SDXL refiner", "FluxSchnell": "Flux schnell", "Flux2": "Flux 2",
+    "ZImage": "Z-Image", "QwenImage": "Qwen-Image", "WAN21_T2V": "Wan 2.1", "LTXV": "LTX-Video", "LTXAV": "LTX-2",
+}  # fmt: skip
+
+
 def _family(base_model: torch.nn.Module) -> str:
-    """What ComfyUI calls the architecture, such as WAN21_T2V."""
-    return type(base_model.model_config).__name__
+    """The architecture in words where its class is called otherwise, else as ComfyUI calls it (HunyuanVideo)."""
+    name = type(base_model.model_config).__name__
+    return _CALLED.get(name, name)
 
 
 def _read_place(place) -> tuple[str, tuple[int, int] | None, bool]:

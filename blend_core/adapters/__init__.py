@@ -1,7 +1,7 @@
 """LoRA files read, whatever tool wrote them, and matched to the weights of a host network.
 
-    adapter = read_adapter(path)                    # what the file holds: files, spelling, scale, changes, reading
-    changes, report = resolve(adapter, index)       # where it goes: targets, renames, resolving, report
+    adapter = read_adapter(path)                # what the file holds: files, spelling, kinds, scale, changes, reading
+    changes, report = resolve(adapter, index)   # where it goes: targets, architectures, renames, resolving, report
 
 `index` is built once per host from the names that host knows its weights by. Nothing here imports a host.
 """
@@ -13,7 +13,8 @@ from .reading import read_adapter
 from .report import LoadReport
 from .resolving import resolve
 from .spelling import canonical
-from .targets import Target, TargetIndex
+from .target import Target
+from .targets import TargetIndex
 
 __all__ = [
     "Adapter",

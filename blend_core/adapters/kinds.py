@@ -111,8 +111,6 @@ def scaled(module: str, built: Built, parts: Parts, scale: Scale | None) -> Fact
     magnitude = _magnitude(module, delta, parts)
     if bias is None and magnitude is None and isinstance(delta, Factors):
         return delta
-    if bias is not None and bias.ndim != 1:
-        raise BlendError(f"{module}: the bias has shape {tuple(bias.shape)}, expected (out,). Save the file again.")
     return Change(delta, magnitude, bias)
 
 

@@ -14,7 +14,8 @@ from .families import family_of, likely_reading
 from .foreign import first_of
 from .report import LoadReport
 from .spelling import canonical
-from .targets import Target, TargetIndex
+from .target import Target
+from .targets import TargetIndex
 
 
 def resolve(
@@ -25,29 +26,35 @@ def resolve(
     Raises BlendError when nothing matches, when some modules do not match (unless allow_partial), when a shape does
     not fit, and when two modules of the file hit the same rows.
     """
-    found = {module: _place(module, change, index) for module, change in adapter.modules.items()}
-    unmatched = [module for module, (targets, _) in found.items() if not targets]
+    foreign = index.is_foreign(adapter.modules)
+    found = {module: _places(module, change, index, foreign) for module, change in adapter.modules.items()}
+    unmatched = [module for module, places in found.items() if not all(targets for targets, _ in places)]
     if len(unmatched) == len(found):
         raise _nothing_matched(adapter, index)
     if unmatched and not allow_partial:
         raise _partly_matched(adapter, index, unmatched)
     resolved: dict[Target, Factors | Change] = {}
     taken: dict[tuple[str, str], list[tuple[Target, str]]] = {}
-    for module, (targets, change) in found.items():
-        for target, part in _placed(module, change, targets, index) if targets else ():
-            _refuse_overlap(target, module, taken.setdefault((target.module, target.parameter), []), adapter.label)
-            resolved[target] = part
+    for module, places in found.items():
+        for targets, change in places if module not in unmatched else ():
+            for target, part in _placed(module, change, targets, index):
+                _refuse_overlap(target, module, taken.setdefault((target.module, target.parameter), []), adapter.label)
+                resolved[target] = part
     return resolved, _report(adapter, index, unmatched)
 
 
-def _place(
-    module: str, change: Factors | Change, index: TargetIndex
-) -> tuple[tuple[Target, ...], Factors | Change]:
-    """(the targets of a module, its change); where no weight has its name, the bias of that name may be meant."""
-    targets = index.find(module)
-    if targets or isinstance(change, Factors) or change.delta is not None:
-        return targets, change
-    return index.find(f"{module}.bias"), Change(difference({"diff": change.bias}))
+_Place = tuple[tuple[Target, ...], Factors | Change]
+"""The targets of a change, none where there is no such weight; and the change."""
+
+
+def _places(module: str, change: Factors | Change, index: TargetIndex, foreign: bool) -> list[_Place]:
+    """Where a module's change goes: the bias with a layer's weight, else a parameter of its own."""
+    targets = index.find(module, foreign)
+    of_a_layer = targets and all(target.parameter == "weight" for target in targets)
+    if of_a_layer or isinstance(change, Factors) or change.bias is None:
+        return [(targets, change)]
+    bias = (index.find(f"{module}.bias", foreign), Change(difference({"diff": change.bias})))
+    return [bias] if change.delta is None else [(targets, replace(change, bias=None)), bias]
 
 
 def _placed(
@@ -73,6 +80,8 @@ def _check_shape(module: str, change: Factors | Change, targets: Sequence[Target
             return
     if _squeezed(came) == _squeezed(expected) or came == (expected[0], math.prod(expected[1:])):
         return
+    if targets[0].parameter != "weight" and math.prod(came) == math.prod(expected):  # a table or one long row of it
+        return
     reading = likely_reading(came, expected)
     raise BlendError(
         f"{module}: the LoRA's delta has shape {came}, the model's weight {expected}"
@@ -92,10 +101,10 @@ def _check_beside(
             "merge it into a model."
         )
     outputs = _outputs(targets, index)
-    if change.bias is not None and change.bias.shape[0] != outputs:
+    if change.bias is not None and change.bias.shape != (outputs,):
         raise BlendError(
-            f"{module}: the file's bias has {change.bias.shape[0]} numbers, the model's layer {outputs}. Choose a "
-            "LoRA trained on this model."
+            f"{module}: the file's bias has {change.bias.numel()} numbers, shape {tuple(change.bias.shape)}, the "
+            f"model's layer {outputs}. Choose a LoRA trained on this model."
         )
     magnitude = change.magnitude
     if magnitude is None or magnitude.of_rows:
@@ -149,10 +158,14 @@ def _refuse_overlap(target: Target, module: str, taken: list[tuple[Target, str]]
 
 
 def _nothing_matched(adapter: Adapter, index: TargetIndex) -> BlendError:
+    family = _family(adapter)
+    if family == index.family:
+        look = f"They look like {family}, as this model does, but none of these names is in it"
+    else:
+        look = f"They look like {family}; the model looks like {index.family}"
     return BlendError(
         f"{adapter.label}: none of its {len(adapter.modules)} modules is in this model. "
-        f"First names: {first_of(list(adapter.modules))}. They look like {_family(adapter)}; "
-        f"the model looks like {index.family}. Choose a LoRA trained on this model."
+        f"First names: {first_of(list(adapter.modules))}. {look}. Choose a LoRA trained on this model."
     )
 
 

@@ -1,43 +1,14 @@
 """The host's side: its weights by every name they go by, and the lookup of a file's module path among them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 
 from ..errors import BlendError
+from .architectures import ARCHITECTURES
 from .families import family_of
-from .renames import other_names
+from .renames import Names, diffusers_names, native_name, native_names, unet_name
 from .spelling import canonical
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where a change goes: a module's weight or another parameter of it, or some of its output rows.
-
-    module: path of the nn.Module in the host network.  shape: of that module's whole weight, (out, in[, kh, kw]).
-    rows: (offset, length) in output rows, for a slice of a fused weight.
-    swap_halves: the host keeps the two halves of its rows in the other order (scale and shift of SD3's and Flux's
-    norm_out). `resolve` acts on it and returns targets without it.
-    parameter: the attribute of the module that is changed; its shape is `shape`. A change of a layer's weight carries
-    that of its bias with it.
-    """
-
-    module: str
-    shape: tuple[int, ...]
-    rows: tuple[int, int] | None = None
-    swap_halves: bool = False
-    parameter: str = "weight"
-
-    @property
-    def height(self) -> int:
-        """Output rows this target covers."""
-        return self.rows[1] if self.rows else self.shape[0]
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """(first, last + 1) of the rows it covers in the module's weight."""
-        offset, length = self.rows or (0, self.shape[0])
-        return offset, offset + length
+from .target import Target
 
 
 class TargetIndex:
@@ -66,34 +37,43 @@ class TargetIndex:
 
     @cached_property
     def family(self) -> str:
-        """The model family these names look like, for messages."""
-        return family_of({name: target.shape[1] for name, target in self._targets.items() if len(target.shape) > 1})
+        """The architecture, for messages: what the host calls it, else what its names look like."""
+        widths = {name: target.shape[1] for name, target in self._targets.items() if len(target.shape) > 1}
+        return self._called or family_of(widths)
 
-    def find(self, module_path: str) -> tuple[Target, ...]:
+    @cached_property
+    def _aliases(self) -> dict[str, tuple[Target, ...]]:
+        """Names of other code bases. A host of diffusers may bear those of several families; others are of one."""
+        names = Names(self._targets)
+        for architecture in ARCHITECTURES:
+            if names.bear(architecture.native):
+                return diffusers_names(architecture.renames, self._targets)
+        tables = [each for each in ARCHITECTURES if not each.diffusers or names.bear(each.diffusers)]
+        return native_names([rename for each in tables for rename in each.renames], self._targets)
+
+    def find(self, module_path: str, foreign: bool = False) -> tuple[Target, ...]:
         """The targets of a module path; empty when nothing matches.
 
         Several when the file has one fused weight where the host has separate ones: the rows of the file's `up`
-        then belong to the targets one after the other.
+        then belong to the targets one after the other.  foreign: the path is of another code base than the host's,
+        which matters where both have a name and mean different weights (see `is_foreign`).
         """
-        name = canonical(module_path)
-        direct = self._get(name)
-        if direct is not None:
-            return (direct,)
-        for names, swap in other_names(name):
-            found = [self._get(other) for other in names]
-            if all(target is not None for target in found):
-                return tuple(replace(target, swap_halves=target.swap_halves != swap) for target in found)
-        return ()
+        name = native_name(canonical(module_path))
+        if foreign and name in self._aliases:
+            return self._aliases[name]
+        if name in self._targets:
+            return (self._targets[name],)
+        if name in self._aliases:
+            return self._aliases[name]
+        other = unet_name(name)
+        return (self._targets[other],) if other in self._targets else ()
+
+    def is_foreign(self, module_paths: Iterable[str]) -> bool:
+        """Whether these paths are of another code base: one of them is a name that the host does not have itself."""
+        names = {native_name(canonical(path)) for path in module_paths}
+        return any(name in self._aliases and name not in self._targets for name in names)
 
     def bias_of(self, target: Target) -> Target | None:
         """The bias of a target's layer; None where the layer has none, or it is not known."""
         bias = self._targets.get(canonical(f"{target.module}.bias"))
         return bias if bias is not None and (bias.module, bias.parameter) == (target.module, "bias") else None
-
-    def _get(self, name: str) -> Target | None:
-        known = self._targets.get(name)
-        if known is not None or not name.endswith("_linear1_qkv"):
-            return known
-        # Flux's single blocks fuse q, k, v and the MLP in linear1; older hosts have no name for the first three.
-        whole = self._targets.get(name.removesuffix("_qkv"))
-        return whole and replace(whole, rows=(0, 3 * whole.shape[1]))

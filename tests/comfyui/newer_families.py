@@ -6,6 +6,7 @@ family whose network it shares, or in REFUSED, with the reason.
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from types import SimpleNamespace
 
@@ -88,6 +89,19 @@ def _hunyuan15(seed: int) -> dict:
     picture = SimpleNamespace(last_hidden_state=drawn(1, 4, 64, seed=seed))
     text = {"conditioning_byt5small": drawn(1, 6, 1472, seed=seed)}
     return {**pooled(64)(seed), **text, "clip_vision_output": picture}
+
+
+def _ace_step_15():
+    """ACE-Step 1.5; its encoder has sizes of its own since ComfyUI 0.15 or so."""
+    import comfy.ldm.ace.ace_step15
+
+    known = inspect.signature(comfy.ldm.ace.ace_step15.AceStepConditionGenerationModel).parameters
+    encoder = {"encoder_hidden_size": 64, "encoder_intermediate_size": 64, "encoder_num_heads": 2}
+    return assembled(
+        "ACEStep15", audio_model="ace1.5", hidden_size=64, text_hidden_dim=64, num_dit_layers=2, num_lyric_layers=1,
+        num_timbre_layers=1, num_tokenizer_layers=1, num_heads=2, num_kv_heads=1, head_dim=32, intermediate_size=64,
+        fsq_dim=64, **{name: value for name, value in encoder.items() if name in known},
+    )  # fmt: skip
 
 
 def _seconds(*names: str, **options) -> dict:
@@ -238,7 +252,6 @@ FURTHER = (
                 "in_channels": 3, "out_channels": 64, "in_dim": 64, "out_dim": 128, "hidden_dim": 64, "n_layers": 1,
                 "patch_size": 16, "nerf_hidden_size": 32, "nerf_mlp_ratio": 2, "nerf_depth": 1, "nerf_max_freqs": 4,
                 "nerf_tile_size": 32, "nerf_final_head_type": "conv", "nerf_embedder_dtype": None, "use_x0": False,
-                "use_sequential_txt_ids": False,
             },
         ),
         (3, 32, 32), 64, extra=pooled(64), renames=comfy.utils.flux_to_diffusers,
@@ -415,12 +428,7 @@ FURTHER = (
         (8, 16, 12), 64, extra=lambda seed: {"conditioning_lyrics": torch.tensor([[1, 2, 3, 4]])},
     ),
     Family(
-        "ACE-Step 1.5", "ACEStep15",
-        partial(
-            assembled, "ACEStep15", audio_model="ace1.5", hidden_size=64, text_hidden_dim=64, num_dit_layers=2,
-            num_lyric_layers=1, num_timbre_layers=1, num_tokenizer_layers=1, num_heads=2, num_kv_heads=1, head_dim=32,
-            intermediate_size=64, fsq_dim=64, encoder_hidden_size=64, encoder_intermediate_size=64, encoder_num_heads=2,
-        ),
+        "ACE-Step 1.5", "ACEStep15", _ace_step_15,
         (64, 20), 64, extra=lambda seed: {"conditioning_lyrics": drawn(1, 5, 64, seed=seed)},
         sequential="the timbres of all images of a batch go to its first",
     ),
