@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 
 import comfy.model_management
@@ -29,7 +31,8 @@ class Family:
     and sound).  width: of a prompt's tokens.  tokens: how many.  extra: see Prompt.  renames: ComfyUI's map from
     diffusers' names, where it has one.  sequential: why its network never takes unlike variants in one batch; empty
     where it does.  before: the parts of the network that run while the prompt is prepared, and not in a pass.  keeps:
-    what the network keeps on itself between passes, tensors of a prompt or of a pass.
+    what the network keeps on itself between passes, tensors of a prompt or of a pass.  needs: a module of ComfyUI and
+    a function in it, without which this ComfyUI has the family in an earlier form.
     """
 
     name: str
@@ -43,11 +46,16 @@ class Family:
     sequential: str = ""
     before: tuple[str, ...] = ()
     keeps: tuple[str, ...] = ()
+    needs: tuple[str, str] | None = None
 
     @property
     def missing(self) -> bool:
         """Whether this ComfyUI does not know the family."""
-        return not hasattr(comfy.supported_models, self.kind)
+        known = hasattr(comfy.supported_models, self.kind)
+        if not known or self.needs is None:
+            return not known
+        module, function = self.needs
+        return f"def {function}(" not in Path(importlib.import_module(module).__file__).read_text()
 
     def prompt(self, seed: int) -> list:
         """A random prompt."""

@@ -300,6 +300,7 @@ FURTHER = (
         ),
         ((128, 2, 4, 4), (8, 4, 16)), 64, extra=lambda seed: {"unprocessed_ltxav_embeds": True},
         before=("video_embeddings_connector", "audio_embeddings_connector"),
+        needs=("comfy.ldm.lightricks.av_model", "preprocess_text_embeds"),
     ),
     Family(
         "MiniMax H3", "MiniMaxH3",
