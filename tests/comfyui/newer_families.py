@@ -7,6 +7,7 @@ family whose network it shares, or in REFUSED, with the reason.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 
@@ -91,17 +92,34 @@ def _hunyuan15(seed: int) -> dict:
     return {**pooled(64)(seed), **text, "clip_vision_output": picture}
 
 
-def _ace_step_15():
-    """ACE-Step 1.5; its encoder has sizes of its own since ComfyUI 0.15 or so."""
-    import comfy.ldm.ace.ace_step15
+def _known(function: Callable, **settings) -> dict:
+    """Those of the settings that this ComfyUI's function has."""
+    return {name: value for name, value in settings.items() if name in inspect.signature(function).parameters}
 
-    known = inspect.signature(comfy.ldm.ace.ace_step15.AceStepConditionGenerationModel).parameters
-    encoder = {"encoder_hidden_size": 64, "encoder_intermediate_size": 64, "encoder_num_heads": 2}
+
+def _ace_step_15():
+    """ACE-Step 1.5, whose encoder had the sizes of its decoder at first."""
+    from comfy.ldm.ace.ace_step15 import AceStepConditionGenerationModel as Network
+
     return assembled(
         "ACEStep15", audio_model="ace1.5", hidden_size=64, text_hidden_dim=64, num_dit_layers=2, num_lyric_layers=1,
         num_timbre_layers=1, num_tokenizer_layers=1, num_heads=2, num_kv_heads=1, head_dim=32, intermediate_size=64,
-        fsq_dim=64, **{name: value for name, value in encoder.items() if name in known},
+        fsq_dim=64,
+        **_known(Network, encoder_hidden_size=64, encoder_intermediate_size=64, encoder_num_heads=2),
     )  # fmt: skip
+
+
+def _chroma_radiance():
+    """Chroma Radiance, which was given a further switch."""
+    from comfy.ldm.chroma_radiance.model import ChromaRadianceParams as Settings
+
+    sizes = FLUX_SIZES | {
+        "in_channels": 3, "out_channels": 64, "in_dim": 64, "out_dim": 128, "hidden_dim": 64, "n_layers": 1,
+        "patch_size": 16, "nerf_hidden_size": 32, "nerf_mlp_ratio": 2, "nerf_depth": 1, "nerf_max_freqs": 4,
+        "nerf_tile_size": 32, "nerf_final_head_type": "conv", "nerf_embedder_dtype": None, "use_x0": False,
+    }  # fmt: skip
+    further = _known(Settings, use_sequential_txt_ids=False)
+    return assembled("ChromaRadiance", image_model="chroma_radiance", **sizes, **further)
 
 
 def _seconds(*names: str, **options) -> dict:
@@ -246,14 +264,7 @@ FURTHER = (
         (16, 8, 8), 64, renames=comfy.utils.flux_to_diffusers,
     ),
     Family(
-        "Chroma Radiance", "ChromaRadiance",
-        partial(
-            assembled, "ChromaRadiance", image_model="chroma_radiance", **FLUX_SIZES | {
-                "in_channels": 3, "out_channels": 64, "in_dim": 64, "out_dim": 128, "hidden_dim": 64, "n_layers": 1,
-                "patch_size": 16, "nerf_hidden_size": 32, "nerf_mlp_ratio": 2, "nerf_depth": 1, "nerf_max_freqs": 4,
-                "nerf_tile_size": 32, "nerf_final_head_type": "conv", "nerf_embedder_dtype": None, "use_x0": False,
-            },
-        ),
+        "Chroma Radiance", "ChromaRadiance", _chroma_radiance,
         (3, 32, 32), 64, extra=pooled(64), renames=comfy.utils.flux_to_diffusers,
     ),
     Family(
