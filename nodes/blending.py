@@ -9,9 +9,10 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..blend_core import CURVES, BlendError, Schedule, normalised, parse_positions, parse_weights
+from ..blend_core.adapters import mixed_experts
 from .bases import kl_weight_input, stacked
 from .showing import shown
-from .sockets import CATEGORY, Basis, BlendSocket, LoRABlend, LoRAStackSocket, RewardLoRASocket, joined
+from .sockets import CATEGORY, Basis, BlendSocket, LoRABlend, LoRAStackSocket, RewardLoRA, RewardLoRASocket, joined
 
 MOST_BASES = 16
 
@@ -86,7 +87,8 @@ class BlendWeights(io.ComfyNode):
         numbers = parse_weights(weights, len(bases))
         alignment = 1.0 if normalise else math.fsum(numbers)
         blend = LoRABlend.of(bases, normalised(numbers), alignment=alignment, target_kl_weight=target_kl_weight or None)
-        return shown(cls, blend.describe(), blend)
+        warning = mixed_experts(basis.adapter for basis in bases if isinstance(basis, RewardLoRA))
+        return shown(cls, blend.describe() + (f"\n{warning}" if warning else ""), blend)
 
 
 class KLInterpolate(io.ComfyNode):

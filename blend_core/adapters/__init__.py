@@ -7,6 +7,7 @@
 """
 
 from .changes import Change, Delta, Magnitude
+from .experts import mixed_experts
 from .factors import Adapter, Factors, plain, soup
 from .files import adapter_files, is_adapter_file
 from .reading import read_adapter
@@ -28,6 +29,7 @@ __all__ = [
     "adapter_files",
     "canonical",
     "is_adapter_file",
+    "mixed_experts",
     "plain",
     "read_adapter",
     "resolve",

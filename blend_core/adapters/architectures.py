@@ -20,13 +20,16 @@ from .renames import Rename, read_table
 class Architecture:
     """One family. native, diffusers: names that only its networks have, in the original code and in diffusers'.
 
-    Both are canonical, with # for a number, and may end in * for any end; empty where nothing tells them.
+    Both are canonical, with # for a number, and may end in * for any end; several stand between |; empty where nothing
+    tells them.  per_head: (the end of a fused weight, that of the norm with a number per channel of a head) where the
+    original code trains the fused rows head by head, and hosts keep them q, k, v.
     """
 
     name: str
     native: str
     diffusers: str
     renames: tuple[Rename, ...] = ()
+    per_head: tuple[str, str] | None = None
 
 
 _WAN_BLOCK = """
@@ -642,7 +645,7 @@ ARCHITECTURES = (
     Architecture("Krea 2", "blocks_#_attn_wq|txtfusion_*", "text_fusion_*", read_table(_KREA_2)),
     Architecture("ACE-Step 1.5", "decoder_layers_#_*", "proj_in_conv", read_table(_ACE_STEP_15)),
     Architecture("MiniMax H3", "video_patch_proj|blocks_#_attn_qkv_proj", "token_refiner_refiner_blocks_#_*",
-                 read_table(_MINIMAX_H3)),
+                 read_table(_MINIMAX_H3), ("_qkv_proj", "_q_norm")),
     Architecture("Stable Audio", "layers_#_self_attn_to_qkv", "timestep_proj_#",
                  read_table(_STABLE_AUDIO)),
     Architecture("HiDream", "double_stream_blocks_#_block_*|single_stream_blocks_#_block_*", ""),

@@ -85,24 +85,31 @@ def kind_of(module: str, record: Mapping[str, Key], file: str, full_rank: bool) 
     return kind
 
 
-def checked(parts: Parts, record: Mapping[str, Key]) -> dict[str, Tensor]:
-    """The parts as finite floating tensors; eight bits are widened to fp32, having no arithmetic of their own."""
+def checked(parts: Parts, record: Mapping[str, Key]) -> tuple[dict[str, Tensor], float]:
+    """(the parts as finite floating tensors, the product of the largest numbers of those that are multiplied).
+
+    Eight bits are widened to fp32, having no arithmetic of their own. Raises BlendError for what cannot be trained.
+    """
     scales = {role.removesuffix("_scale"): parts[role] for role in parts if role in _SCALES}
-    return {
-        role: tensor if role == "alpha" else _checked(tensor, record[role], scales.get(role))
-        for role, tensor in parts.items()
-        if role not in _SCALES
-    }
+    usable, bound = {}, 1.0
+    for role in parts.keys() - _SCALES:
+        if role == "alpha":
+            usable[role] = parts[role]
+            continue
+        usable[role], largest = _checked(parts[role], record[role], scales.get(role))
+        bound *= 1.0 if role in BESIDE else largest
+    return usable, bound
 
 
-def scaled(module: str, built: Built, parts: Parts, scale: Scale | None) -> Factors | Change:
+def scaled(module: str, built: Built, parts: Parts, bound: float, scale: Scale | None) -> Factors | Change:
     """The change of a module at its scale, with what stands beside it. scale: None where it has none.
 
-    Raises BlendError for what cannot have been trained.
+    bound: see `checked`. Raises BlendError for what cannot have been trained.
     """
-    delta = built.delta if scale is None else replace(built.delta, scale=scale.value)
-    if delta is not None:
-        _refuse_absurd(module, delta, scale)
+    delta = built.delta
+    if scale is not None:
+        _refuse_absurd(module, bound * abs(scale.value), scale)
+        delta = replace(delta, scale=scale.value)
     bias = None
     if "bias" in parts:  # of a LoRA's `up`: scaled as its product is
         bias = parts["bias"].float() * delta.scale
@@ -170,8 +177,8 @@ _KINDS = (
 )
 
 
-def _checked(tensor: Tensor, key: Key, scale: Tensor | None) -> Tensor:
-    """A finite floating tensor of numbers that training can give. scale: of a tensor in eight bits."""
+def _checked(tensor: Tensor, key: Key, scale: Tensor | None) -> tuple[Tensor, float]:
+    """(a finite floating tensor of numbers that training can give, the largest of them). scale: of eight bits."""
     if scale is not None:
         return _checked(tensor.float() * scale.float(), key, None)
     if not tensor.is_floating_point():
@@ -182,7 +189,7 @@ def _checked(tensor: Tensor, key: Key, scale: Tensor | None) -> Tensor:
     except (RuntimeError, NotImplementedError) as error:  # four bits, which torch stores and does not compute with
         raise _of_strange_dtype(tensor, key) from error
     if largest <= LARGEST:
-        return tensor
+        return tensor, largest
     if largest < float("inf"):
         raise BlendError(
             f"{key.text!r} holds {largest:.3g}, expected numbers up to {LARGEST:.0e}: no training gives such. The "
@@ -200,16 +207,12 @@ def _of_strange_dtype(tensor: Tensor, key: Key) -> BlendError:
     )
 
 
-def _refuse_absurd(module: str, delta: Factors | Delta, scale: Scale | None) -> None:
+def _refuse_absurd(module: str, bound: float, scale: Scale) -> None:
     """Raise BlendError where the largest numbers of a product and its scale come to more than a weight can be."""
-    bound = abs(delta.scale)
-    for tensor in delta.tensors.values():
-        bound *= tensor.abs().max().item() if tensor.numel() else 0.0
     if not bound <= LARGEST:
-        words = f" at {scale.words}" if scale else ""
         raise BlendError(
-            f"{module}: its change of the weight comes to {bound:.3g}{words}, expected at most {LARGEST:.0e}: no "
-            "training gives such. Correct alpha or the typed scale, or take an earlier checkpoint."
+            f"{module}: its change of the weight comes to {bound:.3g} at {scale.words}, expected at most "
+            f"{LARGEST:.0e}: no training gives such. Correct alpha or the typed scale, or take an earlier checkpoint."
         )
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from ..errors import BlendError
 from . import scale as scales
+from .experts import expert_of, note
 from .factors import Adapter
+from .families import family_of
 from .files import WeightFile, label_of, open_weights, weight_files_in
 from .foreign import first_of, refuse, sorted_out
 from .kinds import BESIDE, Built, Parts, checked, kind_of, scaled
@@ -23,10 +25,11 @@ _Records = Mapping[str, Mapping[str, Key]]
 
 @dataclass(frozen=True)
 class _Module:
-    """What a file does to one module, before its scale is known."""
+    """What a file does to one module, before its scale is known. bound: of the product; see kinds.checked."""
 
     built: Built
     parts: Parts
+    bound: float
 
 
 def read_adapter(
@@ -55,10 +58,12 @@ def read_adapter(
         config, notes = _config(file, records, modules, typed)
         found = {module: _scale(module, each, typed, config) for module, each in modules.items()}
         changes = {
-            module: scaled(module, each.built, each.parts, found[module]) for module, each in modules.items()
+            module: scaled(module, each.built, each.parts, each.bound, found[module])
+            for module, each in modules.items()
         }
     except BlendError as error:
         raise error if file.path.name in str(error) else BlendError(f"{file.path.name}: {error}") from error
+    expert, why = expert_of(file.path, file.metadata, _looks_like_wan(changes))
     return Adapter(
         path=str(file.path),
         label=label_of(file.path),
@@ -68,8 +73,13 @@ def read_adapter(
         scale_source=_scale_source([each for each in found.values() if each], keys, config, typed, file),
         skipped=skipped | {f"keys of adapter {other!r}": count for other, count in others.items()},
         metadata=dict(file.metadata),
-        notes=(*_notes(modules, config, others, name, file.path), *notes),
+        notes=(*_notes(modules, config, others, name, file.path), *notes, *([note(expert, why)] if expert else ())),
+        expert=expert,
     )
+
+
+def _looks_like_wan(modules: Iterable[str]) -> bool:
+    return family_of(dict.fromkeys(map(canonical, modules), 0)) == "Wan"
 
 
 def _sorted_keys(file: WeightFile, allow_partial: bool) -> tuple[list[Key], dict[str, str | int]]:
@@ -162,8 +172,8 @@ def _modules(file: WeightFile, records: _Records) -> dict[str, _Module]:
     modules = {}
     for module, record in records.items():
         try:
-            parts = checked({role: tensors[key.text] for role, key in record.items()}, record)
-            modules[module] = _Module(kinds[module].build(parts), parts)
+            parts, bound = checked({role: tensors[key.text] for role, key in record.items()}, record)
+            modules[module] = _Module(kinds[module].build(parts), parts, bound)
         except BlendError as error:
             raise BlendError(f"{module}: {error}") from error
     return modules

@@ -37,10 +37,20 @@ def resolve(
     taken: dict[tuple[str, str], list[tuple[Target, str]]] = {}
     for module, places in found.items():
         for targets, change in places if module not in unmatched else ():
+            if adapter.adapter_name == _DIFFSYNTH and len(targets) == 1 and (head := index.head_size(targets[0])):
+                change = change.taken(_out_of_heads(targets[0].height, head))
             for target, part in _placed(module, change, targets, index):
                 _refuse_overlap(target, module, taken.setdefault((target.module, target.parameter), []), adapter.label)
                 resolved[target] = part
     return resolved, _report(adapter, index, unmatched)
+
+
+_DIFFSYNTH = "default"  # under the original's names, DiffSynth alone writes an adapter's name, and rows head by head
+
+
+def _out_of_heads(rows: int, head: int) -> Tensor:
+    """Which rows of [q k v of head 0, q k v of head 1, ...] give [q of all heads, k of all, v of all]."""
+    return torch.arange(rows).view(-1, 3, head).transpose(0, 1).flatten()
 
 
 _Place = tuple[tuple[Target, ...], Factors | Change]
@@ -64,9 +74,9 @@ def _placed(
     _check_shape(module, change, targets, index)
     placed, first = [], 0
     for target in targets:
-        rows = torch.arange(first, first + target.height)
+        whole = len(targets) == 1 and not target.swap_halves
+        part = change if whole else change.taken(_rows(target, first))
         first += target.height
-        part = change if len(targets) == 1 and not target.swap_halves else change.taken(_swapped(target, rows))
         placed.append((replace(target, swap_halves=False), _fitted(target, part)))
     return placed
 
@@ -138,11 +148,10 @@ def _fitted(target: Target, change: Factors | Change) -> Factors | Change:
     return change  # built in the target's shape where it is needed
 
 
-def _swapped(target: Target, rows: Tensor) -> Tensor:
-    if not target.swap_halves:
-        return rows
-    first, second = rows.chunk(2)
-    return torch.cat([second, first])
+def _rows(target: Target, first: int) -> Tensor:
+    """The rows of a change, from `first`, that a target takes, in its order."""
+    rows = torch.arange(first, first + target.height)
+    return torch.cat([*rows.chunk(2)][::-1]) if target.swap_halves else rows
 
 
 def _refuse_overlap(target: Target, module: str, taken: list[tuple[Target, str]], label: str) -> None:

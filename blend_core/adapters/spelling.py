@@ -7,10 +7,13 @@ import re
 from dataclasses import dataclass
 
 _PREFIX = re.compile(
-    r"module\.|base_model\.model\.|pipe\.|unet\.|transformer\.|diffusion_model\.|model\."
+    r"module\.|base_model\.model\.|pipe\.|unet\.|(conditional_)?transformer\.|diffusion_model\.|model\."
     r"|lora_unet_{1,2}|lora_transformer_|lycoris_"
 )
-_TEXT_ENCODER = re.compile(r"text_encoders?(_\d)?\.|text_model[._]|lora_te\d?_|lora_prior_te_|(clip_[lgh]|t5xxl)\.")
+_TEXT_ENCODER = re.compile(
+    r"text_encoders?(_\d)?[._]|text_model[._]|lora_te\d?_|lora_prior_te_|(clip_[lgh]|t5xxl|hydit_clip)\."
+    r"|conditioner\.embedders\.|cond_stage_model\."
+)
 _NATIVE = re.compile(r"(input_blocks|middle_block|output_blocks|joint_blocks|double_blocks|single_blocks)[._]")
 _WAN_NATIVE = re.compile(r"blocks[._]\d+[._](self_attn|cross_attn|ffn)[._]")
 

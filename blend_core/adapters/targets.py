@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 
 from ..errors import BlendError
-from .architectures import ARCHITECTURES
+from .architectures import ARCHITECTURES, Architecture
 from .families import family_of
 from .renames import Names, diffusers_names, native_name, native_names, unet_name
 from .spelling import canonical
@@ -42,14 +42,27 @@ class TargetIndex:
         return self._called or family_of(widths)
 
     @cached_property
-    def _aliases(self) -> dict[str, tuple[Target, ...]]:
-        """Names of other code bases. A host of diffusers may bear those of several families; others are of one."""
+    def _architecture(self) -> Architecture | None:
+        """The family whose original names the host has; None of a host of diffusers."""
         names = Names(self._targets)
-        for architecture in ARCHITECTURES:
-            if names.bear(architecture.native):
-                return diffusers_names(architecture.renames, self._targets)
+        return next((each for each in ARCHITECTURES if names.bear(each.native)), None)
+
+    @cached_property
+    def _aliases(self) -> dict[str, tuple[Target, ...]]:
+        """Names of other code bases. A host of diffusers may bear those of several families."""
+        if self._architecture is not None:
+            return diffusers_names(self._architecture.renames, self._targets)
+        names = Names(self._targets)
         tables = [each for each in ARCHITECTURES if not each.diffusers or names.bear(each.diffusers)]
         return native_names([rename for each in tables for rename in each.renames], self._targets)
+
+    def head_size(self, target: Target) -> int | None:
+        """Channels of a head of a fused weight whose rows the original code trains head by head; None of others."""
+        fused, norm = (self._architecture and self._architecture.per_head) or ("", "")
+        name = canonical(target.module)
+        if not fused or not name.endswith(fused) or target.rows is not None:
+            return None
+        return self._targets[name.removesuffix(fused) + norm].shape[0]
 
     def find(self, module_path: str, foreign: bool = False) -> tuple[Target, ...]:
         """The targets of a module path; empty when nothing matches.
