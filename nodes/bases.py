@@ -10,7 +10,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..blend_core import BlendError, is_adapter_file, read_adapter
-from ..blend_core.adapters.files import shards_of
+from ..blend_core.adapters.files import shards_of, without_references
 from .showing import shown
 from .sockets import CATEGORY, RewardLoRA, RewardLoRASocket
 from .whole_models import megabytes, whole_model
@@ -202,4 +202,6 @@ def _path_of(lora_name: str) -> str:
 
 
 def _lora_names() -> list[str]:
-    return [name for name in folder_paths.get_filename_list("loras") if is_adapter_file(name)]
+    names = [name for name in folder_paths.get_filename_list("loras") if is_adapter_file(name)]
+    shown = set(without_references([Path(name) for name in names]))
+    return [name for name in names if Path(name) in shown]

@@ -137,7 +137,7 @@ def adapter_files(folder: str | os.PathLike) -> list[Path]:
     """Weight files under `folder` worth showing to a user, sorted; training state and reference copies left out."""
     folder = Path(folder).expanduser()
     found = (Path(root) / name for root, _, names in os.walk(folder) for name in names)
-    return _without_references([file for file in found if is_adapter_file(file)])
+    return without_references([file for file in found if is_adapter_file(file)])
 
 
 def is_adapter_file(path: str | os.PathLike) -> bool:
@@ -182,8 +182,8 @@ def weight_files_in(folder: Path) -> list[Path]:
     return sorted(firsts.values())
 
 
-def _without_references(files: Sequence[Path]) -> list[Path]:
-    """Without the copies of a policy that trainers keep to compare with: lora/old/ below lora/ or beside it."""
+def without_references(files: Sequence[Path]) -> list[Path]:
+    """Sorted, without the copies of a policy that trainers keep to compare with: lora/old/ below lora/ or beside it."""
     shown = {file for file in files if file.parent.name not in _REFERENCE_COPIES}
     used = {(file.parent, file.name) for file in shown} | {(file.parent.parent, file.name) for file in shown}
     return sorted(file for file in files if file in shown or (file.parent.parent, file.name) not in used)
