@@ -11,7 +11,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import Change, Factors, Target
+from ..adapters.changes import difference
 from ..errors import BlendError
 from .changed import Changed, Gains
 from .deferred import Deferred
@@ -96,8 +97,9 @@ class ModuleChanges(nn.Module):
         self.read = read
         by_name: dict[str, dict[int, list]] = {}
         for variant, of_variant in self._pieces.items():
-            for target, change in of_variant:
-                by_name.setdefault(target.parameter, {}).setdefault(variant, []).append((target, change))
+            for piece in of_variant:
+                for target, change in _parts(*piece) if read else [piece]:
+                    by_name.setdefault(target.parameter, {}).setdefault(variant, []).append((target, change))
         weight = {} if read else by_name.pop("weight", {})
         plain = {v: own for v, own in weight.items() if all(isinstance(change, Factors) for _, change in own)}
         rest = {v: own for v, own in weight.items() if v not in plain}
@@ -137,6 +139,18 @@ class ModuleChanges(nn.Module):
         if name == "weight" and self.low_rank is not None and variant in self.low_rank.variants:
             return value + self.low_rank.difference(variant, value.shape, value.device)
         return value
+
+
+def _parts(target: Target, change: Factors | Change) -> Iterator[tuple[Target, Factors | Change]]:
+    """A change of a weight, and that of the bias which comes with it."""
+    bias = None if isinstance(change, Factors) else change.bias
+    if bias is None:
+        yield target, change
+        return
+    length = len(bias) if target.rows is None else target.shape[0]
+    yield replace(target, shape=(length,), parameter="bias"), Change(difference({"diff": bias}))
+    if change.delta is not None or change.magnitude is not None:
+        yield target, replace(change, bias=None)
 
 
 class Site:

@@ -93,6 +93,24 @@ def test_a_change_holds_for_every_reader(network, x, name):
         torch.testing.assert_close(network(x), expected(x), rtol=0, atol=1e-12)
 
 
+LAYERS = {"grouped": lambda: nn.Conv2d(8, 8, 3, groups=4), "transposed": lambda: nn.ConvTranspose2d(8, 6, 2)}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("part", ["weight", "bias", "both"])
+def test_a_convolution_of_no_plain_kind_is_changed_by_its_parameters(kind, part):
+    layer = LAYERS[kind]().double().requires_grad_(False)
+    network, x = nn.Sequential(layer), drawn(2, 8, 5, 5, seed=3)
+    weight, bias = drawn(*layer.weight.shape, seed=4), drawn(*layer.bias.shape, seed=5)
+    expected = copy.deepcopy(network)
+    expected[0].weight.data += weight if part != "bias" else 0
+    expected[0].bias.data += bias if part != "weight" else 0
+    delta = None if part == "bias" else Delta("whole difference", {"diff": weight}, 1.0, tuple(weight.shape))
+    change = Change(delta, bias=None if part == "weight" else bias)
+    with LoRABank([{Target("0", tuple(weight.shape)): change}]).attach(network).using([1, 1]):
+        torch.testing.assert_close(network(x), expected(x), rtol=0, atol=1e-12)
+
+
 def test_rows_of_different_variants_cannot_read_one_parameter(network, x):
     attachment = LoRABank([CHANGES["a norm whose weight is read"]]).attach(network)
     with pytest.raises(BlendError, match=r"0\.norm\.weight is read without its layer"), attachment.using([0, 1]):
