@@ -20,8 +20,8 @@ def command(
 ) -> None:
     """Write a LoRA under other names, header kept; or cut a fully tuned UNet or transformer down to a LoRA."""
     from ..blend_core import BlendError, read_adapter
-    from ..trainers.conversion import by_module, carried, reduced, spelled
-    from ..trainers.export import save_lora
+    from ..trainers.files.convert import by_module, carried, reduced, spelled
+    from ..trainers.files.lora import save_lora
 
     network, component = _network(base) if base else (None, "unet")
     if not rank:

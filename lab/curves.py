@@ -13,7 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from ..trainers.tracking import read_log
+from ..trainers.loop.log import read_log
 
 
 def points(folder: Path, reward: str) -> list[tuple[float, float, float]]:

@@ -20,9 +20,9 @@ from ..blend_core.gaussian import reverse_step
 from ..blend_core.pictures.diagnosis import draw
 from ..blend_core.rewards import Library, Rescaled, Reward, Scale, load_reward
 from ..pipelines import Sampling, load_base, match
-from ..trainers.bases import Base
-from ..trainers.config import SamplingSettings
+from ..trainers.model.base import Base
 from ..trainers.seeding import ImageNoise, stream
+from ..trainers.settings.config import SamplingSettings
 from .images import blend_of, check, dtype_of
 from .record import Request, place, write
 

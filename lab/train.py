@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..trainers.config import PRESETS, Config, settings_help
+from ..trainers.settings.config import PRESETS, Config, settings_help
 
 
 def _show_help(context: typer.Context, wanted: bool) -> None:
@@ -30,7 +30,7 @@ def command(
 
     On several GPUs: accelerate launch -m diffusion_blend.lab train ...
     """
-    from ..trainers.config import read_config, to_flat
+    from ..trainers.settings.config import read_config, to_flat
 
     config = read_config(preset or [], set or [])
     if show:

@@ -20,11 +20,11 @@ from ...blend_core import Factors, LoRABank, Plan, Target, evaluate_variants, ex
 from ...blend_core.parameterization import State
 from ...blend_core.plan import Call
 from ...blend_core.rewards import Reward, weighted
-from ...trainers.bases import Base
-from ...trainers.config import SamplingSettings
-from ...trainers.rollout import Predict
+from ...trainers.model.base import Base
+from ...trainers.model.chain import Step
+from ...trainers.model.rollout import Predict
 from ...trainers.seeding import ImageNoise, stream
-from ...trainers.transition import Step
+from ...trainers.settings.config import SamplingSettings
 from .memory import Peak
 
 

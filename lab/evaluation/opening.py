@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 from ...blend_core import BlendError, read_adapter
 from ...blend_core.rewards import Library, Reward, load_reward
 from ...pipelines import load_base, match
-from ...trainers.bases import Base
+from ...trainers.model.base import Base
 from ..images import dtype_of, read_rewards
 from ..options import read_prompts
 from ..record import fingerprint, place, sha256

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...trainers.config import SamplingSettings, read_settings, setting
+from ...trainers.settings.config import SamplingSettings, read_settings, setting
 
 PROTOCOLS = Path(__file__).parent / "protocols"
 

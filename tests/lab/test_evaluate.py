@@ -23,7 +23,7 @@ from diffusion_blend.lab.evaluation.protocol import PROTOCOLS, Search, read_prot
 from diffusion_blend.lab.evaluation.queue import finished
 from diffusion_blend.lab.toy.rewards import toy_rewards
 from diffusion_blend.pipelines import Method, Sampling, generate, load_base, load_factors
-from diffusion_blend.trainers.rollout import rollout
+from diffusion_blend.trainers.model.rollout import rollout
 
 from ..lora_files import random_lora, write_lora
 from ..pipelines.worlds import tiny_pipeline

@@ -7,8 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ..seeding import stream
 from . import losses
-from .seeding import stream
 
 BATCH = 256  # transitions per update
 WIDTH = 256

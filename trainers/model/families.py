@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..blend_core.errors import BlendError
-from ..pipelines import network_of
-from .config import SamplingSettings
-from .transition import Step, ddim_steps, flow_steps
+from ...blend_core.errors import BlendError
+from ...pipelines import network_of
+from ..settings.config import SamplingSettings
+from .chain import Step, ddim_steps, flow_steps
 
 Conditions = dict[str, Tensor]
 """What a network is told beside the latents: tensors of one row per image."""

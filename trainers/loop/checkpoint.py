@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from ..blend_core.errors import BlendError
-from .config import Config, to_flat
+from ...blend_core.errors import BlendError
+from ..settings.config import Config, to_flat
 
 KEPT = 2
 NAME = "epoch-{:06d}"

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.pairs import PairSet
+from ..data.prompts import Chunk
+from ..distributed import Gathering
+from ..model.rollout import Trajectories, rollout
+from ..seeding import stream
+from ..settings.config import Config
 from . import losses
-from .config import Config
-from .gathering import Gathering
-from .pairs import PairSet
-from .prompts import Chunk
-from .rollout import Trajectories, rollout
-from .seeding import stream
 from .value import ValueBaseline
 
 Score = Callable[[Tensor, Sequence[str]], Tensor]

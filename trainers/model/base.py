@@ -12,11 +12,11 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from ..blend_core.errors import BlendError
-from ..pipelines import load_base, network_of
-from .config import Config, SamplingSettings
+from ...blend_core.errors import BlendError
+from ...pipelines import load_base, network_of
+from ..settings.config import Config, SamplingSettings
+from .chain import Step, check_noise
 from .families import Conditions, Sides, family_of
-from .transition import Step, check_noise
 
 
 class Base:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..blend_core.errors import BlendError
 from ..blend_core.rewards import Library, Rescaled, Reward, Scale, WeightedSum, load_reward, rescaled
-from .config import Config, RewardChoice
-from .gathering import Gathering
+from .distributed import Gathering
+from .settings.config import Config, RewardChoice
 
 
 @dataclass(frozen=True)

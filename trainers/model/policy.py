@@ -13,12 +13,12 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..blend_core.errors import BlendError
-from .bases import Base
-from .config import Config
+from ...blend_core.errors import BlendError
+from ..seeding import ImageNoise
+from ..settings.config import Config
+from .base import Base
 from .families import Conditions
 from .rollout import Predict
-from .seeding import ImageNoise
 
 FEATURE_SIDE = 8  # latents are averaged down to this many pixels a side for the value network
 

@@ -21,9 +21,9 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..blend_core.errors import BlendError
-from .families import Family
-from .sharding import whole
+from ...blend_core.errors import BlendError
+from ..model.families import Family
+from ..sharding import whole
 
 FORMAT = "1"
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .sharding import shared_out
+from ..sharding import shared_out
 
 
 class Average:

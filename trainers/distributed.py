@@ -12,7 +12,7 @@ from torch import Tensor
 from ..blend_core.errors import BlendError
 
 if TYPE_CHECKING:
-    from .objectives import Sample
+    from .objectives.all import Sample
 
 
 class Gathering:

@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .bases import open_base
-from .config import Config
-from .policy import Policy
+from ..loop.log import save_grid
+from ..model.base import open_base
+from ..model.policy import Policy
+from ..model.rollout import rollout
+from ..rewards import Rewards
+from ..seeding import stream
+from ..settings.config import Config
 from .prompts import read_prompts, shuffled
-from .rewarding import Rewards
-from .rollout import rollout
-from .seeding import stream
-from .tracking import save_grid
 
 
 @torch.no_grad()

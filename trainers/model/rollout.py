@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .transition import Step
+from .chain import Step
 
 Predict = Callable[[Tensor, int], Tensor]
 """predict(x, k): the guided prediction at x (batch, ...) for step k of the chain."""

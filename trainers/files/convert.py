@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..blend_core import Adapter, BlendError, Factors, plain, resolve
-from ..blend_core.adapters.scale import HEADER_KEY
-from ..pipelines import target_index
-from .export import diffusers_names, kohya_names
+from ...blend_core import Adapter, BlendError, Factors, plain, resolve
+from ...blend_core.adapters.scale import HEADER_KEY
+from ...pipelines import target_index
+from .lora import diffusers_names, kohya_names
 
 SPELLINGS = ("kohya", "diffusers", "peft")
 

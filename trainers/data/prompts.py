@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from ..blend_core.errors import BlendError
-from .config import Config
-from .seeding import stream
+from ...blend_core.errors import BlendError
+from ..seeding import stream
+from ..settings.config import Config
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from ..blend_core.errors import BlendError
+from ...blend_core.errors import BlendError
 from .config import ALGORITHMS, Config
 
 

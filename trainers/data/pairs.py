@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..blend_core.errors import BlendError
+from ...blend_core.errors import BlendError
 
 
 class PairSet:

@@ -354,6 +354,6 @@ def _literal(text: str) -> Any:
 
 
 def _error(message: str) -> Exception:
-    from ..blend_core.errors import BlendError  # here, because it brings torch along
+    from ...blend_core.errors import BlendError  # here, because it brings torch along
 
     return BlendError(message)

@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..blend_core.errors import BlendError
-from ..blend_core.parameterization import x0_map
+from ...blend_core.errors import BlendError
+from ...blend_core.parameterization import x0_map
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..blend_core.errors import BlendError
-from .averaging import Average
-from .config import Config
-from .objectives import Stats
-from .prompts import Chunk
-from .seeding import stream
-from .sharding import whole
+from ...blend_core.errors import BlendError
+from ..data.prompts import Chunk
+from ..objectives.all import Stats
+from ..seeding import stream
+from ..settings.config import Config
+from ..sharding import whole
+from .average import Average
 
 RATIO_TOLERANCE = 1e-5
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gathering import Gathering
-from .objectives import Score
-from .rollout import rollout
-from .seeding import stream
+from ..distributed import Gathering
+from ..model.rollout import rollout
+from ..objectives.all import Score
+from ..seeding import stream
 
 
 @dataclass(frozen=True)
