@@ -1,6 +1,6 @@
 """What every method samples with: one network, one chain, one noise per image, and counters of what was spent.
 
-    x_next = mean(x, prediction) + sigma * noise        (trainers/transition.py)
+    x_next = mean(x, prediction) + sigma * noise        (trainers/model/chain.py)
 
 A method differs from the others in the prediction alone, or in which of several x_next it goes on with. The path KL to
 the base, sum over steps of |mean - mean_base|^2 / (2 sigma^2), is taken on the path that was sampled.

@@ -13,10 +13,10 @@ from ...blend_core import BlendError, read_adapter
 from ...blend_core.rewards import Library, Reward, load_reward
 from ...pipelines import load_base, match
 from ...trainers.model.base import Base
-from ..images import dtype_of, read_rewards
+from ..generation.record import fingerprint, place, sha256
+from ..generation.run import dtype_of, read_rewards
 from ..options import read_prompts
-from ..record import fingerprint, place, sha256
-from ..rewards import library_of
+from ..scores.chosen_rewards import library_of
 from .host import Host, LoRAs
 from .methods import oracle_files
 from .protocol import Protocol

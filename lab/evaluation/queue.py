@@ -17,8 +17,8 @@ import torch
 from tqdm import tqdm
 
 from ...blend_core import BlendError
-from ..images import png
-from ..record import write
+from ..generation.record import write
+from ..generation.run import png
 from .host import Outcome
 from .methods import METHODS, Point, points_of
 from .opening import open_host, prompts_of, record_of

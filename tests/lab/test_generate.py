@@ -8,9 +8,9 @@ import numpy
 import pytest
 import torch
 from diffusion_blend.blend_core import Blend
-from diffusion_blend.lab import images as making
 from diffusion_blend.lab.cli import main
-from diffusion_blend.lab.record import TOY, place
+from diffusion_blend.lab.generation import run as making
+from diffusion_blend.lab.generation.record import TOY, place
 from diffusion_blend.pipelines import Method, Sampling, generate, load_base, load_factors
 from PIL import Image
 

@@ -35,7 +35,7 @@ class Encoded:
 
 
 class Policy:
-    """What objectives meet (objectives.py). The reference is the same network: no second copy is held."""
+    """What objectives meet (objectives/all.py). The reference is the same network: no second copy is held."""
 
     def __init__(self, base: Base, config: Config):
         self.base, self.cfg = base, config.sampling.cfg

@@ -1,4 +1,4 @@
-"""`diffusion-blend generate`: the options of a run. The work is in images.py, which loads only when it is called."""
+"""`diffusion-blend generate`: the options of a run. The work in generation/run.py loads only when it is called."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def command(
 
     A run that was stopped goes on when the same command is given again.
     """
-    from .images import read_rewards, run
-    from .options import chosen_device, read_prompts
-    from .record import Request, read_record
+    from ..generation.record import Request, read_record
+    from ..generation.run import read_rewards, run
+    from ..options import chosen_device, read_prompts
 
     if repeat is not None:
         _refuse_other_options(context)
@@ -89,7 +89,7 @@ def command(
 
 
 def _refuse_other_options(context: typer.Context) -> None:
-    from ..blend_core import BlendError
+    from ...blend_core import BlendError
 
     given = [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]
     others = [f"--{name.replace('_', '-')}" for name in given if name not in REPEATABLE]

@@ -13,14 +13,14 @@ def command(
     base: Annotated[str, typer.Option(help="Match it with this base model too: folder, hub id, toy.")] = "",
 ) -> None:
     """Print a LoRA's modules, ranks, scale and header; with --base, how many modules fit that model."""
-    from ..blend_core import read_adapter
+    from ...blend_core import read_adapter
 
     adapter = read_adapter(file)
     print(f"{adapter.label} ({adapter.path})")
     print(adapter.summary)
     if base:
-        from ..pipelines import load_base, match
-        from .record import place
+        from ...pipelines import load_base, match
+        from ..generation.record import place
 
         _, (report,) = match(load_base(place(base)), [adapter])
         print(report)

@@ -1,4 +1,4 @@
-"""Reward against KL of training runs, side by side: `python -m diffusion_blend.lab.curves OUT.png NAME=FOLDER ...`.
+"""Reward against KL of training runs, side by side: `python -m diffusion_blend.lab.toy.curves OUT.png NAME=FOLDER ...`.
 
 Bases are compared at equal distance from the base model: what one run reaches at more KL says nothing of its algorithm.
 """
@@ -13,7 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from ..trainers.loop.log import read_log
+from ...trainers.loop.log import read_log
 
 
 def points(folder: Path, reward: str) -> list[tuple[float, float, float]]:

@@ -14,8 +14,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..blend_core import BlendError
-from .prompts import recorded_prompts, stored_prompt
+from ...blend_core import BlendError
+from .image_prompts import recorded_prompts, stored_prompt
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 MODES = ("1", "L", "P", "RGB", "LA", "PA", "RGBA", "CMYK", "YCbCr")

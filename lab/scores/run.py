@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..blend_core import BlendError
-from ..blend_core.rewards import Library, weighted
-from .pictures import Item, batches, find_items, listed
-from .prompts import given_prompts
-from .record import write
-from .rewards import Chosen, Settings, chosen_rewards, sources_of
+from ...blend_core import BlendError
+from ...blend_core.rewards import Library, weighted
+from ..generation.record import write
+from .chosen_rewards import Chosen, Settings, chosen_rewards, sources_of
+from .image_folder import Item, batches, find_items, listed
+from .image_prompts import given_prompts
 
 RECORD, TABLE, FORMAT = "scores.json", "scores.csv", 1
 SAVE_EVERY = 30.0  # seconds

@@ -1,4 +1,4 @@
-"""`diffusion-blend score`: options and tables. The work is in scoring.py, which loads only when it is called."""
+"""`diffusion-blend score`: options and tables. The work in scores/run.py loads only when it is called."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..blend_core.rewards import Library
-    from .pictures import Item
-    from .rewards import Chosen, Settings
+    from ...blend_core.rewards import Library
+    from ..scores.chosen_rewards import Chosen, Settings
+    from ..scores.image_folder import Item
 
 SPACE = 3  # columns of the terminal between two of a table's
 
@@ -44,9 +44,9 @@ def command(
     Prompts come from the images themselves (ComfyUI's metadata, or generate's record), --prompt or --prompts. A run
     that was stopped goes on when the same command is given again; images that have not changed are not scored twice.
     """
-    from ..blend_core import BlendError
-    from .rewards import Settings, library_of
-    from .scoring import run
+    from ...blend_core import BlendError
+    from ..scores.chosen_rewards import Settings, library_of
+    from ..scores.run import run
 
     library, settings = library_of(models or [], download), Settings.of(device, dtype, scale)
     if show:
@@ -68,7 +68,7 @@ def print_scores(items: list[Item], rewards: list[Chosen], top: int) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from .scoring import statistics, total_scores
+    from ..scores.run import statistics, total_scores
 
     columns = {reward.label: {item.file: item.scores[reward.label] for item in items} for reward in rewards}
     total = total_scores(items, rewards)
@@ -94,8 +94,8 @@ def print_rewards(more: list[str], library: Library, settings: Settings) -> None
     from rich.console import Console
     from rich.text import Text
 
-    from ..blend_core.rewards import installed_rewards, reward_cards
-    from .rewards import card_of
+    from ...blend_core.rewards import installed_rewards, reward_cards
+    from ..scores.chosen_rewards import card_of
 
     own = {place: place for place in more if place not in reward_cards()}
     names = dict.fromkeys([*reward_cards(), *installed_rewards()]) | library.own_rewards() | own

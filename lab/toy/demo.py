@@ -96,7 +96,7 @@ def command(
     seeds: Annotated[int, typer.Option(help="Images per prompt and point; 8 prompts, 28 points.", min=1)] = 8,
 ) -> None:
     """Sample the toy studio over sweeps of preference and alignment; write pictures and a report."""
-    from .drawing import draw_grid, draw_pareto
+    from .demo_pictures import draw_grid, draw_pareto
 
     out.mkdir(parents=True, exist_ok=True)
     points = measure(seeds)
@@ -140,9 +140,9 @@ def open_studio() -> tuple:
     import torch
     import transformers
 
-    from ..pipelines import load_factors
-    from .toy.model import STUDIO, load_base
-    from .toy.rewards import toy_rewards
+    from ...pipelines import load_factors
+    from .model import STUDIO, load_base
+    from .rewards import toy_rewards
 
     torch.set_num_threads(1)
     for library in (diffusers, transformers):
@@ -157,8 +157,8 @@ def measure_one(setting: Setting, seeds: int) -> Point:
     """Sample and score one setting."""
     import time
 
-    from ..blend_core import Blend
-    from ..pipelines import Method, Sampling, generate
+    from ...blend_core import Blend
+    from ...pipelines import Method, Sampling, generate
 
     pipe, factors, rewards = open_studio()
     blend = Blend(REWARDS, setting.weights, setting.alignment)

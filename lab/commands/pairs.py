@@ -16,11 +16,11 @@ def command(
     candidates: Annotated[int, typer.Option(help="Samples per prompt; the best and the worst are kept.", min=2)] = 4,
 ) -> None:
     """Sample the base model and let a reward say which images are better; train with algorithm=dpo on the result."""
-    from ..trainers.settings.config import read_config
-    from .toy.training import resolved
+    from ...trainers.settings.config import read_config
+    from ..toy.training import resolved
 
     config, rewards = resolved(read_config(preset, set or []))
-    from ..trainers.data.pairing import make_pairs
-    from ..trainers.rewards import open_rewards
+    from ...trainers.data.pairing import make_pairs
+    from ...trainers.rewards import open_rewards
 
     print(make_pairs(config, rewards or open_rewards(config, "cpu"), out, count, candidates))

@@ -18,12 +18,12 @@ from uuid import uuid4
 
 import torch
 
-from .. import __version__
-from ..blend_core import BlendError
+from ... import __version__
+from ...blend_core import BlendError
 
 RECORD = "generation.json"
 FORMAT = 1
-TOY = Path(__file__).parent / "toy" / "studio"
+TOY = Path(__file__).parents[1] / "toy" / "studio"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..trainers.settings.config import PRESETS, Config, settings_help
+from ...trainers.settings.config import PRESETS, Config, settings_help
 
 
 def _show_help(context: typer.Context, wanted: bool) -> None:
@@ -30,16 +30,16 @@ def command(
 
     On several GPUs: accelerate launch -m diffusion_blend.lab train ...
     """
-    from ..trainers.settings.config import read_config, to_flat
+    from ...trainers.settings.config import read_config, to_flat
 
     config = read_config(preset or [], set or [])
     if show:
         for key, value in to_flat(config).items():
             print(f"{key} = {value!r}")
         return
-    from .toy.training import resolved
+    from ..toy.training import resolved
 
     config, rewards = resolved(config)
-    from ..trainers.train import train
+    from ...trainers.train import train
 
     print(train(config, rewards))

@@ -1,4 +1,4 @@
-"""`diffusion-blend diagnose`: options and tables. The work is in diagnosing.py, which loads only when it is called."""
+"""`diffusion-blend diagnose`: options and tables. The work in diagnosis/run.py loads only when it is called."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ..blend_core.diagnostics import Diagnosis
+    from ...blend_core.diagnostics import Diagnosis
 
 
 def command(
@@ -48,11 +48,11 @@ def command(
     Without --reward-model it costs one run with all LoRAs and the base. A probe costs SAMPLES runs of the base model
     from each probed step on.
     """
-    from .diagnosing import Probe, run
-    from .images import read_rewards
-    from .options import chosen_device, read_prompts
-    from .record import Request
-    from .rewards import library_of
+    from ..diagnosis.run import Probe, run
+    from ..generation.record import Request
+    from ..generation.run import read_rewards
+    from ..options import chosen_device, read_prompts
+    from ..scores.chosen_rewards import library_of
 
     request = Request(
         base=base,
@@ -77,7 +77,7 @@ def command(
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:
     """The tables, then the verdict."""
-    from .tables import print_rows
+    from ..tables import print_rows
 
     print(diagnosis.formula)
     print_rows(diagnosis.rows(), "change of the base's direction; cosines")

@@ -19,9 +19,9 @@ def command(
     rank: Annotated[int, typer.Option(help="Make a LoRA of this rank from a tuned network; 0: file is a LoRA.")] = 0,
 ) -> None:
     """Write a LoRA under other names, header kept; or cut a fully tuned UNet or transformer down to a LoRA."""
-    from ..blend_core import BlendError, read_adapter
-    from ..trainers.files.convert import by_module, carried, reduced, spelled
-    from ..trainers.files.lora import save_lora
+    from ...blend_core import BlendError, read_adapter
+    from ...trainers.files.convert import by_module, carried, reduced, spelled
+    from ...trainers.files.lora import save_lora
 
     network, component = _network(base) if base else (None, "unet")
     if not rank:
@@ -42,16 +42,16 @@ def command(
 
 
 def _network(base: str) -> tuple[nn.Module, str]:
-    from ..pipelines import load_base, network_of
-    from .record import place
+    from ...pipelines import load_base, network_of
+    from ..generation.record import place
 
     pipe = load_base(place(base))
     return network_of(pipe), "unet" if getattr(pipe, "unet", None) is not None else "transformer"
 
 
 def _tuned(file: Path) -> dict:
-    from ..blend_core import BlendError
-    from ..blend_core.rewards.files import read_state_dict
+    from ...blend_core import BlendError
+    from ...blend_core.rewards.files import read_state_dict
 
     found = file / "diffusion_pytorch_model.safetensors" if file.is_dir() else file
     if not found.is_file():

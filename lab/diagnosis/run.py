@@ -14,17 +14,25 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from ..blend_core import Adapter, BlendError, LoRABank, read_adapter
-from ..blend_core.diagnostics import Diagnosis, Disagreement, Gap, disagreement, gap_at, posterior_samples, probed_steps
-from ..blend_core.gaussian import reverse_step
-from ..blend_core.pictures.diagnosis import draw
-from ..blend_core.rewards import Library, Rescaled, Reward, Scale, load_reward
-from ..pipelines import Sampling, load_base, match
-from ..trainers.model.base import Base
-from ..trainers.seeding import ImageNoise, stream
-from ..trainers.settings.config import SamplingSettings
-from .images import blend_of, check, dtype_of
-from .record import Request, place, write
+from ...blend_core import Adapter, BlendError, LoRABank, read_adapter
+from ...blend_core.diagnostics import (
+    Diagnosis,
+    Disagreement,
+    Gap,
+    disagreement,
+    gap_at,
+    posterior_samples,
+    probed_steps,
+)
+from ...blend_core.gaussian import reverse_step
+from ...blend_core.pictures.diagnosis import draw
+from ...blend_core.rewards import Library, Rescaled, Reward, Scale, load_reward
+from ...pipelines import Sampling, load_base, match
+from ...trainers.model.base import Base
+from ...trainers.seeding import ImageNoise, stream
+from ...trainers.settings.config import SamplingSettings
+from ..generation.record import Request, place, write
+from ..generation.run import blend_of, check, dtype_of
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ..trainers.settings.config import settings_help
-from .evaluation.protocol import PROTOCOLS, Protocol, read_protocol
+from ...trainers.settings.config import settings_help
+from ..evaluation.protocol import PROTOCOLS, Protocol, read_protocol
 
 
 def _show_help(context: typer.Context, wanted: bool) -> None:
@@ -36,9 +36,9 @@ def command(
     On several machines, with a folder that all see: accelerate launch -m diffusion_blend.lab evaluate ...
     """
     chosen = read_protocol(protocol or ["toy"], set or [])
-    from .evaluation.report import at_kl_of, publish, table_of, volumes_of
-    from .options import chosen_device
-    from .tables import print_rows
+    from ..evaluation.report import at_kl_of, publish, table_of, volumes_of
+    from ..options import chosen_device
+    from ..tables import print_rows
 
     _work(chosen, out, processes, chosen_device(device))
     summary = publish(chosen, out)
@@ -53,7 +53,7 @@ def command(
 
 def _work(protocol: Protocol, out: Path, processes: int, device: str) -> None:
     """This process's share under accelerate launch, else all of it by `processes`."""
-    from .evaluation.queue import work
+    from ..evaluation.queue import work
 
     if "WORLD_SIZE" in os.environ:
         local = int(os.environ.get("LOCAL_RANK", 0))

@@ -11,9 +11,9 @@ from typing import Any
 
 from PIL import Image
 
-from ..blend_core import BlendError
-from .options import read_prompts
-from .record import RECORD, read_record
+from ...blend_core import BlendError
+from ..generation.record import RECORD, read_record
+from ..options import read_prompts
 
 FOLLOWED = re.compile(r"positive(_\d+)?|conditioning(_\w+)?|cond\d")  # inputs that lead to the positive prompt
 HANDED_ON = re.compile(r"positive|negative|cond")  # what is connected here is no sampler

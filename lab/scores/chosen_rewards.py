@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import __version__
-from ..blend_core import BlendError
-from ..blend_core.rewards import DTYPES, Card, Library, Reward, installed_rewards, load_reward, rescaled, reward_cards
-from .options import chosen_device
-from .pictures import stamp
+from ... import __version__
+from ...blend_core import BlendError
+from ...blend_core.rewards import DTYPES, Card, Library, Reward, installed_rewards, load_reward, rescaled, reward_cards
+from ..options import chosen_device
+from .image_folder import stamp
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from ..blend_core import ESTIMATORS, Blend, BlendError, normalised, parse_numbers, parse_weights, read_adapter
-from ..blend_core.gaussian import basis_etas
-from ..pipelines import EXECUTIONS, METHODS, Method, Sampling, generate, load_base, match
+from ...blend_core import ESTIMATORS, Blend, BlendError, normalised, parse_numbers, parse_weights, read_adapter
+from ...blend_core.gaussian import basis_etas
+from ...pipelines import EXECUTIONS, METHODS, Method, Sampling, generate, load_base, match
 from .record import Request, check_same_models, claim, fingerprint, new_record, place, write
 
 
