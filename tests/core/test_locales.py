@@ -1,4 +1,7 @@
-"""The texts of all languages: the same keys everywhere, and every word that a script draws."""
+"""The texts of all languages have the same keys and every word that a script draws; help pages have a picture.
+
+tests/comfyui holds the English ones against the nodes.
+"""
 
 import json
 import re
@@ -61,3 +64,11 @@ def test_every_word_that_a_script_draws_has_a_text():
             drawn |= set(re.findall(r'"([A-Za-z ]+)": "[<>=]"', source)) | set(re.findall(r'UNDO = "(.+?)"', source))
     assert drawn and drawn <= known
     assert known - drawn == {"image", "weighted"}, "heads of the scorer's table, which come with its data"
+
+
+def test_every_help_page_shows_a_small_picture_of_its_node():
+    pages = sorted((REPOSITORY / "web" / "docs").glob("*.md"))
+    assert pages
+    for page in pages:
+        assert f"(pictures/{page.stem}.webp)" in page.read_text(encoding="utf8"), page.name
+        assert 1_000 < (page.parent / "pictures" / f"{page.stem}.webp").stat().st_size < 40_000, page.name
