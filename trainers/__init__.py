@@ -10,6 +10,7 @@
     rewards.py      the reward that is trained, and those that are watched
     distributed.py  what several processes know together
     sharding.py     parameters that FSDP shares out
+    places.py       paths as files that are passed on state them
     seeding.py      every draw from the run's seed and what it is for
     train.py        the loop, read from top to bottom
 

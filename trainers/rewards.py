@@ -13,12 +13,13 @@ from torch import Tensor
 from ..blend_core.errors import BlendError
 from ..blend_core.rewards import Library, Rescaled, Reward, Scale, WeightedSum, load_reward, rescaled
 from .distributed import Gathering
+from .places import reward_label
 from .settings.config import Config, RewardChoice
 
 
 @dataclass(frozen=True)
 class OnMain:
-    """A reward that the main process holds and computes for all (gathering.py). reward: None on the others."""
+    """A reward that the main process holds and computes for all (distributed.py). reward: None on the others."""
 
     reward: Reward | None
     gathering: Gathering
@@ -83,7 +84,8 @@ def open_rewards(
     """
     choice = config.reward
     if not held:
-        return Rewards(_label(config, [name for _, name in choice.terms]), None, dict.fromkeys(choice.watch))
+        names = [reward_label(name) for _, name in choice.terms]
+        return Rewards(_label(config, names), None, dict.fromkeys(map(reward_label, choice.watch)))
     load = load or _from_library(config, device)
     terms = tuple(_scaled(load(name), weight, choice) for weight, name in choice.terms)
     watched = {term.name: term.reward for term in map(load, choice.watch)}
@@ -93,7 +95,7 @@ def open_rewards(
 def _from_library(config: Config, device: torch.device | str) -> Callable[[str], Term]:
     folders = {"folders": tuple(Path(folder).expanduser() for folder in config.reward.weights)}
     library = Library(**folders if config.reward.weights else {}, download=config.reward.download)
-    return lambda name: Term(name, load_reward(name, library, device))
+    return lambda name: Term(reward_label(name), load_reward(name, library, device))
 
 
 def _scaled(term: Term, weight: float, choice: RewardChoice) -> Term:

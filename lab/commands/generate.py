@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-REPEATABLE = {"repeat", "out", "device"}  # the options that go with --repeat; the record decides all others
+MODELS = ("base", "reward", "config")  # with --repeat: where the models lie now; they must be the same
+REPEATABLE = {"repeat", "out", "device", *MODELS}  # the options that go with --repeat; the record decides all others
 
 
 def command(
@@ -60,7 +61,10 @@ def command(
     if repeat is not None:
         _refuse_other_options(context)
         record = read_record(repeat)
-        request = Request(**record["request"])
+        request = Request(**record["request"]).reopened(repeat.parent)
+        changes = {"base": base} if "base" in _typed(context) else {}
+        changes |= {"config": config} if config else {}
+        request = replace(request, rewards=_moved(request.rewards, read_rewards(reward or [], base)), **changes)
         run(request if device == "auto" else replace(request, device=chosen_device(device)), out, record)
         return
     request = Request(
@@ -91,10 +95,27 @@ def command(
 def _refuse_other_options(context: typer.Context) -> None:
     from ...blend_core import BlendError
 
-    given = [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]
-    others = [f"--{name.replace('_', '-')}" for name in given if name not in REPEATABLE]
+    others = [f"--{name.replace('_', '-')}" for name in _typed(context) if name not in REPEATABLE]
     if others:
         raise BlendError(
             f"{', '.join(others)} came beside --repeat, which takes all settings from the record. Leave out everything "
-            "but --out and --device, or start a new run without --repeat."
+            "but --out, --device and where the models lie now (--base, --reward, --config), or start a new run without "
+            "--repeat."
         )
+
+
+def _typed(context: typer.Context) -> list[str]:
+    """The options that came on the command line."""
+    return [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]
+
+
+def _moved(recorded: dict[str, str], present: dict[str, str]) -> dict[str, str]:
+    """label -> file of a record's rewards, those of `present` in other places."""
+    from ...blend_core import BlendError
+
+    for label in present.keys() - recorded.keys():
+        raise BlendError(
+            f"--reward names {label}, which the record has not. It has {', '.join(recorded) or 'no rewards'}: give one "
+            "of these with the place where its file lies now."
+        )
+    return recorded | present

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -29,6 +29,7 @@ from ...blend_core.pictures.diagnosis import draw
 from ...blend_core.rewards import Library, Rescaled, Reward, Scale, load_reward
 from ...pipelines import Sampling, load_base, match
 from ...trainers.model.base import Base
+from ...trainers.places import stated_reward
 from ...trainers.seeding import ImageNoise, stream
 from ...trainers.settings.config import SamplingSettings
 from ..generation.record import Request, place, write
@@ -184,7 +185,9 @@ def _gaps(
 
 def _write(diagnosis: Diagnosis, request: Request, probe: Probe, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    content = {"request": asdict(request), "probe": asdict(probe), **json.loads(diagnosis.to_json())}
+    rewards = {label: stated_reward(name, out) for label, name in probe.rewards.items()}
+    said = {"request": asdict(request.stated(out)), "probe": asdict(replace(probe, rewards=rewards))}
+    content = {**said, **json.loads(diagnosis.to_json())}
     write(out / "diagnosis.json", json.dumps(content, indent=1, ensure_ascii=False).encode("utf8"))
     buffer = io.BytesIO()
     draw(diagnosis).save(buffer, "PNG")

@@ -57,7 +57,7 @@ def work(protocol: Protocol, out: Path, rank: int, world: int, device: str) -> N
     prompts = prompts_of(protocol)
     everything = passes_of(protocol, prompts)
     host = open_host(protocol, device)
-    claim(out, record_of(protocol, host, prompts))
+    claim(out, record_of(protocol, host, prompts, out))
     done = finished(out)
     own = [each for each in everything if each.number % world == rank]
     with tqdm(total=len(own), unit="pass", disable=rank > 0) as progress:

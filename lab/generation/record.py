@@ -10,7 +10,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 
 from ... import __version__
 from ...blend_core import BlendError
+from ...trainers.places import Stated, reopened, stated
 
 RECORD = "generation.json"
 FORMAT = 1
@@ -67,6 +68,22 @@ class Request:
                 raise BlendError(f"{file} ({name}) is no file. Give --reward {name}=PATH of a LoRA file.")
         return files
 
+    def stated(self, folder: Path) -> Request:
+        """As a record in `folder` states it: models by their paths from there, or by their names."""
+        return self._with_places(stated, folder)
+
+    def reopened(self, folder: Path) -> Request:
+        """As the record in `folder` is opened: models by their absolute paths where they lie there."""
+        return self._with_places(reopened, folder)
+
+    def _with_places(self, change: Stated, folder: Path) -> Request:
+        def changed(path: str) -> str:
+            return change(path, folder) if place(path) == path else path  # the toy studio's names stay
+
+        rewards = {label: changed(path) for label, path in self.rewards.items()}
+        config = self.config and changed(self.config)
+        return replace(self, base=changed(self.base), rewards=rewards, config=config)
+
 
 def place(path: str) -> str:
     """A path, with the toy studio's short names spelled out; records keep the short ones, so that they travel."""
@@ -75,11 +92,14 @@ def place(path: str) -> str:
     return str(TOY / "loras" / f"{path[4:]}.safetensors") if path.startswith("toy:") else path
 
 
-def new_record(request: Request, base_fingerprint: str, facts: Mapping[str, Any]) -> dict:
-    """The record of a run. facts: what else a reader wants to know; `images` among them has one entry per image."""
+def new_record(request: Request, base_fingerprint: str, facts: Mapping[str, Any], out: Path) -> dict:
+    """The record of a run, as it stands in `out`.
+
+    facts: what else a reader wants to know; `images` among them has one entry per image.
+    """
     return {
         "format": FORMAT,
-        "request": asdict(request),
+        "request": asdict(request.stated(out)),
         "sha256": {name: sha256(file) for name, file in request.reward_files().items()},
         "base_fingerprint": base_fingerprint,
         "versions": _versions(),
@@ -123,7 +143,7 @@ def claim(out: Path, record: Mapping[str, Any]) -> None:
     file = out / RECORD
     if file.exists():
         former = read_record(file)
-        there = asdict(Request(**former["request"]))  # with the defaults of settings that came later
+        there = asdict(Request(**former["request"]).reopened(out).stated(out))  # later settings: their defaults
         keys = [key for key, value in record["request"].items() if there.get(key) != value]
         if keys:
             raise BlendError(

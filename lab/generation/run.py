@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from ...blend_core import ESTIMATORS, Blend, BlendError, normalised, parse_numbers, parse_weights, read_adapter
 from ...blend_core.gaussian import basis_etas
 from ...pipelines import EXECUTIONS, METHODS, Method, Sampling, generate, load_base, match
+from ...trainers.places import without_folders
 from .record import Request, check_same_models, claim, fingerprint, new_record, place, write
 
 
@@ -40,10 +41,10 @@ def run(request: Request, out: Path, former: dict | None = None) -> None:
         "formula": blend.formula() if blend and request.method != "base" else "base",
         "coefficients": dict(zip(("base", *request.rewards), blend.coefficients, strict=True)) if blend else {},
         "etas": dict(zip(("base", *request.rewards), method.etas, strict=True)) if method.etas else {},
-        "reports": [str(report) for report in reports],
+        "reports": [without_folders(str(report)) for report in reports],
         "images": _with_choices(request, method),
     }
-    record = new_record(request, base_fingerprint, facts)
+    record = new_record(request, base_fingerprint, facts, out)
     if former is not None:
         check_same_models(former, record)
     claim(out, record)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ...blend_core.errors import BlendError
 from ..model.families import Family
+from ..places import without_folders
 from ..sharding import whole
 
 FORMAT = "1"
@@ -115,12 +116,7 @@ def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
 
 def training_command() -> str:
     """How this process was started; of places on this machine only the last part of the path."""
-    return shlex.join([Path(sys.argv[0]).name, *map(_without_folders, sys.argv[1:])])
-
-
-def _without_folders(argument: str) -> str:
-    key, equals, value = argument.rpartition("=")
-    return key + equals + (Path(value).name if Path(value).is_absolute() or value.startswith("~") else value)
+    return shlex.join([Path(sys.argv[0]).name, *map(without_folders, sys.argv[1:])])
 
 
 def _text(value: Any) -> str:

@@ -7,6 +7,7 @@ and the number of epochs done: a resumed run goes on exactly.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import tempfile
@@ -16,7 +17,8 @@ from typing import Any
 import torch
 
 from ...blend_core.errors import BlendError
-from ..settings.config import Config, to_flat
+from ..places import HIDDEN
+from ..settings.config import Config, stated_settings, to_flat
 
 KEPT = 2
 NAME = "epoch-{:06d}"
@@ -106,8 +108,19 @@ def check_same(config: Config, saved: dict[str, Any], place: Path) -> None:
 
 
 def plain(config: Config) -> dict[str, Any]:
-    """The settings as a checkpoint holds them: numbers, texts and lists."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in to_flat(config).items()}
+    """The settings as a checkpoint holds them: numbers, texts and lists; paths relative to output.folder.
+
+    Where a path is cut down to its last part, a digest of it follows, which tells two places of one name apart.
+    """
+    full = to_flat(config)
+    flat = to_flat(stated_settings(config, Path(config.output.folder)))
+    flat = {key: list(value) if isinstance(value, tuple) else value for key, value in flat.items()}
+    return {key: _told_apart(value, full[key]) if HIDDEN in str(value) else value for key, value in flat.items()}
+
+
+def _told_apart(stated: Any, full: Any) -> Any:
+    digest = hashlib.sha256(repr(full).encode()).hexdigest()[:12]
+    return [*stated, digest] if isinstance(stated, list) else f"{stated} {digest}"
 
 
 def check_space(folder: Path, needed: int) -> None:

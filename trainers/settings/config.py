@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..places import Stated, last_after, stated, stated_reward
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -26,17 +28,19 @@ PRESETS = Path(__file__).parent / "presets"
 ALGORITHMS = ("dpok", "grpo", "draft", "dpo")
 
 
-def setting(default: Any, help: str) -> Any:
-    """A field with its help."""
-    return field(default=default, metadata={"help": help})
+def setting(default: Any, help: str, place: Stated | None = None) -> Any:
+    """A field with its help. place: for paths, how a file that is passed on states them."""
+    return field(default=default, metadata={"help": help, "place": place})
 
 
 @dataclass(frozen=True)
 class BaseModel:
     """The model to train from. It is also the KL's reference: the same network with the LoRA switched off."""
 
-    path: str = setting("", "Diffusers folder, hub id, .safetensors checkpoint, or toy. Required.")
-    config: str = setting("", "For a checkpoint: a diffusers folder of its family, for configuration and tokenizer.")
+    path: str = setting("", "Diffusers folder, hub id, .safetensors checkpoint, or toy. Required.", stated)
+    config: str = setting(
+        "", "For a checkpoint: a diffusers folder of its family, for configuration and tokenizer.", stated
+    )
     name: str = setting("", "What the file's header calls the base model; empty: the last part of path.")
 
 
@@ -52,19 +56,22 @@ def _term(text: str) -> tuple[float, str]:
 class RewardChoice:
     """What is to grow."""
 
-    name: str = setting("", "A reward of the library, file.py:function or package.module:function. Required, or sum.")
+    name: str = setting(
+        "", "A reward of the library, file.py:function or package.module:function. Required, or sum.", stated_reward
+    )
     sum: tuple[str, ...] = setting((), "Instead of name: 'WEIGHT*NAME' of each reward in a weighted sum: a LoRA "
-                                       "for one preference, which no dial changes afterwards.")  # fmt: skip
+                                       "for one preference, which no dial changes afterwards.",
+                                  last_after("*", stated_reward))  # fmt: skip
     label: str = setting("", "What the file's header calls it; empty: its name, or those of the sum.")
     scale: str = setting("none", "Preset of scales (none, diffusion-blend, flow-grpo). A scale divides the KL weight.")
     factor: float = setting(1.0, "The reward is multiplied by this. Twice the factor is half the kl_weight.")
     watch: tuple[str, ...] = setting((), "Rewards that are only watched at validation: when they fall while the "
-                                         "trained one rises, the hacking alarm goes off.")  # fmt: skip
+                                         "trained one rises, the hacking alarm goes off.", stated_reward)  # fmt: skip
     place: str = setting("every", "Under several processes: every (each holds the reward models and scores its own "
                                   "images) or main (the main process alone holds them and scores the images of all, a "
                                   "pass at a time, while the others wait: memory of one copy). Not main for draft, "
                                   "which needs gradients.")  # fmt: skip
-    weights: tuple[str, ...] = setting((), "Folders with reward weights, as <folder>/<reward>/<file>.")
+    weights: tuple[str, ...] = setting((), "Folders with reward weights, as <folder>/<reward>/<file>.", stated)
     download: bool = setting(False, "Download reward weights that are nowhere; off: missing weights stop the run.")
 
     @property
@@ -79,9 +86,13 @@ class RewardChoice:
 class Prompts:
     """What is sampled."""
 
-    file: str = setting("", "Text file, one prompt per line; or .jsonl with a prompt field. Required (not for dpo).")
-    validation_file: str = setting("", "Prompts for validation; empty: the first ones of file.")
-    pairs: str = setting("", "dpo: folder with pairs.jsonl, lines of prompt, better, worse (paths of images).")
+    file: str = setting(
+        "", "Text file, one prompt per line; or .jsonl with a prompt field. Required (not for dpo).", stated
+    )
+    validation_file: str = setting("", "Prompts for validation; empty: the first ones of file.", stated)
+    pairs: str = setting(
+        "", "dpo: folder with pairs.jsonl, lines of prompt, better, worse (paths of images).", stated
+    )
 
 
 @dataclass(frozen=True)
@@ -165,7 +176,7 @@ class Dpo:
 class Output:
     """What a run leaves behind, and when it stops."""
 
-    folder: str = setting("trained", "Folder for the LoRA, checkpoints, log and grids.")
+    folder: str = setting("trained", "Folder for the LoRA, checkpoints, log and grids.", stated)
     title: str = setting("", "Name of the LoRA file; empty: the reward's label.")
     author: str = setting("", "Goes into the file's header.")
     dtype: str = setting(
@@ -290,6 +301,19 @@ def to_flat(config: Any, prefix: str = "") -> dict[str, Any]:
             to_flat(value, f"{prefix}{each.name}.") if dataclasses.is_dataclass(value) else {prefix + each.name: value}
         )
     return flat
+
+
+def stated_settings(config: Any, folder: Path) -> Any:
+    """The settings as a file in `folder` states them: paths relative to it, or by their names; see places.py."""
+    changes = {}
+    for each in dataclasses.fields(config):
+        value, place = getattr(config, each.name), each.metadata.get("place")
+        if dataclasses.is_dataclass(value):
+            changes[each.name] = stated_settings(value, folder)
+        elif place is not None:
+            several = isinstance(value, tuple)
+            changes[each.name] = tuple(place(one, folder) for one in value) if several else place(value, folder)
+    return dataclasses.replace(config, **changes)
 
 
 def _build(table: type, flat: Mapping[str, tuple[Any, str]]) -> Any:
