@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
-import json
 import os
 import sys
 from pathlib import Path
@@ -20,7 +19,6 @@ OUT = REPOSITORY / "benchmarks" / "out" / "cost.json"
 PAGE = REPOSITORY / "docs" / "costs.md"
 NAMES = ("SD 1.5", "SDXL")
 PACK = "blend_pack"
-FORMAT = 2  # of cost.json
 
 
 def arguments() -> argparse.Namespace:
@@ -41,7 +39,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--ways", nargs="+", help="some of the rows alone")
     parser.add_argument("--page", type=Path, default=PAGE, help="the Markdown to write")
-    parser.add_argument("--out", type=Path, default=OUT, help="the JSON to write, beside what it holds already")
+    parser.add_argument("--out", type=Path, default=OUT, help="the JSON to write; what it holds already stays")
+    parser.add_argument("--add", type=Path, nargs="+", help="measure nothing: add what these files of other runs hold")
     given = parser.parse_args()
     if given.rewards and min(given.rewards) < 2:
         parser.error(f"--rewards has {min(given.rewards)}, expected 2 or more: one LoRA is no blend. Leave it out.")
@@ -63,32 +62,26 @@ def load_host() -> None:
     spec.loader.exec_module(sys.modules[PACK])
 
 
-def kept(out: Path) -> dict[str, dict]:
-    """The sections of earlier runs; none where the file has another format."""
-    found = json.loads(out.read_text()) if out.is_file() else {}
-    return found["sections"] if found.get("format") == FORMAT else {}
-
-
 def main() -> None:
     """Measure and write; after every number of rewards, so that a stopped run keeps what it measured."""
     given = vars(arguments())
     load_host()
     import comfy.model_management
 
-    measuring, report, floors = (
-        importlib.import_module(f"{PACK}.benchmarks.costs.{name}") for name in ("measuring", "report", "floors")
+    measuring, report, figures = (
+        importlib.import_module(f"{PACK}.benchmarks.costs.{name}") for name in ("measuring", "report", "figures")
     )
+    kept = figures.Figures.of(given.pop("out"), given.pop("page"))
+    if files := given.pop("add"):
+        for file in files:
+            kept.add_file(file)
+        return
     left_open = measuring.DEFAULTS[comfy.model_management.get_torch_device().type]
-    networks, page, out = (given.pop(name) for name in ("networks", "page", "out"))
+    networks = given.pop("networks")
     chosen = left_open | {name: value for name, value in given.items() if value is not None or name == "latent"}
     dtypes = chosen.pop("dtypes")
-    found = kept(out)
     for section in measuring.sections(networks, dtypes, measuring.Settings(**chosen)):
-        # Another network, size, dtype or machine stays beside it: long runs may be made in parts.
-        found[f"{section['network']}, {chosen['size']}, {section['dtype']}, {section['machine']}"] = section
-        out.parent.mkdir(exist_ok=True)
-        out.write_text(json.dumps({"format": FORMAT, "sections": found}, indent=1))
-        page.write_text(report.rendered(found.values(), floors.TRIES), "utf8")
+        kept.add_section(section)
         print(report.section_text(section), flush=True)
 
 

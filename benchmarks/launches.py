@@ -2,7 +2,7 @@
 
 Run with a ComfyUI's own Python (`python benchmarks/run.py launches`): small networks of SD 1.5's and SDXL's shape, all
 attention projections adapted by m LoRAs. Counted is every operation of torch but views and allocations, as the
-difference between 8 and 4 steps, so that what a run does once does not count. Prints a table for docs/costs.md.
+difference between 8 and 4 steps, so that what a run does once does not count. Writes the tables of docs/costs.md.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Callable
 from types import ModuleType
 
 import torch
-from cost import NAMES, PACK, load_host
+from cost import NAMES, OUT, PACK, PAGE, load_host
 from torch.utils._python_dispatch import TorchDispatchMode
 
 FREE = {"empty", "empty_strided", "empty_like", "detach", "alias", "lift_fresh", "resize_", "set_"}
-WAYS = ("exact, one batch", "exact, one after another", "stratified", "budget 1.1")
+WAYS = ("exact, one batch", "exact, one after another", "merged", "stratified", "budget 1.1")
 
 
 class Launches(TorchDispatchMode):
@@ -56,8 +56,8 @@ def rows(name: str, rewards: list[int], networks: ModuleType, modes: ModuleType)
     for m in rewards:
         loras = [network.lora(seed, 8) for seed in range(m)]
         for way in WAYS:
-            run = lambda steps, way=way, loras=loras: modes.MODES[way](network, networks.Sampling(steps, 7.0), loras).run()  # noqa: E501, E731
-            count, read = per_step(run)
+            make = modes.MODES[way]
+            count, read = per_step(lambda steps, make=make: make(network, networks.Sampling(steps, 7.0), loras).run())  # noqa: B023
             found.append((way, m, count, count / plain, (count - plain) / layers, read))
     return found
 
@@ -69,11 +69,16 @@ def main() -> None:
     parser.add_argument("--rewards", type=int, nargs="+", default=[2, 3])
     given = parser.parse_args()
     load_host()
-    networks, modes = (importlib.import_module(f"{PACK}.benchmarks.costs.{name}") for name in ("networks", "modes"))
+    import comfyui_version
+
+    names = ("networks", "modes", "figures", "report")
+    networks, modes, figures, report = (importlib.import_module(f"{PACK}.benchmarks.costs.{name}") for name in names)
+    kept = figures.Figures.of(OUT, PAGE)
     for name in given.networks:
-        print(f"\n{name}\n\n| way | m | launches | times plain | more per adapted layer | read back |\n|{' --- |' * 6}")
-        for way, m, count, ratio, more, read in rows(name, given.rewards, networks, modes):
-            print(f"| {way} | {m} | {count:.0f} | {ratio:.2f} | {more:.2f} | {read:.2f} |", flush=True)
+        versions = {"torch": torch.__version__, "comfyui": comfyui_version.__version__}
+        counted = {**versions, "rows": rows(name, given.rewards, networks, modes)}
+        kept.add_launches(name, counted)
+        print(report.launches_text((name, counted)), flush=True)
 
 
 if __name__ == "__main__":

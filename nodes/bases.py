@@ -10,6 +10,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..blend_core import BlendError, is_adapter_file, read_adapter
+from ..blend_core.adapters.files import shards_of, without_references
 from .showing import CACHED_TOO, shown
 from .sockets import CATEGORY, RewardLoRA, RewardLoRASocket
 from .whole_models import megabytes, whole_model
@@ -76,19 +77,20 @@ class LoadRewardLoRA(io.ComfyNode):
                 io.Float.Input(
                     "scale",
                     default=0.0,
-                    min=0.0,
+                    min=-100.0,
                     max=100.0,
                     step=0.01,
                     tooltip="alpha / rank of the LoRA. 0: as the file or its adapter_config.json says (nearly always "
-                    "right); 1 uses the factors as they are. Not a strength dial: use KL Interpolate for that.",
+                    "right); 1 uses the factors as they are; below 0 turns the LoRA round. Not a strength dial: use KL "
+                    "Interpolate for that.",
                 ),
                 io.Boolean.Input(
                     "allow_partial",
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="Off: a LoRA that fits the model only in part is refused. On: the part that fits is used, "
-                    "the rest is named in the report.",
+                    tooltip="Off: a LoRA that fits the model only in part, or is understood only in part, is refused. "
+                    "On: the part that fits is used, the rest is named in the report.",
                 ),
             ],
             outputs=[RewardLoRASocket.Output(display_name="reward_lora", tooltip="Connect to Blend Weights.")],
@@ -106,7 +108,7 @@ class LoadRewardLoRA(io.ComfyNode):
     def fingerprint_inputs(cls, lora_name: str, **_) -> tuple:
         """Changes when the file or a config beside it does."""
         path = Path(folder_paths.get_full_path("loras", lora_name) or "")
-        files = [path, *sorted(path.parent.glob("*config.json"))]
+        files = [*shards_of(path), *sorted(path.parent.glob("*config.json"))]
         return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
 
     @classmethod
@@ -206,7 +208,7 @@ def _of_entry(entry: tuple[str, float, float]) -> RewardLoRA:
 def _loaded(
     lora_name: str, label: str = "", kl_weight: float = 0.0, scale: float = 0.0, allow_partial: bool = False
 ) -> RewardLoRA:
-    adapter = read_adapter(_path_of(lora_name), scale=scale or None)
+    adapter = read_adapter(_path_of(lora_name), scale=scale or None, allow_partial=allow_partial)
     return RewardLoRA(label.strip() or adapter.label, adapter, kl_weight or adapter.kl_weight, allow_partial)
 
 
@@ -218,4 +220,6 @@ def _path_of(lora_name: str) -> str:
 
 
 def _lora_names() -> list[str]:
-    return [name for name in folder_paths.get_filename_list("loras") if is_adapter_file(name)]
+    names = [name for name in folder_paths.get_filename_list("loras") if is_adapter_file(name)]
+    shown = set(without_references([Path(name) for name in names]))
+    return [name for name in names if Path(name) in shown]

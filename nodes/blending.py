@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..blend_core import CURVES, BlendError, Schedule, normalised, parse_numbers, parse_positions, parse_weights
+from ..blend_core.adapters import mixed_experts
 from .bases import kl_weight_input, stacked
 from .showing import CACHED_TOO, shown
 from .sockets import (
@@ -17,6 +18,7 @@ from .sockets import (
     BlendSocket,
     LoRABlend,
     LoRAStackSocket,
+    RewardLoRA,
     RewardLoRASocket,
     blend_input,
     blend_of,
@@ -115,7 +117,8 @@ class BlendWeights(io.ComfyNode):
         )
         alignment = 1.0 if normalise else math.fsum(numbers)
         blend = LoRABlend.of(bases, normalised(numbers), alignment=alignment, target_kl_weight=target_kl_weight or None)
-        return shown(blend.describe(), blend)
+        warning = mixed_experts(basis.adapter for basis in bases if isinstance(basis, RewardLoRA))
+        return shown(blend.describe() + (f"\n{warning}" if warning else ""), blend)
 
     @classmethod
     def validate_inputs(cls, weights: str | None = None, loras: dict | None = None) -> bool | str:

@@ -14,15 +14,12 @@ conditioning, attention or guidance sees the blend as if it were one model.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import comfy.lora
-import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
-import comfy.utils
 import torch
 from comfy.patcher_extension import WrappersMP
 
@@ -33,7 +30,6 @@ from ..blend_core import (
     LoadReport,
     LoRABank,
     Plan,
-    Target,
     TargetIndex,
     exact,
     image_seed,
@@ -48,6 +44,7 @@ from .neighbours import refuse, separates
 from .rows import keeps_rows_apart
 from .running import MEMORY_MARGIN, BlendedRun, Steering, blended_run
 from .sockets import KEY, LoRABlend, RewardLoRA
+from .targets import target_index
 from .whole_models import WholeModels
 
 log = logging.getLogger(__name__)
@@ -197,38 +194,6 @@ def _check_evaluation(blend: LoRABlend, estimator: Estimator) -> None:
         )
     for layer in blend.layers(FINE):
         estimator(layer, FINE, [0])
-
-
-def target_index(base_model: torch.nn.Module) -> TargetIndex:
-    """The weights a LoRA may address in this model, under every name ComfyUI knows them by."""
-    weights = {
-        name: module.weight
-        for name, module in base_model.named_modules()
-        if getattr(module, "weight", None) is not None and not isinstance(module, torch.nn.Embedding)
-    }
-    aliases = {}
-    for alias, place in [*comfy.lora.model_lora_keys_unet(base_model, {}).items(), *_further_names(base_model)]:
-        key, rows, swap = _read_place(place)
-        module = key.removesuffix(".weight")
-        if key.endswith(".weight") and module in weights:
-            aliases[alias] = Target(module, tuple(weights[module].shape), rows, swap)
-    return TargetIndex(aliases)
-
-
-def _further_names(base_model: torch.nn.Module) -> Iterator[tuple[str, object]]:
-    """(alias, place) that ComfyUI's map lacks: diffusers names Hunyuan Video's weights as it does Flux's."""
-    if isinstance(base_model, comfy.model_base.HunyuanVideo):
-        names = comfy.utils.flux_to_diffusers(base_model.model_config.unet_config, output_prefix="diffusion_model.")
-        yield from ((name.removesuffix(".weight"), place) for name, place in names.items() if name.endswith(".weight"))
-
-
-def _read_place(place) -> tuple[str, tuple[int, int] | None, bool]:
-    """ComfyUI's three ways to name a target: a key, (key, slice), (key, slice, function of the weight)."""
-    if isinstance(place, str):
-        return place, None, False
-    key, area, *function = place
-    rows = None if area is None else (area[1], area[2])
-    return key, rows, bool(function)  # the only function in ComfyUI's maps swaps a weight's halves (scale, shift)
 
 
 class _Hooks:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from .floors import TRIES
 
 EXACT = ("exact, one after another", "exact, one batch")
 ONE_EVALUATION = ("merged", "stratified", "sampled", "control variate")
@@ -16,12 +18,22 @@ _HEAD = (
 )  # fmt: skip
 _INTRODUCTION = """# What a blend costs
 
-Written by `python benchmarks/run.py`, which `make bench` calls: on a GPU with networks of real size in float16 and
+Written by `python benchmarks/run.py cost`, which `make bench` calls: on a GPU with networks of real size in float16 and
 bfloat16, on a CPU small. Stock KSampler (Euler, normal schedule), one image, random weights, m random LoRAs on all
 attention projections, even weights. Every mode runs beside a plain run, round after round in one process. Times are
 medians; *times plain* is the median of side-by-side ratios, lowest and highest in brackets.
 """
-_END = """
+_LAUNCHES = """## Launches per step
+
+At batch 1 a fast card waits for its host, so the number of operations that a step launches counts. Counted by
+`python benchmarks/run.py launches` on a CPU: every operation of torch but views and allocations, between the fourth
+and the eighth step; small networks of the shapes above, rank 8, all attention projections adapted. *more per adapted
+layer* is what the way launches more than the plain sampler, over the number of adapted layers: on a card with Triton,
+the two products of a low-rank addition are one launch where that measured faster, which this count does not see. *read
+back* are values that the host waits for.
+"""
+_LAUNCHES_HEAD = ("way", "m", "launches", "times plain", "more per adapted layer", "read back")
+_COSTS_END = """
 *multiply-adds* and *bytes* are the least that a way's own passes need, as multiples of the plain sampler's: products of
 matrices, convolutions and attention as torch counts them; weights (once per pass) and factors. *floor* is the time that
 these take at the rates above each table, per pass the longer of the two; the rates are the best of {tries} products of
@@ -47,9 +59,21 @@ network's dtype; of a small network they are more.
 """
 
 
-def rendered(sections: Iterable[dict], tries: int) -> str:
+def rendered(sections: Iterable[dict], launches: Mapping[str, dict]) -> str:
     """The document."""
-    return "\n".join([_INTRODUCTION, *map(section_text, sections)]) + _END.format(tries=tries)
+    costs = "\n".join([_INTRODUCTION, *map(section_text, sections)]) + _COSTS_END.format(tries=TRIES)
+    return "\n".join([costs, _LAUNCHES, *map(launches_text, launches.items())])
+
+
+def launches_text(counted: tuple[str, dict]) -> str:
+    """One network and what was counted of it."""
+    network, facts = counted
+    rows = [
+        (way, str(m), f"{count:.0f}", f"{ratio:.2f}", f"{more:.2f}", f"{read:.2f}")
+        for way, m, count, ratio, more, read in facts["rows"]
+    ]
+    versions = f"torch {facts['torch']}, ComfyUI {facts['comfyui']}"
+    return "\n".join([f"### {network}, {versions}", "", *_table(_LAUNCHES_HEAD, rows), ""])
 
 
 def section_text(section: dict) -> str:

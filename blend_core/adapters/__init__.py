@@ -1,19 +1,21 @@
 """LoRA files read, whatever tool wrote them, and matched to the weights of a host network.
 
-    adapter = read_adapter(path)                    # what the file holds: files, spelling, scale, changes, reading
-    changes, report = resolve(adapter, index)       # where it goes: targets, renames, resolving, report
+    adapter = read_adapter(path)                # what the file holds: files, spelling, kinds, scale, changes, reading
+    changes, report = resolve(adapter, index)   # where it goes: targets, architectures, renames, resolving, report
 
 `index` is built once per host from the names that host knows its weights by. Nothing here imports a host.
 """
 
 from .changes import Change, Delta, Magnitude
+from .experts import mixed_experts
 from .factors import Adapter, Factors, plain, soup
 from .files import adapter_files, is_adapter_file
 from .reading import read_adapter
 from .report import LoadReport
 from .resolving import resolve
 from .spelling import canonical
-from .targets import Target, TargetIndex
+from .target import Target
+from .targets import TargetIndex
 
 __all__ = [
     "Adapter",
@@ -27,6 +29,7 @@ __all__ = [
     "adapter_files",
     "canonical",
     "is_adapter_file",
+    "mixed_experts",
     "plain",
     "read_adapter",
     "resolve",

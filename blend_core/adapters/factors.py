@@ -64,6 +64,7 @@ class Adapter:
     modules: factors, or another change, by module path as the file writes it without its prefixes.
     skipped: what was left out, with the number of keys or the reason.
     metadata: the safetensors header; empty for a pickle container.
+    expert: the one of two networks that it is for (experts.py); empty where nothing says so.
     """
 
     path: str
@@ -75,6 +76,7 @@ class Adapter:
     skipped: Mapping[str, str | int] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    expert: str = ""
 
     @property
     def ranks(self) -> tuple[int, ...]:

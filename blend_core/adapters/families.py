@@ -1,19 +1,10 @@
-"""Which model family a set of names looks like, for messages only: nothing is decided by it."""
+"""Which model family a set of names looks like, for messages, and whose tables of names a host needs."""
 
-import re
 from collections.abc import Mapping
 
-_BY_NAME = tuple(
-    (family, re.compile(pattern))
-    for family, pattern in (
-        ("Flux", r"^(double_blocks|single_blocks|single_transformer_blocks)_"),
-        ("SD3", r"^joint_blocks_"),
-        ("SD", r"^(down_blocks|up_blocks|mid_block|input_blocks|middle_block|output_blocks)_"),
-        ("Wan", r"^blocks_\d+_(self_attn|cross_attn|attn1|attn2|ffn)_"),
-        ("Qwen-Image", r"^transformer_blocks_\d+_(img|txt)_m"),
-        ("MMDiT", r"^transformer_blocks_\d+_(attn_|norm1_context|ff_context)"),
-    )
-)
+from .architectures import ARCHITECTURES
+from .renames import Names
+
 _MMDIT_WIDTHS = {1536: "SD3 or SD3.5 Medium", 2432: "SD3.5 Large", 3072: "Flux or Qwen-Image"}
 _TEXT_WIDTHS = {768: "SD 1.5", 1024: "SD 2", 2048: "SDXL"}
 _WIDTHS = {**_TEXT_WIDTHS, **_MMDIT_WIDTHS, 5120: "Wan 14B"}
@@ -21,9 +12,10 @@ _WIDTHS = {**_TEXT_WIDTHS, **_MMDIT_WIDTHS, 5120: "Wan 14B"}
 
 def family_of(widths: Mapping[str, int]) -> str:
     """The family that canonical names with these input widths look like."""
-    for family, pattern in _BY_NAME:
-        if any(pattern.match(name) for name in widths):
-            return _refined(family, widths)
+    names = Names(widths)
+    for architecture in ARCHITECTURES:
+        if names.bear(architecture.native) or names.bear(architecture.diffusers):
+            return _refined(architecture.name, widths)
     return "unknown family"
 
 

@@ -1,4 +1,7 @@
-"""Finding and opening weight files: safetensors with their header, pickle containers through weights_only alone."""
+"""Finding and opening weight files: safetensors with their header, pickle containers through weights_only alone.
+
+A LoRA may lie in several files: shards (`...-00001-of-00002`) are opened together, as one.
+"""
 
 import difflib
 import fnmatch
@@ -7,8 +10,9 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,50 +24,132 @@ from ..errors import BlendError
 
 SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_WRAPPERS = ("state_dict", "lora", "module")
-MOST_KEYS, LONGEST_KEY = 200_000, 512  # a LoRA of the largest model has some 20,000; names are below 150
+_WRAPPERS = ("policy_state_dict", "state_dict", "lora", "module")  # the first is UniRL's
+_LORA_CONFIG = "lora_config"  # beside UniRL's policy_state_dict: rank and alpha
+MOST_KEYS, LONGEST_KEY = 65_536, 512  # a LoRA of the largest model has some 20,000; names are below 150
 LARGEST_TENSOR = 2**28  # numbers; a factor of rank 1024 on a width of 25,600 is a tenth of it
 _TRAINING_STATE = (
-    "optimizer*", "random_states*", "rng_state*", "scheduler*", "scaler*", "sampler*", "training_args*",
+    "*optimizer*", "random_states*", "rng_state*", "*scheduler*", "scaler*", "sampler*", "training_args*",
 )  # fmt: skip
+_REFERENCE_COPIES = ("old", "ref")  # folders of the policy that a trainer compares with, beside the one to use
+_MOST_SHARDS = 999
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 _NAMES_THAT_SAY_NOTHING = {
     "adapter_model", "pytorch_lora_weights", "pytorch_custom_diffusion_weights", "diffusion_pytorch_model",
-    "pytorch_model", "model", "adapter", "lora", "default", "unet", "transformer",
+    "pytorch_model", "model", "adapter", "lora", "default", "checkpoint", "unet", "transformer", "transformer_2",
 }  # fmt: skip
+_SECOND_NETWORK = "transformer_2"  # diffusers' name of Wan 2.2's network for low noise
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """An opened file: its keys at once, its tensors when asked for (a checkpoint of 20 GB is refused by its keys)."""
+    """An opened file: its keys at once, its tensors when asked for (a checkpoint of 20 GB is refused by its keys).
+
+    lora_config: what a checkpoint itself says of its LoRA.
+    """
 
     path: Path
     keys: tuple[str, ...]
     metadata: Mapping[str, str]
     read: Callable[[Iterable[str]], dict[str, Tensor]]
+    lora_config: Mapping[str, Any] = field(default_factory=dict)
 
 
 def open_weights(path: str | os.PathLike) -> WeightFile:
-    """The weight file at `path`, which may be a folder that holds exactly one. Raises BlendError if unreadable."""
-    path = _one_file(Path(path).expanduser())
+    """The weight file at `path`, with the other shards of it; a folder may stand for the only one below it.
+
+    Raises BlendError if unreadable.
+    """
+    with _readable(path):
+        first, *others = _shards(_one_file(Path(path).expanduser()))
+        opened = _joined([_opened(first), *map(_opened, others)]) if others else _opened(first)
+    _refuse_endless(opened.path, opened.keys)
+    return opened
+
+
+def _opened(path: Path) -> WeightFile:
     if path.stat().st_size == 0:
         raise BlendError(f"{path} is empty (0 bytes), expected a LoRA file. Download or save it again.")
     _refuse_text(path)
     opened = _open_safetensors(path) if path.suffix.lower() in SAFETENSORS else _open_pickle(path)
     if not opened.keys:
         raise BlendError(f"{path} holds no tensors, expected LoRA factors. Save or download it again.")
-    _refuse_endless(path, opened.keys)
     return opened
+
+
+@contextmanager
+def _readable(path: str | os.PathLike) -> Iterator[None]:
+    """Raise BlendError for what the system says of a path: no permission, no such name, a broken disk."""
+    try:
+        yield
+    except BlendError:
+        raise
+    except (OSError, ValueError) as error:  # the latter for names with a null character
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BlendError(
+            f"{str(path)[:300]} cannot be read ({reason}). Check its permissions and its name, or copy it elsewhere."
+        ) from error
+
+
+def shards_of(path: str | os.PathLike) -> list[Path]:
+    """The files of a LoRA that was saved in several, in order, whether they are there or not; else `path` alone."""
+    path = Path(path)
+    shard = _SHARD.fullmatch(path.stem)
+    if shard is None:
+        return [path]
+    numbers = range(1, min(int(shard["count"]), _MOST_SHARDS) + 1)
+    return [path.with_name(f"{shard['stem']}-{number:05}-of-{shard['count']}{path.suffix}") for number in numbers]
+
+
+def _shards(path: Path) -> list[Path]:
+    """All files of the LoRA. Raises BlendError where some are missing."""
+    files = shards_of(path)
+    missing = [file.name for file in files if not file.is_file()]
+    if missing or path not in files:
+        raise BlendError(
+            f"{path.name} is one of {len(files)} files that are one LoRA together; {len(missing)} of them are missing "
+            f"from {path.parent} (first: {(missing or [path.name])[0]}). Put all of them into one folder."
+        )
+    return files
+
+
+def _joined(shards: Sequence[WeightFile]) -> WeightFile:
+    """The shards as one file under the name of the first. Raises BlendError for a key in two of them."""
+    place = {}
+    for shard in shards:
+        for key in shard.keys:
+            if key in place:
+                raise BlendError(
+                    f"{shard.path.name} and {place[key].path.name} both hold {key!r}, expected it in one of them. The "
+                    "files are not of one LoRA, or one is there twice: download them again."
+                )
+            place[key] = shard
+
+    def read(wanted: Iterable[str]) -> dict[str, Tensor]:
+        wanted = list(wanted)
+        by_shard = {shard.path: shard.read([key for key in wanted if place[key] is shard]) for shard in shards}
+        return {key: by_shard[place[key].path][key] for key in wanted}
+
+    return WeightFile(shards[0].path, tuple(place), shards[0].metadata, read, shards[0].lora_config)
 
 
 def adapter_files(folder: str | os.PathLike) -> list[Path]:
     """Weight files under `folder` worth showing to a user, sorted; training state and reference copies left out."""
     folder = Path(folder).expanduser()
     found = (Path(root) / name for root, _, names in os.walk(folder) for name in names)
-    return sorted(file for file in found if is_adapter_file(file) and not _is_old_copy(file))
+    return without_references([file for file in found if is_adapter_file(file)])
 
 
 def is_adapter_file(path: str | os.PathLike) -> bool:
-    """Whether the name alone may be a LoRA: a weight file, and not a trainer's state (optimizer.bin and the like)."""
+    """Whether the name alone may be a LoRA: a weight file, and not a trainer's state (optimizer.bin and the like).
+
+    Of shards, the first alone, which stands for all.
+    """
+    shard = _SHARD.fullmatch(Path(path).stem)
+    return _is_weight_file(path) and (shard is None or int(shard["number"]) == 1)
+
+
+def _is_weight_file(path: str | os.PathLike) -> bool:
     path = Path(path)
     name = path.name.lower()
     known = path.suffix.lower() in SAFETENSORS + PICKLES
@@ -71,9 +157,14 @@ def is_adapter_file(path: str | os.PathLike) -> bool:
 
 
 def label_of(path: Path) -> str:
-    """The file's stem, or the nearest folder with a telling name for the likes of adapter_model.safetensors."""
-    names = [path.stem, *(parent.name for parent in path.absolute().parents)]
-    return next((name for name in names if not _says_nothing(name)), path.stem)
+    """The file's stem, or the nearest folder with a telling name for the likes of adapter_model.safetensors.
+
+    The second of two networks keeps the name of its folder too: "checkpoint-60 transformer_2".
+    """
+    shard = _SHARD.fullmatch(path.stem)
+    names = [shard["stem"] if shard else path.stem, *(parent.name for parent in path.absolute().parents)]
+    telling = next((name for name in names if not _says_nothing(name)), names[0])
+    return f"{telling} {_SECOND_NETWORK}" if _SECOND_NETWORK in names[: names.index(telling)] else telling
 
 
 def _says_nothing(name: str) -> bool:
@@ -82,12 +173,20 @@ def _says_nothing(name: str) -> bool:
 
 
 def weight_files_in(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.is_file() and is_adapter_file(file))
+    """The LoRAs in a folder, each by its only file or its first shard."""
+    firsts: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        if _is_weight_file(file) and file.is_file():
+            shard = _SHARD.fullmatch(file.stem)
+            firsts.setdefault(f"{shard['stem']}-of-{shard['count']}{file.suffix}" if shard else file.name, file)
+    return sorted(firsts.values())
 
 
-def _is_old_copy(path: Path) -> bool:
-    # DiffusionNFT saves lora/ (to use) beside lora/old/ (the reference policy of its last step).
-    return path.parent.name == "old" and (path.parent.parent / path.name).exists()
+def without_references(files: Sequence[Path]) -> list[Path]:
+    """Sorted, without the copies of a policy that trainers keep to compare with: lora/old/ below lora/ or beside it."""
+    shown = {file for file in files if file.parent.name not in _REFERENCE_COPIES}
+    used = {(file.parent, file.name) for file in shown} | {(file.parent.parent, file.name) for file in shown}
+    return sorted(file for file in files if file in shown or (file.parent.parent, file.name) not in used)
 
 
 def _one_file(path: Path) -> Path:
@@ -104,14 +203,22 @@ def _one_file(path: Path) -> Path:
 
 
 def _only_file_in(folder: Path) -> Path:
+    """The only LoRA in a folder, or the one below it that lies beside reference copies of itself."""
     files = weight_files_in(folder)
+    below = [] if files else adapter_files(folder)
     if len(files) == 1:
         return files[0]
+    if len(below) == 1 and len(below) < len([*folder.rglob(below[0].name)]):
+        return below[0]
+    names = ", ".join(str(file.relative_to(folder)) for file in (files or below)[:8])
+    if len(below) == 2 and any(file.parent.name == _SECOND_NETWORK for file in below):
+        raise BlendError(
+            f"the folder {folder} holds the LoRAs of two networks ({names}): Wan 2.2 has one for high noise, the "
+            "first, and one for low noise. Load each by its own name, and blend it on its own network."
+        )
     if files:
-        names = ", ".join(file.name for file in files[:8])
         raise BlendError(f"the folder {folder} holds {len(files)} weight files ({names}). Choose one of them by name.")
-    below = [str(file.relative_to(folder)) for file in adapter_files(folder)[:8]]
-    hint = f"Files below it: {', '.join(below)}; choose one." if below else "Choose a folder that holds one."
+    hint = f"Files below it: {names}; choose one." if below else "Choose a folder that holds one."
     raise BlendError(f"the folder {folder} holds no weight file. {hint}")
 
 
@@ -161,6 +268,8 @@ def _open_safetensors(path: Path) -> WeightFile:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             keys, metadata = tuple(file.keys()), dict(file.metadata() or {})
+    except PermissionError:
+        raise
     except (SafetensorError, OSError, RuntimeError) as error:  # the last where no memory can be mapped
         raise _damaged(path, "safetensors", error) from error
     return WeightFile(path, keys, metadata, lambda wanted: _read_safetensors(path, wanted))
@@ -181,11 +290,21 @@ def _read_safetensors(path: Path, wanted: Iterable[str]) -> dict[str, Tensor]:
 def _open_pickle(path: Path) -> WeightFile:
     _refuse_compressed(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, so that a checkpoint that holds its base too takes no more memory than its LoRA.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except PermissionError:
+        raise
     except Exception as error:
         raise _pickle_error(path, error) from error
+    config = content.get(_LORA_CONFIG) if isinstance(content, Mapping) else None
     tensors = _tensors_only(path, _unwrapped(content))
-    return WeightFile(path, tuple(tensors), {}, lambda wanted: {key: tensors[key] for key in wanted})
+    return WeightFile(
+        path,
+        tuple(tensors),
+        {},
+        lambda wanted: {key: tensors[key].clone() for key in wanted},
+        config if isinstance(config, Mapping) else {},
+    )
 
 
 def _refuse_compressed(path: Path) -> None:
@@ -223,7 +342,7 @@ def _damaged(path: Path, kind: str, error: Exception) -> BlendError:
 
 
 def _unwrapped(content: Any) -> Any:
-    """The dict of tensors itself, or the one inside `state_dict`, `lora` or `module`: one level, no deeper."""
+    """The dict of tensors itself, or the one inside of a wrapper: one level, no deeper."""
     if isinstance(content, Mapping):
         for name in _WRAPPERS:
             if isinstance(content.get(name), Mapping):
@@ -236,10 +355,7 @@ def _tensors_only(path: Path, content: Any) -> dict[str, Tensor]:
         raise BlendError(
             f"{path.name} holds a {type(content).__name__}, expected a dict of tensors. Save the LoRA's state dict."
         )
-    tensors = {
-        key: torch.as_tensor(value) if str(key).endswith(".alpha") and isinstance(value, int | float) else value
-        for key, value in content.items()
-    }
+    tensors = {key: _as_tensor(value) for key, value in content.items()}
     for key, value in tensors.items():
         if not (isinstance(key, str) and isinstance(value, Tensor)):
             raise BlendError(
@@ -248,6 +364,16 @@ def _tensors_only(path: Path, content: Any) -> dict[str, Tensor]:
             )
         _refuse_virtual(path, key, value)
     return tensors
+
+
+def _as_tensor(value: Any) -> Any:
+    """A number as a tensor (an alpha, a trainer's count of steps); others as they are."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    try:
+        return torch.as_tensor(value, dtype=torch.float64)
+    except OverflowError:
+        return torch.as_tensor(math.inf)
 
 
 def _refuse_virtual(path: Path, key: str, tensor: Tensor) -> None:

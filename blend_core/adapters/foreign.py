@@ -1,7 +1,10 @@
-"""Keys that are no plain LoRA: each kind is refused by its name, with the way out."""
+"""Keys that are no part of a LoRA: left out where they change no weight of the model, else refused by their kind."""
+
+from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from ..errors import BlendError
 
@@ -21,15 +24,50 @@ _KINDS = tuple(
     )
 )
 _WHOLE_MODULE = re.compile(r"(^|\.)modules_to_save\.|(\.|^)(weight|bias)$")
+_BASE_LAYER = re.compile(r"\.base_layer\.")  # peft's name for the layer below an adapter
+_MODULES_TO_SAVE = re.compile(r"(^|\.)modules_to_save\.")
+
+# (what it is, pattern of a key): beside a LoRA they change no weight of the network
+_HARMLESS = tuple(
+    (words, re.compile(pattern))
+    for words, pattern in (
+        ("keys of text embeddings", r"bundle_emb\..+|emb_params|string_to_(param|token)(\..+)?"),
+        ("counters of a trainer", r"(global_|current_)?(step|epoch|iteration|update)s?"),
+        (
+            "scales of the base's eight-bit weights",
+            r"scaled_fp8|.+\.(scale_weight|scale_input|weight_scale|input_scale|comfy_quant)",
+        ),
+    )
+)
+_OF_THE_BASE = "weights of the base, which a LoRA leaves as they are"
+
+
+def sorted_out(keys: Iterable[str]) -> tuple[list[str], Counter]:
+    """(keys that matter, counts of those that stand beside a LoRA and change no weight), by what they are.
+
+    The state dict of a whole network under peft, which has `base_layer` in its names, holds the base's weights too.
+    """
+    keys = list(keys)
+    whole_network = any(_BASE_LAYER.search(key) for key in keys)
+    matter, harmless = [], Counter()
+    for key in keys:
+        words = next((words for words, pattern in _HARMLESS if pattern.fullmatch(key)), None)
+        if words is None and whole_network and not _MODULES_TO_SAVE.search(key) and _kind_of(key) is None:
+            words = _OF_THE_BASE
+        if words is None:
+            matter.append(key)
+        else:
+            harmless[words] += 1
+    return matter, harmless
 
 
 def refuse(keys: Sequence[str], file: str, *, beside_lora: bool) -> None:
     """Raise for keys no LoRA reader understood. beside_lora: whether the file also holds LoRA factors."""
-    for name, pattern, reason in _KINDS:
-        first = next((key for key in keys if pattern.search(key)), None)
-        if first is not None:
+    for key in keys:
+        if kind := _kind_of(key):
+            name, reason = kind
             raise BlendError(
-                f"{file} holds {name} ({first!r}), expected LoRA, LoHa, LoKr, DoRA or differences; {reason}. "
+                f"{file} holds {name} ({key!r}), expected LoRA, LoHa, LoKr, DoRA or differences; {reason}. "
                 "Merge it into a model (in ComfyUI: Load LoRA, then Model as Reward LoRA), or convert it to LoRA."
             )
     whole = [key for key in keys if _WHOLE_MODULE.search(key)]
@@ -53,9 +91,15 @@ def first_of(names: Sequence[str], count: int = 3) -> str:
     return ", ".join(repr(name) for name in names[:count]) + more
 
 
+def _kind_of(key: str) -> tuple[str, str] | None:
+    """(name, why it is refused) of a method that is known and not read."""
+    return next(((name, reason) for name, pattern, reason in _KINDS if pattern.search(key)), None)
+
+
 def _extra_keys(keys: Sequence[str], file: str, *, whole: bool) -> BlendError:
     what = "whole modules (modules_to_save, or the base model's own weights)" if whole else "keys of an unknown kind"
     return BlendError(
         f"{file} holds, beside its LoRA, {len(keys)} keys that are {what}: {first_of(keys, 5)}. Only low-rank factors "
-        "can be blended, and dropping the rest would be another model. Save the LoRA alone, or merge the file."
+        "can be blended, and dropping the rest would be another model. Save the LoRA alone, merge the file, or allow "
+        "partial loading."
     )

@@ -2,81 +2,104 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from ..errors import BlendError
-from . import changes
 from . import scale as scales
-from .changes import Change, Delta, Magnitude
-from .factors import Adapter, Factors
+from .experts import expert_of, note
+from .factors import Adapter
+from .families import family_of
 from .files import WeightFile, label_of, open_weights, weight_files_in
-from .foreign import first_of, refuse
+from .foreign import first_of, refuse, sorted_out
+from .kinds import BESIDE, Built, Parts, checked, kind_of, scaled
 from .scale import AlphaConfig, Scale
 from .spelling import Key, canonical, is_text_encoder, parse
 
 _UNNAMED = "(no name)"
-_LARGEST_KERNEL = 16  # what a small core and a long `down` fold into is their product
+_TEXT_ENCODER = "text-encoder keys"
+_Records = Mapping[str, Mapping[str, Key]]
+"""The keys of each module, by role."""
 
 
 @dataclass(frozen=True)
-class _Scaling:
-    """How the modules of one file get their scale."""
+class _Module:
+    """What a file does to one module, before its scale is known. bound: of the product; see kinds.checked."""
 
-    config: AlphaConfig | None
-    typed: Scale | None
-
-    def of(self, module: str, rank: int | None, alpha: Tensor | None) -> Scale:
-        return self.typed or scales.module_scale(module, rank, alpha, self.config)
+    built: Built
+    parts: Parts
+    bound: float
 
 
-def read_adapter(path: str | os.PathLike, *, adapter_name: str | None = None, scale: float | None = None) -> Adapter:
-    """The LoRA at `path` (a file, or a folder with one weight file and its config), in any spelling.
+def read_adapter(
+    path: str | os.PathLike,
+    *,
+    adapter_name: str | None = None,
+    scale: float | None = None,
+    allow_partial: bool = False,
+) -> Adapter:
+    """The LoRA at `path` (a file, a shard of one, or a folder with one weight file and its config), in any spelling.
 
-    adapter_name: which one to take from a file that holds several.  scale: overrides what file and config say.
+    adapter_name: which one to take from a file that holds several.  scale: overrides what file and config say; it may
+    be negative.  allow_partial: leave out what is not understood, and name it.
     Raises BlendError for anything that is no LoRA, LoHa, LoKr, DoRA or difference of weights, and for tensors that
     cannot be what was trained.
     """
     file = open_weights(path)
-    keys, text_encoder_keys = _sorted_keys(file)
+    keys, skipped = _sorted_keys(file, allow_partial)
     keys, name, others = _one_adapter(keys, adapter_name, file.path.name)
-    by_module = _by_module(keys, file.path.name)
+    records, alone = _with_their_alphas(_by_module(keys, file.path.name))
+    if alone:
+        skipped["alphas of modules that the file does not hold"] = alone
     typed = None if scale is None else scales.typed_scale(scale)
-    needs_config = typed is None and any("alpha" not in record for record in by_module.values())
-    scaling = _Scaling(scales.alpha_config(file.path.parent, file.metadata) if needs_config else None, typed)
-    _check_magnitudes(by_module, scaling.config, file.path.name)
     try:
-        modules = _modules(file, by_module, scaling)
+        modules = _modules(file, records)
+        config, notes = _config(file, records, modules, typed)
+        found = {module: _scale(module, each, typed, config) for module, each in modules.items()}
+        changes = {
+            module: scaled(module, each.built, each.parts, each.bound, found[module])
+            for module, each in modules.items()
+        }
     except BlendError as error:
         raise error if file.path.name in str(error) else BlendError(f"{file.path.name}: {error}") from error
+    expert, why = expert_of(file.path, file.metadata, _looks_like_wan(changes))
     return Adapter(
         path=str(file.path),
         label=label_of(file.path),
-        modules={name: module.change for name, module in modules.items()},
+        modules=changes,
         spelling=_spelling(keys),
         adapter_name=name,
-        scale_source=_scale_source(modules.values(), keys, scaling, file.path.parent),
-        skipped=_skipped(text_encoder_keys, others),
+        scale_source=_scale_source([each for each in found.values() if each], keys, config, typed, file),
+        skipped=skipped | {f"keys of adapter {other!r}": count for other, count in others.items()},
         metadata=dict(file.metadata),
-        notes=_notes(modules, scaling.config, others, name, file.path),
+        notes=(*_notes(modules, config, others, name, file.path), *notes, *([note(expert, why)] if expert else ())),
+        expert=expert,
     )
 
 
-def _sorted_keys(file: WeightFile) -> tuple[list[Key], int]:
-    """(keys of the network, count of text-encoder keys); raises for keys of any other kind."""
-    texts = [key for key in file.keys if not is_text_encoder(key)]
-    text_encoder = [key for key in file.keys if is_text_encoder(key)]
-    parsed = {key: parse(key) for key in texts}
-    keys = [key for key in parsed.values() if key is not None]
-    has_lora = any(key.role != "alpha" for key in keys)
-    refuse([text for text, key in parsed.items() if key is None], file.path.name, beside_lora=has_lora)
-    if not has_lora:
+def _looks_like_wan(modules: Iterable[str]) -> bool:
+    return family_of(dict.fromkeys(map(canonical, modules), 0)) == "Wan"
+
+
+def _sorted_keys(file: WeightFile, allow_partial: bool) -> tuple[list[Key], dict[str, str | int]]:
+    """(keys of the network, what is left out); raises for keys of any other kind, unless they may be left out."""
+    text_encoder, keys, unknown = [], [], []
+    for text in file.keys:
+        if is_text_encoder(text):
+            text_encoder.append(text)
+        elif (key := parse(text)) is not None:
+            keys.append(key)
+        else:
+            unknown.append(text)
+    if not any(key.role != "alpha" for key in keys):
+        refuse(unknown, file.path.name, beside_lora=False)
         raise _no_factors(file, text_encoder)
-    return keys, len(text_encoder)
+    unknown, harmless = sorted_out(unknown)
+    if not allow_partial:
+        refuse(unknown, file.path.name, beside_lora=True)
+    skipped: dict[str, str | int] = {_TEXT_ENCODER: len(text_encoder)} if text_encoder else {}
+    return keys, skipped | harmless | dict.fromkeys(unknown, "not understood")
 
 
 def _no_factors(file: WeightFile, text_encoder: Sequence[str]) -> BlendError:
@@ -134,155 +157,57 @@ def _by_module(keys: Iterable[Key], file: str) -> dict[str, dict[str, Key]]:
     return {next(iter(record.values())).module: record for record in records.values()}
 
 
-@dataclass(frozen=True)
-class _Module:
-    """What a file does to one module. rank: what alpha was divided by; None where there is none."""
-
-    change: Factors | Change
-    scale: Scale | None
-    rank: int | None
+def _with_their_alphas(records: _Records) -> tuple[dict[str, Mapping[str, Key]], int]:
+    """(the modules that are changed, the number of those that have an alpha and nothing to scale)."""
+    changed = {module: record for module, record in records.items() if record.keys() != {"alpha"}}
+    return changed, len(records) - len(changed)
 
 
-def _modules(file: WeightFile, by_module: Mapping[str, Mapping[str, Key]], scaling: _Scaling) -> dict[str, _Module]:
-    """What changes every module; tensors read in one pass over the file."""
-    kinds = {module: _kind(module, record, file.path.name) for module, record in by_module.items()}
-    tensors = file.read([key.text for record in by_module.values() for key in record.values()])
+def _modules(file: WeightFile, records: _Records) -> dict[str, _Module]:
+    """What changes every module, of scale 1; tensors read in one pass over the file."""
+    _check_magnitudes(records, file.path.name)
+    full_rank = not any("up" in record for record in records.values())
+    kinds = {module: kind_of(module, record, file.path.name, full_rank) for module, record in records.items()}
+    tensors = file.read([key.text for record in records.values() for key in record.values()])
     modules = {}
-    for module, record in by_module.items():
-        parts = {role: _checked(tensors[key.text], key) for role, key in record.items()}
+    for module, record in records.items():
         try:
-            modules[module] = kinds[module].read(module, parts, scaling)
+            parts, bound = checked({role: tensors[key.text] for role, key in record.items()}, record)
+            modules[module] = _Module(kinds[module].build(parts), parts, bound)
         except BlendError as error:
-            raise error if module in str(error) else BlendError(f"{module}: {error}") from error
+            raise BlendError(f"{module}: {error}") from error
     return modules
 
 
-def _scaled(build: Callable[[Mapping[str, Tensor]], tuple[Factors | Delta, int | None]]):
-    """A reader of a product, whose alpha is divided by its rank."""
-
-    def read(module: str, parts: Mapping[str, Tensor], scaling: _Scaling) -> _Module:
-        delta, rank = build({role: tensor for role, tensor in parts.items() if role not in _BESIDE})
-        scale = scaling.of(module, rank, parts.get("alpha"))
-        return _Module(_change(module, replace(delta, scale=scale.value), parts), scale, rank)
-
-    return read
-
-
-def _difference(module: str, parts: Mapping[str, Tensor], scaling: _Scaling) -> _Module:
-    delta = changes.difference({"diff": parts["diff"]}) if "diff" in parts else None
-    return _Module(_change(module, delta, parts), None, None)
-
-
-def _factors(parts: Mapping[str, Tensor]) -> tuple[Factors, int]:
-    """Factors of scale 1, and their rank: `up` flattened to (out, rank), a Tucker core folded into `down`."""
-    down, up = parts["down"], parts["up"]
-    if "mid" in parts:
-        down = _fold_core(parts["mid"], down)
-    if up.ndim > 2 and set(up.shape[2:]) == {1}:
-        up = up.flatten(1)
-    if up.ndim != 2 or down.ndim < 2 or up.shape[1] != down.shape[0] or not down.shape[0]:
+def _config(
+    file: WeightFile, records: _Records, modules: Mapping[str, _Module], typed: Scale | None
+) -> tuple[AlphaConfig | None, tuple[str, ...]]:
+    """(the config that the file's scale is from, notes), where anything needs one."""
+    if typed is not None or all("alpha" in record for record in records.values()):
+        return None, ()
+    config, notes = scales.alpha_config(file, {module: each.built.rank for module, each in modules.items()})
+    if config is not None and config.dora and not any(_MAGNITUDES & record.keys() for record in records.values()):
         raise BlendError(
-            f"down has shape {tuple(down.shape)} and up {tuple(up.shape)}, expected (rank, in) and "
-            "(out, rank) with one rank of at least 1. The file was badly converted: save it again."
+            f"{config.source} says DoRA (use_dora), but {file.path.name} holds no magnitudes; loaded as LoRA it would "
+            "be another model. Save it again with peft, or merge it into a model."
         )
-    return Factors(down, up, 1.0), down.shape[0]
+    return config, notes
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """A way to change a weight. needs: per part, the roles of which one group must be complete."""
-
-    name: str
-    needs: tuple[tuple[set[str], ...], ...]
-    read: Callable[[str, Mapping[str, Tensor], _Scaling], _Module]
-    may_have: frozenset[str] = frozenset()
-
-    @property
-    def roles(self) -> frozenset[str]:
-        """All that can stand in it."""
-        return self.may_have.union(*(group for part in self.needs for group in part))
-
-
-_BESIDE = {"alpha", "bias", "diff_b", "magnitude", "dora_scale"}
-_KINDS = (
-    _Kind("LoRA", (({"down"},), ({"up"},)), _scaled(_factors), frozenset({"mid"})),
-    _Kind(
-        "LoHa",
-        tuple(({f"hada_{factor}"},) for factor in ("w1_a", "w1_b", "w2_a", "w2_b")),
-        _scaled(changes.loha),
-        frozenset({"hada_t1", "hada_t2"}),
-    ),
-    _Kind(
-        "LoKr",
-        tuple(({f"lokr_{w}"}, {f"lokr_{w}_a", f"lokr_{w}_b"}) for w in ("w1", "w2")),
-        _scaled(changes.lokr),
-        frozenset({"lokr_t2"}),
-    ),
-    _Kind("whole difference", (({"diff"},),), _difference),
-    _Kind("bias difference", (({"diff_b"},),), _difference),
-)
-
-
-def _kind(module: str, record: Mapping[str, Key], file: str) -> _Kind:
-    """What a module's keys are together. Raises BlendError where some are missing, or two kinds meet."""
-    roles = record.keys() - _BESIDE or record.keys()
-    kinds = [kind for kind in _KINDS if kind.roles & roles] or [_KINDS[0]]
-    if len(kinds) > 1:
-        raise BlendError(
-            f"{file}: {module} holds {' and '.join(kind.name for kind in kinds)} at once, expected one of them. "
-            "The file was badly converted: save it again."
-        )
-    (kind,) = kinds
-    for part in kind.needs:
-        if not any(group <= record.keys() for group in part):
-            present = next(iter(record.values()))
-            missing = min((sorted(group - record.keys()) for group in part), key=len)
-            raise BlendError(
-                f"{file}: {module} has {present.role} ({present.text!r}) but no {' and '.join(missing)}. A {kind.name} "
-                "needs both; the file was cut or badly converted: save or download it again."
-            )
-    return kind
-
-
-def _change(module: str, delta: Factors | Delta | None, parts: Mapping[str, Tensor]) -> Factors | Change:
-    """The delta with what stands beside it."""
-    bias = None
-    if "bias" in parts:  # of a LoRA's `up`: scaled as its product is
-        bias = parts["bias"].float() * delta.scale
-    if "diff_b" in parts:
-        bias = parts["diff_b"].float() + (0 if bias is None else bias)
-    magnitude = _magnitude(module, delta, parts)
-    if bias is None and magnitude is None and isinstance(delta, Factors):
-        return delta
-    if bias is not None and bias.ndim != 1:
-        raise BlendError(f"{module}: the bias has shape {tuple(bias.shape)}, expected (out,). Save the file again.")
-    return Change(delta, magnitude, bias)
-
-
-def _magnitude(module: str, delta: Factors | Delta | None, parts: Mapping[str, Tensor]) -> Magnitude | None:
-    """peft's magnitudes are of rows; LyCORIS writes those of columns too, told apart as ComfyUI does."""
-    values = parts.get("magnitude", parts.get("dora_scale"))
-    if values is None:
+def _scale(module: str, each: _Module, typed: Scale | None, config: AlphaConfig | None) -> Scale | None:
+    """What a module's product is multiplied by; None for a difference, which has no scale."""
+    if not each.built.scalable:
         return None
-    of_rows = "magnitude" in parts or values.shape[:1] == delta.shape[:1]
-    if of_rows and values.numel() != delta.shape[0]:
-        raise BlendError(
-            f"{module}: DoRA's magnitude has shape {tuple(values.shape)}, expected {delta.shape[0]} numbers, one per "
-            "output row. The file was badly converted: save it again."
-        )
-    return Magnitude(values.flatten(), of_rows)
+    return typed or scales.module_scale(module, each.built.rank, each.parts.get("alpha"), config)
 
 
-def _check_magnitudes(by_module: Mapping[str, Mapping[str, Key]], config: AlphaConfig | None, file: str) -> None:
-    """Raise BlendError for a DoRA without its magnitudes, and for magnitudes without a LoRA."""
-    with_magnitude = [record for record in by_module.values() if {"magnitude", "dora_scale"} & record.keys()]
-    if config is not None and config.dora and not with_magnitude:
-        raise BlendError(
-            f"{config.source} says DoRA (use_dora), but {file} holds no magnitudes; loaded as LoRA it would be another "
-            "model. Save it again with peft, or merge it into a model."
-        )
-    for record in with_magnitude:
-        if not record.keys() - _BESIDE:
+_MAGNITUDES = frozenset({"magnitude", "dora_scale"})
+
+
+def _check_magnitudes(records: _Records, file: str) -> None:
+    """Raise BlendError for magnitudes without a LoRA."""
+    for record in records.values():
+        if _MAGNITUDES & record.keys() and not record.keys() - BESIDE:
             key = next(iter(record.values()))
             raise BlendError(
                 f"{file} holds DoRA's magnitude {key.text!r} without the LoRA it belongs to. The file was cut: save or "
@@ -290,53 +215,25 @@ def _check_magnitudes(by_module: Mapping[str, Mapping[str, Key]], config: AlphaC
             )
 
 
-def _checked(tensor: Tensor, key: Key) -> Tensor:
-    """A finite floating tensor; fp8 is widened to fp32, since it has no arithmetic of its own."""
-    if key.role == "alpha":
-        return tensor
-    if not tensor.is_floating_point():
-        raise BlendError(
-            f"{key.text!r} holds {tensor.dtype}, expected a floating type. Save the LoRA in fp16, bf16 or fp32."
-        )
-    tensor = tensor.float() if tensor.element_size() == 1 else tensor
-    if not torch.isfinite(tensor).all():
-        raise BlendError(
-            f"{key.text!r} holds NaN or inf, expected finite numbers. The training diverged, or fp16 overflowed: "
-            "take an earlier checkpoint."
-        )
-    return tensor
-
-
-def _fold_core(mid: Tensor, down: Tensor) -> Tensor:
-    """The kernel that does `down` (rank, in, 1, 1) and then `mid` (rank, rank, kh, kw) in one convolution."""
-    down = down.flatten(1) if down.ndim > 2 and set(down.shape[2:]) == {1} else down
-    kernel = mid.shape[2:]
-    square = mid.ndim > 2 and down.ndim == 2 and mid.shape[0] == mid.shape[1] == down.shape[0]
-    if not square or max(kernel) > _LARGEST_KERNEL:
-        raise BlendError(
-            f"lora_mid has shape {tuple(mid.shape)} and down {tuple(down.shape)}, expected "
-            f"(rank, rank, kh, kw) with kh and kw up to {_LARGEST_KERNEL}, and (rank, in, 1, 1). The file was badly "
-            "converted: save it again."
-        )
-    return torch.einsum("mr...,ri->mi...", mid.float(), down.float()).to(down.dtype)
-
-
 def _spelling(keys: Sequence[Key]) -> str:
     counts = Counter(key.dialect for key in keys if key.style != "alpha")
     return " + ".join(words for words, _ in counts.most_common(3))
 
 
-def _scale_source(modules: Iterable[_Module], keys: Sequence[Key], scaling: _Scaling, folder: Path) -> str:
-    text = scales.summary([module.scale for module in modules if module.scale])
-    nothing_found = scaling.typed is None and scaling.config is None and not any(key.role == "alpha" for key in keys)
-    if nothing_found and any(key.style == "peft" for key in keys):
-        text += f"; peft keeps alpha in a second file, which would have to be {folder / 'adapter_config.json'}"
+def _scale_source(
+    found: Sequence[Scale], keys: Sequence[Key], config: AlphaConfig | None, typed: Scale | None, file: WeightFile
+) -> str:
+    text = scales.summary(found)
+    nothing_found = typed is None and config is None and not any(key.role == "alpha" for key in keys)
+    by_peft = any(key.style == "peft" for key in keys) and not any(key.dialect == _NATIVE for key in keys)
+    if nothing_found and by_peft and _SOFTWARE not in file.metadata:
+        second = file.path.parent / "adapter_config.json"
+        text += f"; peft keeps alpha in a second file, which would have to be {second}"
     return text
 
 
-def _skipped(text_encoder_keys: int, others: Counter) -> dict[str, str | int]:
-    skipped: dict[str, str | int] = {"text-encoder keys": text_encoder_keys} if text_encoder_keys else {}
-    return skipped | {f"keys of adapter {name!r}": count for name, count in others.items()}
+_NATIVE = "ComfyUI-native"  # names that peft does not write
+_SOFTWARE = "software"  # where ai-toolkit, whose alpha equals the rank, names itself in the header
 
 
 def _notes(
@@ -347,14 +244,16 @@ def _notes(
         notes.append(f"took adapter {name or _UNNAMED!r}; the file also holds {', '.join(sorted(others))}")
     if config is None:
         return tuple(notes)
-    unlike = [
+    differing = [
         module
-        for module, factors in modules.items()
-        if factors.rank and config.rank_of(module) not in (None, factors.rank)
+        for module, each in modules.items()
+        if each.built.rank and config.rank_of(module) not in (None, each.built.rank)
     ]
-    if unlike:
-        said, found = config.rank_of(unlike[0]), modules[unlike[0]].rank
-        notes.append(f"{config.source} says rank {said}, the tensors of {first_of(unlike, 1)} have {found}: kept these")
+    if differing:
+        said, found = config.rank_of(differing[0]), modules[differing[0]].built.rank
+        notes.append(
+            f"{config.source} says rank {said}, the tensors of {first_of(differing, 1)} have {found}: kept these"
+        )
     files = len(weight_files_in(path.parent))
     if files > 1 and config.source.endswith(".json"):
         notes.append(f"{config.source} lies beside {files} weight files; make sure that it belongs to this one")

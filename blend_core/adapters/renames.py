@@ -1,154 +1,185 @@
 """Names of one weight in different code bases, for hosts whose own map lacks the file's. All names are canonical.
 
-A host with ComfyUI's map needs the XLabs and Wan entries only; a diffusers host also those from native to diffusers.
-One fused native weight may be several diffusers weights: their rows follow each other in the order given.
+Tables (architectures.py) go both ways: a host of the original code is found by diffusers' names, and one of diffusers
+by the original's. Where one side fuses what the other keeps apart, several diffusers weights are rows of one.
 """
 
+from __future__ import annotations
+
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+
+from .spelling import canonical
+from .target import Target
+
+_NUMBER = re.compile(r"\d+")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One diffusers weight in a native one. name: a template; empty where it has none. widths: rows as multiples of the
+    weight's columns; None for an equal share of the rest."""
+
+    name: str
+    widths: int | None
 
 
 @dataclass(frozen=True)
 class Rename:
-    """pattern -> names, templates of re.Match.expand. swap: halves of the rows change places on the way."""
+    """native = parts, templates with # for a number and perhaps * for any end. swap: halves of rows change places."""
 
-    pattern: re.Pattern[str]
-    names: tuple[str, ...]
+    native: str
+    parts: tuple[Part, ...]
     swap: bool = False
 
+    @cached_property
+    def from_native(self) -> re.Pattern[str]:
+        """What matches the native name, with its numbers and its end as groups."""
+        return _pattern(self.native)
 
-def other_names(name: str) -> Iterator[tuple[tuple[str, ...], bool]]:
-    """(names that together are the same weight, whether its halves are swapped), likeliest first."""
-    native = _renamed(name, _TO_NATIVE)
-    if native is not None:
-        yield native
-        name = native[0][0]
-    diffusers = _renamed(name, _TO_DIFFUSERS)
-    if diffusers is not None:
-        yield diffusers
-    unet = _unet_name(name)
-    if unet is not None:
-        yield (unet,), False
+    @cached_property
+    def from_first(self) -> re.Pattern[str]:
+        """What matches the name of the first part."""
+        return _pattern(self.parts[0].name)
 
 
-def _renamed(name: str, renames: tuple[Rename, ...]) -> tuple[tuple[str, ...], bool] | None:
+def read_table(text: str) -> tuple[Rename, ...]:
+    """The renames of a table; see architectures.py for how it is written."""
+    renames, native, diffusers = [], "", ""
+    for line in filter(None, map(str.strip, text.splitlines())):
+        if line.startswith("["):
+            native, diffusers = (prefix.strip() for prefix in line.strip("[]").split("="))
+            continue
+        left, _, right = (side.strip() for side in line.partition("="))
+        names = right.removeprefix("~").split() or [left]
+        parts = tuple(_part(diffusers, name) for name in names)
+        renames.append(Rename(_template(native, left), parts, right.startswith("~")))
+    return tuple(renames)
+
+
+def diffusers_names(renames: Sequence[Rename], targets: Mapping[str, Target]) -> dict[str, tuple[Target, ...]]:
+    """Further names of the targets of a host that bears the original's names: rows of the weights it fuses."""
+    names, found = Names(targets), {}
     for rename in renames:
-        match = rename.pattern.fullmatch(name)
-        if match:
-            return tuple(match.expand(template) for template in rename.names), rename.swap
-    return None
+        for name, groups in names.matching(rename.native, rename.from_native):
+            for part, target in _cut(rename, targets[name]):
+                if part.name:
+                    found.setdefault(_filled(part.name, groups), (target,))
+    return found
 
 
-def _table(prefix: str, new_prefix: str, pairs: dict[str, str]) -> tuple[Rename, ...]:
-    """Renames below a numbered block; several new names are separated by spaces."""
-    return tuple(
-        Rename(re.compile(prefix + old), tuple(new_prefix + name for name in new.split())) for old, new in pairs.items()
+def native_names(renames: Sequence[Rename], targets: Mapping[str, Target]) -> dict[str, tuple[Target, ...]]:
+    """Further names of the targets of a host of diffusers: of several, where the original fuses their rows."""
+    names, found = Names(targets), {}
+    for rename in renames:
+        for _, groups in names.matching(rename.parts[0].name, rename.from_first):
+            parts = [targets.get(_filled(part.name, groups)) for part in rename.parts if part.name]
+            if len(parts) == len(rename.parts) and None not in parts:
+                swapped = tuple(replace(part, swap_halves=part.swap_halves != rename.swap) for part in parts)
+                found.setdefault(_filled(rename.native, groups), swapped)
+    return found
+
+
+def skeleton(name: str) -> str:
+    """A name with every number in it replaced by #."""
+    return _NUMBER.sub("#", name)
+
+
+class Names:
+    """Canonical names by their skeletons, so that each template looks at few."""
+
+    def __init__(self, names: Iterable[str]):
+        self._names = tuple(names)
+        self._by_skeleton: dict[str, list[str]] = {}
+        for name in self._names:
+            self._by_skeleton.setdefault(skeleton(name), []).append(name)
+
+    def matching(self, template: str, pattern: re.Pattern[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """(name, its numbers and its end) of those that a template fits."""
+        candidates = self._names if template.endswith("*") else self._by_skeleton.get(skeleton(template), ())
+        for name in candidates:
+            if match := pattern.fullmatch(name):
+                yield name, match.groups()
+
+    def bear(self, marks: str) -> bool:
+        """Whether one of them is one of these marks: templates separated by |."""
+        templates = (mark for mark in marks.split("|") if mark)
+        return any(True for mark in templates for _ in self.matching(mark, _pattern(mark)))
+
+
+def _cut(rename: Rename, whole: Target) -> list[tuple[Part, Target]]:
+    """The parts of a native weight, in order; none where they do not fit it."""
+    if len(rename.parts) == 1:
+        return [(rename.parts[0], replace(whole, swap_halves=whole.swap_halves != rename.swap))]
+    if whole.rows is not None or len(whole.shape) < 2:
+        return []
+    width = whole.shape[1]
+    shared = [part for part in rename.parts if part.widths is None]
+    rest = whole.shape[0] - width * sum(part.widths or 0 for part in rename.parts)
+    if rest < 0 or rest % max(len(shared), 1):
+        return []
+    cut, first = [], 0
+    for part in rename.parts:
+        length = rest // len(shared) if part.widths is None else width * part.widths
+        cut.append((part, replace(whole, rows=(first, length))))
+        first += length
+    return cut
+
+
+def _part(prefix: str, name: str) -> Part:
+    name, marked, times = name.partition("^")
+    widths = int(times or 1) if marked else None
+    return Part("" if name == "-" else _template(prefix, name), widths)
+
+
+def _template(prefix: str, name: str) -> str:
+    """Dotted names joined, in canonical form; the mark of a number or of any end stays as it is."""
+    return canonical(f"{prefix}.{name}".strip("."))
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.escape(template).replace(r"\#", r"(\d+)").replace(r"\*", "(.+)"))
+
+
+def _filled(template: str, groups: Sequence[str]) -> str:
+    values = iter(groups)
+    return re.sub(r"[#*]", lambda _: next(values), template)
+
+
+_XLABS = tuple(
+    (re.compile(pattern), native)
+    for pattern, native in (
+        (r"double_blocks_(\d+)_processor_(qkv|proj)_lora1", r"double_blocks_\1_img_attn_\2"),
+        (r"double_blocks_(\d+)_processor_(qkv|proj)_lora2", r"double_blocks_\1_txt_attn_\2"),
+        (r"single_blocks_(\d+)_processor_qkv_lora", r"single_blocks_\1_linear1_qkv"),
+        (r"single_blocks_(\d+)_processor_proj_lora", r"single_blocks_\1_linear2"),
     )
-
-
-_WAN = {
-    **{f"attn1_to_{letter}": f"self_attn_{letter}" for letter in "qkv"},
-    **{f"attn2_to_{letter}": f"cross_attn_{letter}" for letter in "qkv"},
-    "attn1_to_out_0": "self_attn_o",
-    "attn2_to_out_0": "cross_attn_o",
-    "attn2_add_k_proj": "cross_attn_k_img",
-    "attn2_add_v_proj": "cross_attn_v_img",
-    "ffn_net_0_proj": "ffn_0",
-    "ffn_net_2": "ffn_2",
-}
-_WAN_TOP = {
-    "condition_embedder_time_embedder_linear_1": "time_embedding_0",
-    "condition_embedder_time_embedder_linear_2": "time_embedding_2",
-    "condition_embedder_time_proj": "time_projection_1",
-    "condition_embedder_text_embedder_linear_1": "text_embedding_0",
-    "condition_embedder_text_embedder_linear_2": "text_embedding_2",
-    "condition_embedder_image_embedder_ff_net_0_proj": "img_emb_proj_1",
-    "condition_embedder_image_embedder_ff_net_2": "img_emb_proj_3",
-    "proj_out": "head_head",
-}
-_FLUX_DOUBLE = {
-    "img_attn_qkv": "attn_to_q attn_to_k attn_to_v",
-    "txt_attn_qkv": "attn_add_q_proj attn_add_k_proj attn_add_v_proj",
-    "img_attn_proj": "attn_to_out_0",
-    "txt_attn_proj": "attn_to_add_out",
-    "img_mod_lin": "norm1_linear",
-    "txt_mod_lin": "norm1_context_linear",
-    "img_mlp_0": "ff_net_0_proj",
-    "img_mlp_2": "ff_net_2",
-    "txt_mlp_0": "ff_context_net_0_proj",
-    "txt_mlp_2": "ff_context_net_2",
-}
-_FLUX_SINGLE = {
-    "linear1": "attn_to_q attn_to_k attn_to_v proj_mlp",
-    "linear1_qkv": "attn_to_q attn_to_k attn_to_v",
-    "linear2": "proj_out",
-    "modulation_lin": "norm_linear",
-}
-_FLUX_TOP = {
-    "img_in": "x_embedder",
-    "txt_in": "context_embedder",
-    **{
-        f"{native}_{part}_layer": f"time_text_embed_{diffusers}_linear_{number}"
-        for native, diffusers in (
-            ("time_in", "timestep_embedder"), ("vector_in", "text_embedder"), ("guidance_in", "guidance_embedder"),
-        )
-        for part, number in (("in", 1), ("out", 2))
-    },
-    "final_layer_linear": "proj_out",
-}  # fmt: skip
-# The context block's adaLN is missing on purpose: its last block swaps halves, and its number is the host's to know.
-_SD3 = {
-    "x_block_attn_qkv": "attn_to_q attn_to_k attn_to_v",
-    "x_block_attn2_qkv": "attn2_to_q attn2_to_k attn2_to_v",
-    "context_block_attn_qkv": "attn_add_q_proj attn_add_k_proj attn_add_v_proj",
-    "x_block_attn_proj": "attn_to_out_0",
-    "x_block_attn2_proj": "attn2_to_out_0",
-    "context_block_attn_proj": "attn_to_add_out",
-    "x_block_mlp_fc1": "ff_net_0_proj",
-    "x_block_mlp_fc2": "ff_net_2",
-    "context_block_mlp_fc1": "ff_context_net_0_proj",
-    "context_block_mlp_fc2": "ff_context_net_2",
-    "x_block_adaLN_modulation_1": "norm1_linear",
-}
-_SD3_TOP = {
-    "x_embedder_proj": "pos_embed_proj",
-    "t_embedder_mlp_0": "time_text_embed_timestep_embedder_linear_1",
-    "t_embedder_mlp_2": "time_text_embed_timestep_embedder_linear_2",
-    "y_embedder_mlp_0": "time_text_embed_text_embedder_linear_1",
-    "y_embedder_mlp_2": "time_text_embed_text_embedder_linear_2",
-}
-
-_TO_NATIVE = (
-    *(
-        Rename(
-            re.compile(rf"double_blocks_(\d+)_processor_(qkv|proj)_lora{number}"), (rf"double_blocks_\1_{stream}_\2",)
-        )
-        for number, stream in ((1, "img_attn"), (2, "txt_attn"))
-    ),
-    Rename(re.compile(r"single_blocks_(\d+)_processor_qkv_lora"), (r"single_blocks_\1_linear1_qkv",)),
-    Rename(re.compile(r"single_blocks_(\d+)_processor_proj_lora"), (r"single_blocks_\1_linear2",)),
-    *_table(r"blocks_(\d+)_", r"blocks_\1_", _WAN),
-    *_table("", "", _WAN_TOP),
 )
-_TO_DIFFUSERS = (
-    *_table(r"double_blocks_(\d+)_", r"transformer_blocks_\1_", _FLUX_DOUBLE),
-    *_table(r"single_blocks_(\d+)_", r"single_transformer_blocks_\1_", _FLUX_SINGLE),
-    *_table(r"joint_blocks_(\d+)_", r"transformer_blocks_\1_", _SD3),
-    *_table(r"blocks_(\d+)_", r"blocks_\1_", {native: diffusers for diffusers, native in _WAN.items()}),
-    *_table("", "", {**_FLUX_TOP, **_SD3_TOP}),
-    *_table("", "", {native: diffusers for diffusers, native in _WAN_TOP.items()}),
-    Rename(re.compile("final_layer_adaLN_modulation_1"), ("norm_out_linear",), swap=True),
-)
+
+
+def native_name(name: str) -> str:
+    """The original's name of what XLabs calls a processor; others as they are."""
+    if "_processor_" in name:
+        for pattern, native in _XLABS:
+            if match := pattern.fullmatch(name):
+                return match.expand(native)
+    return name
+
 
 _RESNET = {
+    "in_layers_0": "norm1",
     "in_layers_2": "conv1",
     "emb_layers_1": "time_emb_proj",
+    "out_layers_0": "norm2",
     "out_layers_3": "conv2",
     "skip_connection": "conv_shortcut",
 }
 _UNET_TOP = {
     "input_blocks_0_0": "conv_in",
+    "out_0": "conv_norm_out",
     "out_2": "conv_out",
     "time_embed_0": "time_embedding_linear_1",
     "time_embed_2": "time_embedding_linear_2",
@@ -157,8 +188,8 @@ _UNET_TOP = {
 }
 
 
-def _unet_name(name: str) -> str | None:
-    """diffusers name of a UNet weight given its LDM name; SD 1.5, SD 2 and SDXL have two resnets per level."""
+def unet_name(name: str) -> str | None:
+    """diffusers name of a UNet weight by its LDM name; SD 1.5, SD 2 and SDXL have two resnets per level."""
     if name in _UNET_TOP:
         return _UNET_TOP[name]
     match = re.fullmatch(r"middle_block_([012])_(.+)", name)

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from ..errors import BlendError
-from .changes import Change
+from .changes import Change, Delta, difference
 from .factors import Adapter, Factors
 from .families import family_of, likely_reading
 from .foreign import first_of
 from .report import LoadReport
 from .spelling import canonical
-from .targets import Target, TargetIndex
+from .target import Target
+from .targets import TargetIndex
 
 
 def resolve(
@@ -25,41 +26,71 @@ def resolve(
     Raises BlendError when nothing matches, when some modules do not match (unless allow_partial), when a shape does
     not fit, and when two modules of the file hit the same rows.
     """
-    found = {module: index.find(module) for module in adapter.modules}
-    unmatched = [module for module, targets in found.items() if not targets]
+    foreign = index.is_foreign(adapter.modules)
+    found = {module: _places(module, change, index, foreign) for module, change in adapter.modules.items()}
+    unmatched = [module for module, places in found.items() if not all(targets for targets, _ in places)]
     if len(unmatched) == len(found):
         raise _nothing_matched(adapter, index)
     if unmatched and not allow_partial:
         raise _partly_matched(adapter, index, unmatched)
     resolved: dict[Target, Factors | Change] = {}
-    taken: dict[str, list[tuple[Target, str]]] = {}
-    for module, targets in found.items():
-        for target, factors in _placed(module, adapter.modules[module], targets) if targets else ():
-            _refuse_overlap(target, module, taken.setdefault(target.module, []), adapter.label)
-            resolved[target] = factors
+    taken: dict[tuple[str, str], list[tuple[Target, str]]] = {}
+    for module, places in found.items():
+        for targets, change in places if module not in unmatched else ():
+            if adapter.adapter_name == _DIFFSYNTH and len(targets) == 1 and (head := index.head_size(targets[0])):
+                change = change.taken(_out_of_heads(targets[0].height, head))
+            for target, part in _placed(module, change, targets, index):
+                _refuse_overlap(target, module, taken.setdefault((target.module, target.parameter), []), adapter.label)
+                resolved[target] = part
     return resolved, _report(adapter, index, unmatched)
 
 
-def _placed(module: str, change: Factors | Change, targets: Sequence[Target]) -> list[tuple[Target, Factors | Change]]:
+_DIFFSYNTH = "default"  # under the original's names, DiffSynth alone writes an adapter's name, and rows head by head
+
+
+def _out_of_heads(rows: int, head: int) -> Tensor:
+    """Which rows of [q k v of head 0, q k v of head 1, ...] give [q of all heads, k of all, v of all]."""
+    return torch.arange(rows).view(-1, 3, head).transpose(0, 1).flatten()
+
+
+_Place = tuple[tuple[Target, ...], Factors | Change]
+"""The targets of a change, none where there is no such weight; and the change."""
+
+
+def _places(module: str, change: Factors | Change, index: TargetIndex, foreign: bool) -> list[_Place]:
+    """Where a module's change goes: the bias with a layer's weight, else a parameter of its own."""
+    targets = index.find(module, foreign)
+    of_a_layer = targets and all(target.parameter == "weight" for target in targets)
+    if of_a_layer or isinstance(change, Factors) or change.bias is None:
+        return [(targets, change)]
+    bias = (index.find(f"{module}.bias", foreign), Change(difference({"diff": change.bias})))
+    return [bias] if change.delta is None else [(targets, replace(change, bias=None)), bias]
+
+
+def _placed(
+    module: str, change: Factors | Change, targets: Sequence[Target], index: TargetIndex
+) -> list[tuple[Target, Factors | Change]]:
     """The change on its targets: output rows dealt out in order, halves swapped, `down` in the target's kind."""
-    _check_shape(module, change, targets)
+    _check_shape(module, change, targets, index)
     placed, first = [], 0
     for target in targets:
-        rows = torch.arange(first, first + target.height)
+        whole = len(targets) == 1 and not target.swap_halves
+        part = change if whole else change.taken(_rows(target, first))
         first += target.height
-        part = change if len(targets) == 1 and not target.swap_halves else change.taken(_swapped(target, rows))
         placed.append((replace(target, swap_halves=False), _fitted(target, part)))
     return placed
 
 
-def _check_shape(module: str, change: Factors | Change, targets: Sequence[Target]) -> None:
+def _check_shape(module: str, change: Factors | Change, targets: Sequence[Target], index: TargetIndex) -> None:
     expected = (sum(target.height for target in targets), *targets[0].shape[1:])
     came = change.shape
     if isinstance(change, Change):
-        _check_beside(module, change, targets, expected)
+        _check_beside(module, change, targets, expected, index)
         if change.delta is None:
             return
     if _squeezed(came) == _squeezed(expected) or came == (expected[0], math.prod(expected[1:])):
+        return
+    if targets[0].parameter != "weight" and math.prod(came) == math.prod(expected):  # a table or one long row of it
         return
     reading = likely_reading(came, expected)
     raise BlendError(
@@ -69,12 +100,21 @@ def _check_shape(module: str, change: Factors | Change, targets: Sequence[Target
     )
 
 
-def _check_beside(module: str, change: Change, targets: Sequence[Target], expected: tuple[int, ...]) -> None:
-    """Raise BlendError for a bias or a magnitude that does not fit the weight."""
-    if change.bias is not None and change.bias.shape[0] != expected[0]:
+def _check_beside(
+    module: str, change: Change, targets: Sequence[Target], expected: tuple[int, ...], index: TargetIndex
+) -> None:
+    """Raise BlendError for a bias or a magnitude that does not fit the weight, and for a product that cannot be cut."""
+    if len(targets) > 1 and isinstance(change.delta, Delta) and change.delta.kind == "LoKr":
         raise BlendError(
-            f"{module}: the file's bias has {change.bias.shape[0]} numbers, the model's layer {expected[0]}. Choose a "
-            "LoRA trained on this model."
+            f"{module}: the file's Kronecker product is of one weight, of which this model has {len(targets)} "
+            f"({', '.join(target.module for target in targets)}); it cannot be cut. Use it where they are one, or "
+            "merge it into a model."
+        )
+    outputs = _outputs(targets, index)
+    if change.bias is not None and change.bias.shape != (outputs,):
+        raise BlendError(
+            f"{module}: the file's bias has {change.bias.numel()} numbers, shape {tuple(change.bias.shape)}, the "
+            f"model's layer {outputs}. Choose a LoRA trained on this model."
         )
     magnitude = change.magnitude
     if magnitude is None or magnitude.of_rows:
@@ -85,6 +125,14 @@ def _check_beside(module: str, change: Change, targets: Sequence[Target], expect
             f"of a single weight; here it acts on {len(targets)}. Merge the file into a model, or choose a LoRA "
             "trained on this model."
         )
+
+
+def _outputs(targets: Sequence[Target], index: TargetIndex) -> int:
+    """How many numbers a bias of these targets has: their rows, except for transposed convolutions."""
+    if len(targets) == 1 and targets[0].rows is None:
+        bias = index.bias_of(targets[0])
+        return targets[0].height if bias is None else bias.height
+    return sum(target.height for target in targets)
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -100,11 +148,10 @@ def _fitted(target: Target, change: Factors | Change) -> Factors | Change:
     return change  # built in the target's shape where it is needed
 
 
-def _swapped(target: Target, rows: Tensor) -> Tensor:
-    if not target.swap_halves:
-        return rows
-    first, second = rows.chunk(2)
-    return torch.cat([second, first])
+def _rows(target: Target, first: int) -> Tensor:
+    """The rows of a change, from `first`, that a target takes, in its order."""
+    rows = torch.arange(first, first + target.height)
+    return torch.cat([*rows.chunk(2)][::-1]) if target.swap_halves else rows
 
 
 def _refuse_overlap(target: Target, module: str, taken: list[tuple[Target, str]], label: str) -> None:
@@ -120,10 +167,14 @@ def _refuse_overlap(target: Target, module: str, taken: list[tuple[Target, str]]
 
 
 def _nothing_matched(adapter: Adapter, index: TargetIndex) -> BlendError:
+    family = _family(adapter)
+    if family == index.family:
+        look = f"They look like {family}, as this model does, but none of these names is in it"
+    else:
+        look = f"They look like {family}; the model looks like {index.family}"
     return BlendError(
         f"{adapter.label}: none of its {len(adapter.modules)} modules is in this model. "
-        f"First names: {first_of(list(adapter.modules))}. They look like {_family(adapter)}; "
-        f"the model looks like {index.family}. Choose a LoRA trained on this model."
+        f"First names: {first_of(list(adapter.modules))}. {look}. Choose a LoRA trained on this model."
     )
 
 

@@ -7,12 +7,17 @@ import re
 from dataclasses import dataclass
 
 _PREFIX = re.compile(
-    r"module\.|base_model\.model\.|pipe\.|unet\.|transformer\.|diffusion_model\.|model\."
+    r"module\.|base_model\.model\.|pipe\.|unet\.|(conditional_)?transformer\.|diffusion_model\.|model\."
     r"|lora_unet_{1,2}|lora_transformer_|lycoris_"
 )
-_TEXT_ENCODER = re.compile(r"text_encoders?(_\d)?\.|text_model[._]|lora_te\d?_|lora_prior_te_|(clip_[lgh]|t5xxl)\.")
+_TEXT_ENCODER = re.compile(
+    r"text_encoders?(_\d)?[._]|text_model[._]|lora_te\d?_|lora_prior_te_|(clip_[lgh]|t5xxl|hydit_clip)\."
+    r"|conditioner\.embedders\.|cond_stage_model\."
+)
 _NATIVE = re.compile(r"(input_blocks|middle_block|output_blocks|joint_blocks|double_blocks|single_blocks)[._]")
 _WAN_NATIVE = re.compile(r"blocks[._]\d+[._](self_attn|cross_attn|ffn)[._]")
+
+_ADAPTER = r"(?:\.(?P<adapter>.+(?<!\.bias)))?"  # an adapter's name, between the role and the end
 
 # (style, pattern): the first that matches the whole key wins.
 _STYLES = tuple(
@@ -20,24 +25,39 @@ _STYLES = tuple(
     for style, pattern in (
         ("xlabs", r"(?P<module>.+\.processor\.(?:qkv|proj)_lora\d?)\.(?P<role>down|up)\.weight"),
         ("processor", r"(?P<module>.+\.processor\..+)_lora\.(?P<role>down|up)\.weight"),
-        ("peft", r"(?P<module>.+)\.lora_(?P<role>[AB])(?:\.(?P<adapter>[^.]+))?\.weight"),
+        ("peft", rf"(?P<module>.+)\.lora_(?P<role>[AB]){_ADAPTER}\.weight"),
         ("peft", r"(?P<module>.+)\.lora_(?P<role>[AB])"),
-        ("kohya", r"(?P<module>.+)\.lora_(?P<role>down|up|mid)\.weight"),
+        ("kohya", rf"(?P<module>.+)\.lora_(?P<role>down|up|mid){_ADAPTER}\.weight"),
         ("dotted", r"(?P<module>.+)\.lora(?:_linear_layer)?\.(?P<role>down|up)\.weight"),
         ("dotted", r"(?P<module>.+)_lora\.(?P<role>down|up)\.weight"),
         ("bias", r"(?P<module>.+?)(?:\.lora_(?:B|up)(?:\.(?P<adapter>[^.]+))?|[._]lora\.up)\.bias"),
+        ("eight_bits", r"(?P<module>.+)\.lora_(?P<role>down|up|A|B)\.scale_weight"),
         ("magnitude", r"(?P<module>.+)\.lora_magnitude_vector(?:\.(?P<adapter>(?!weight$)[^.]+))?(?:\.weight)?"),
+        ("magnitude", r"(?P<module>.+)\.magnitude"),  # ai-toolkit's
         (
             "products",
             r"(?P<module>.+)\.(?P<role>hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"
             r"(?:\.(?P<adapter>[^.]+))?",
         ),
         ("dora_scale", r"(?P<module>.+)\.dora_scale"),
-        ("difference", r"(?P<module>.+)\.(?P<role>diff|diff_b|w_norm|b_norm)"),
+        ("bias_difference", r"(?P<module>.+)\.(?:bias\.diff|diff_b|b_norm)"),
+        ("difference", r"(?P<module>.+)\.(?:diff|w_norm)"),
+        ("difference_of_modulation", r"(?P<module>.+)\.diff_m"),  # LightX2V's, of the parameter of this name
         ("alpha", r"(?P<module>.+?)(?:[._]lora)?\.(?P<role>alpha)"),
     )
 )
-_ROLES = {"A": "down", "B": "up", "w_norm": "diff", "b_norm": "diff_b"}
+_ROLES = {
+    ("peft", "A"): "down",
+    ("peft", "B"): "up",
+    ("eight_bits", "A"): "down_scale",
+    ("eight_bits", "B"): "up_scale",
+    ("eight_bits", "down"): "down_scale",
+    ("eight_bits", "up"): "up_scale",
+    ("bias_difference", None): "diff_b",
+    ("difference", None): "diff",
+    ("difference_of_modulation", None): "diff",
+}
+_BELOW = {"difference_of_modulation": ".modulation"}  # what is changed, below the module that the key names
 
 
 @dataclass(frozen=True)
@@ -61,8 +81,9 @@ def parse(key: str) -> Key | None:
             prefixes, module = without_prefixes(parts["module"])
             module = _without_processor(module)
             dialect = _dialect(style, prefixes, module, parts.get("adapter"))
-            role = parts.get("role", style)
-            return Key(key, module, _ROLES.get(role, role), parts.get("adapter"), style, dialect)
+            role = parts.get("role")
+            role = _ROLES.get((style, role), role or style)
+            return Key(key, module + _BELOW.get(style, ""), role, parts.get("adapter"), style, dialect)
     return None
 
 

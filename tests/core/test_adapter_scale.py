@@ -118,6 +118,100 @@ def test_a_config_beside_several_files_is_pointed_out(tmp_path):
     assert "2 weight files" in adapter.notes[0]
 
 
+# --- a config that lies beside a file
+
+
+STRAY = {"r": 32, "lora_alpha": 64, "target_modules": ["to_q", "to_k"], "peft_type": "LORA"}
+
+
+def test_a_config_is_not_for_a_foreign_file_beside_it(tmp_path):
+    """models/loras with somebody's adapter_config.json in it."""
+    write(tmp_path / "adapter_model.safetensors", pair(MODULE, rank=32))
+    (tmp_path / "adapter_config.json").write_text(json.dumps(STRAY))
+    foreign = read_adapter(write(tmp_path / "foreign.safetensors", pair(MODULE, rank=16)))
+    assert foreign.modules[MODULE].scale == 1.0
+    (note,) = foreign.notes
+    assert "says rank 32, and the file has 16" in note and "type the scale" in note
+    assert read_adapter(tmp_path / "adapter_model.safetensors").modules[MODULE].scale == 2.0
+
+
+def test_a_config_is_not_for_a_foreign_file_that_is_alone_with_it(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(STRAY))
+    adapter = read_adapter(write(tmp_path / "foreign.safetensors", pair(MODULE, rank=16)))
+    assert adapter.modules[MODULE].scale == 1.0
+
+
+def test_a_config_is_not_for_a_file_of_its_rank_with_other_targets(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(STRAY))
+    tensors = {**pair(MODULE, rank=32), **pair("mid_block.ff.net.2", rank=32)}
+    adapter = read_adapter(write(tmp_path / "foreign.safetensors", tensors))
+    assert adapter.modules[MODULE].scale == 1.0
+    assert "the file has 'mid_block.ff.net.2'" in adapter.notes[0]
+
+
+def test_a_config_is_for_a_file_of_any_name_that_agrees_with_it(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(STRAY))
+    write(tmp_path / "another.safetensors", pair(MODULE, rank=4))
+    adapter = read_adapter(write(tmp_path / "renamed.safetensors", pair(MODULE, rank=32)))
+    assert adapter.modules[MODULE].scale == 2.0
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"peft_type": "IA3"},
+        {"peft_type": "LORA", "use_dora": True, "r": 32, "lora_alpha": 64},
+        {"peft_type": "LORA", "init_lora_weights": "pissa", "r": 32, "lora_alpha": 64},
+        {"r": 32, "lora_alpha": "a lot"},
+    ],
+)
+def test_a_stray_config_of_another_method_stops_no_other_file(tmp_path, config):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    write(tmp_path / "another.safetensors", pair(MODULE, rank=4))
+    assert read_adapter(write(tmp_path / "lora.safetensors", pair(MODULE))).modules[MODULE].scale == 1.0
+
+
+def test_a_stray_lora_config_is_not_for_a_foreign_file(tmp_path):
+    (tmp_path / "lora_config.json").write_text('{"lora_params": {"lora_rank": 128, "lora_alpha": 256}}')
+    write(tmp_path / "another.safetensors", pair(MODULE, rank=128))
+    assert read_adapter(write(tmp_path / "foreign.safetensors", pair(MODULE))).modules[MODULE].scale == 1.0
+
+
+def test_mixed_ranks_without_alpha_have_scale_1(tmp_path):
+    tensors = {**pair(MODULE, rank=2), **pair(OTHER, rank=5)}
+    adapter = read_adapter(write(tmp_path / "mixed.safetensors", tensors))
+    assert {factors.scale for factors in adapter.modules.values()} == {1.0}
+
+
+def test_where_alpha_is_missing_the_scale_is_1_and_elsewhere_what_alpha_says(tmp_path):
+    tensors = {**pair(MODULE, rank=2), **pair(OTHER, rank=4), f"{OTHER}.alpha": torch.tensor(2.0)}
+    adapter = read_adapter(write(tmp_path / "mixed.safetensors", tensors))
+    assert (adapter.modules[MODULE].scale, adapter.modules[OTHER].scale) == (1.0, 0.5)
+
+
+def test_a_scale_below_0_is_typed(tmp_path):
+    tensors = {**pair(MODULE), f"{MODULE}.alpha": torch.tensor(-2.0)}
+    path = write(tmp_path / "negative.safetensors", tensors)
+    with pytest.raises(BlendError, match="type the scale, which may be negative"):
+        read_adapter(path)
+    assert read_adapter(path, scale=-1.0).modules[MODULE].scale == -1.0
+
+
+@pytest.mark.parametrize(
+    ("header", "key", "said"),
+    [
+        ({"software": '{"name": "ai-toolkit", "version": "0.7"}'}, "transformer.{}", False),
+        (None, "diffusion_model.{}", False),
+        (None, "base_model.model.{}", True),
+        (None, "transformer.{}", True),
+    ],
+)
+def test_where_peft_keeps_alpha_is_said_of_files_that_peft_may_have_written(tmp_path, header, key, said):
+    tensors = {key.format(name): tensor for name, tensor in pair(MODULE).items()}
+    adapter = read_adapter(write(tmp_path / "lora.safetensors", tensors, header))
+    assert ("adapter_config.json" in adapter.scale_source) is said
+
+
 @pytest.mark.parametrize("alpha", [0.0, -1.0, math.nan])
 def test_an_alpha_that_is_not_positive_raises(tmp_path, alpha):
     with pytest.raises(BlendError, match="expected a positive number"):

@@ -134,8 +134,36 @@ def test_keys_that_are_no_lora_are_not_parsed():
         (".w_norm", "diff", None),
         (".diff_b", "diff_b", None),
         (".b_norm", "diff_b", None),
+        (".bias.diff", "diff_b", None),
+        (".magnitude", "magnitude", None),
+        (".lora_down.default.weight", "down", "default"),
+        (".lora_up.v1.5.weight", "up", "v1.5"),
+        (".lora_A.v1.5.weight", "down", "v1.5"),
+        (".lora_A.scale_weight", "down_scale", None),
+        (".lora_up.scale_weight", "up_scale", None),
     ],
 )
 def test_roles_of_other_kinds_than_lora(suffix, role, adapter):
     key = parse("diffusion_model.mid_block.attn1.to_q" + suffix)
     assert (key.module, key.role, key.adapter) == ("mid_block.attn1.to_q", role, adapter)
+
+
+def test_lightx2vs_difference_of_a_modulation_is_of_the_parameter_of_this_name():
+    key = parse("diffusion_model.blocks.0.diff_m")
+    assert (key.module, key.role) == ("blocks.0.modulation", "diff")
+    assert parse("diffusion_model.blocks.0.modulation.diff").module == key.module
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    ["lora_unet_blocks_0.{}", "lora_unet__blocks_0.{}", "lora_unet_blocks.0.{}"],
+)
+def test_names_half_with_dots_and_half_with_underscores_find_their_weights(tmp_path, spelling):
+    """kijai/ComfyUI-WanVideoWrapper#869: keys that no tool's own reader takes."""
+    pairs = tensors_for(WAN.plain)
+    tensors = {}
+    for weight, (down, up) in pairs.items():
+        stem = spelling.format(weight.native.removeprefix("blocks.0."))
+        tensors |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
+    resolved, _ = resolve(read_adapter(write(tmp_path / "mixed.safetensors", tensors)), WAN.index)
+    assert_plain_factors(resolved, pairs)

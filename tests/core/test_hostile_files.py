@@ -191,6 +191,92 @@ def test_nan_and_infinity_are_refused_with_the_key(tmp_path, dtype, value, key):
     assert key in refusal(tmp_path / "lora.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        (torch.float64, 1e200), (torch.float64, -1e39), (torch.float32, 1e38), (torch.float32, 2e6),
+        (torch.bfloat16, 1e30),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("key", [DOWN, UP])
+def test_numbers_that_no_training_gives_are_refused_with_the_key(tmp_path, dtype, value, key):
+    tensors = {name: tensor.to(dtype) for name, tensor in pair().items()}
+    tensors[key].view(-1)[-1] = value
+    save_file(tensors, tmp_path / "lora.safetensors")
+    message = refusal(tmp_path / "lora.safetensors")
+    assert key in message and "expected numbers up to 1e+06" in message
+
+
+def test_factors_whose_product_no_training_gives_are_refused(tmp_path):
+    save_file({DOWN: torch.full((2, 8), 1e5), UP: torch.full((8, 2), 1e5)}, tmp_path / "lora.safetensors")
+    assert f"{MODULE}: its change of the weight comes to 1e+10" in refusal(tmp_path / "lora.safetensors")
+
+
+@pytest.mark.parametrize("alpha", [1e300, 1e12])
+def test_an_alpha_that_no_training_gives_is_refused(tmp_path, alpha):
+    save_file(pair() | {f"{MODULE}.alpha": torch.tensor(alpha, dtype=torch.float64)}, tmp_path / "lora.safetensors")
+    assert "alpha" in refusal(tmp_path / "lora.safetensors")
+    torch.save(pair() | {f"{MODULE}.alpha": alpha}, tmp_path / "lora.bin")
+    assert "alpha" in refusal(tmp_path / "lora.bin")
+    with pytest.raises(BlendError, match="typed"):
+        read_adapter(tmp_path / "lora.bin", scale=alpha)
+
+
+@pytest.mark.parametrize("alpha", [10**400, 1 + 2j, torch.tensor(1 + 2j), "4", True, None, [4.0]])
+def test_an_alpha_that_is_no_number_is_refused(tmp_path, alpha):
+    torch.save(pair() | {f"{MODULE}.alpha": alpha}, tmp_path / "lora.bin")
+    assert f"{MODULE}.alpha" in refusal(tmp_path / "lora.bin")
+
+
+@pytest.mark.parametrize("alpha", ["1e400", "9" * 400, "true", "[4]", '{"a": 1}'])
+def test_an_alpha_in_a_config_that_is_no_number_is_refused(tmp_path, alpha):
+    (tmp_path / "adapter_config.json").write_text(f'{{"r": 2, "lora_alpha": {alpha}}}')
+    save_file(pair(), tmp_path / "lora.safetensors")
+    assert "adapter_config.json: alpha is" in refusal(tmp_path / "lora.safetensors")
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F8_E8M0", "C64", "BOOL", "U8", "I64"])
+def test_factors_of_a_type_without_arithmetic_are_refused_or_widened(tmp_path, dtype):
+    size = {"F4": 8, "C64": 128, "I64": 128}.get(dtype, 16)
+    header = {
+        name: {"dtype": dtype, "shape": [4, 4], "data_offsets": [i * size, (i + 1) * size]}
+        for i, name in enumerate((DOWN, UP))
+    }
+    (tmp_path / "lora.safetensors").write_bytes(with_header(header, bytes([127] * 2 * size)))
+    adapter = read_or_refused(tmp_path / "lora.safetensors")
+    assert (adapter is not None) is (dtype == "F8_E8M0")
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    """Whoever runs the tests as root may read all files, so the system's answer is given by hand."""
+    save_file(pair(), tmp_path / "lora.safetensors")
+
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.open", denied)
+    message = refusal(tmp_path / "lora.safetensors")
+    assert "Permission denied" in message and "Check its permissions" in message
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + ".safetensors", "a\0b.safetensors", "loop.safetensors"])
+def test_a_name_that_the_system_does_not_take_is_refused(tmp_path, name):
+    (tmp_path / "loop.safetensors").symlink_to(tmp_path / "loop.safetensors")
+    with pytest.raises(BlendError, match=r"cannot be read|there is no file"):
+        read_adapter(f"{tmp_path}/{name}")
+
+
+def test_more_pairs_than_any_model_has_layers_are_refused_at_once(tmp_path):
+    one = torch.ones(1, 1)
+    save_file(
+        {f"blocks.{i}.to_q.lora_{role}.weight": one.clone() for i in range(50_000) for role in "AB"},
+        tmp_path / "lora.safetensors",
+    )
+    start = time.monotonic()
+    assert "100000 keys" in refusal(tmp_path / "lora.safetensors")
+    assert time.monotonic() - start < 3
+
+
 FRAGMENTS = [
     *("unet.", "lora_unet_", "a", "to_q", ".processor", "_lora", ".", "_"),
     *("..", "/", "C:\\", "%s", "{0}", "é", "\x00", "\n", "\U0001f600"),

@@ -110,9 +110,16 @@ def test_a_search_that_does_not_search_is_the_base_bit_for_bit(host, method, sea
     assert torch.equal(outcome(host, "kla", HALF, 0.0).images, base.images)
 
 
-@pytest.mark.parametrize("method", ["soup", "mpa", "sampled", "stratified", "oracle"])
+@pytest.mark.parametrize("method", ["mpa", "sampled", "stratified"])
 def test_a_one_hot_preference_is_that_basis_bit_for_bit(host, method):
     assert torch.equal(outcome(host, method, FIRST).images, outcome(host, "basis", FIRST).images)
+
+
+@pytest.mark.parametrize("method", ["soup", "oracle"])
+def test_a_one_hot_preference_of_a_bank_of_one_is_that_basis_to_rounding(host, method):
+    """A bank of one LoRA joins narrower products than one of two, which a CPU adds up in another order."""
+    images, expected = outcome(host, method, FIRST).images, outcome(host, "basis", FIRST).images
+    torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.3, 1.0, 1.7])
@@ -216,7 +223,7 @@ def test_the_summary_compares_with_mpa_and_the_oracle_pair_by_pair(whole):
     seen = {(row["method"], tuple(row["preference"]), row["alignment"]): row for row in rows}
     assert len(seen) == len(rows) == 2 + 2 * 5 + 3 * 3  # the base with each preference, three dials
     assert seen["mpa", HALF, 1.0]["against_mpa"] is None
-    assert seen["soup", FIRST, 1.0]["against_mpa"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert seen["soup", FIRST, 1.0]["against_mpa"] == pytest.approx({"mean": 0.0, "low": 0.0, "high": 0.0}, abs=1e-6)
     base = seen["kla", HALF, 0.0]["against_mpa"]
     assert base == seen["base", HALF, 0.0]["against_mpa"]
     assert base["low"] <= base["mean"] <= base["high"]
