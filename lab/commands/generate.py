@@ -23,8 +23,8 @@ def command(
     method: Annotated[
         str,
         typer.Option(
-            help="exact, budget, control_variate, stratified, sampled, anchored (blends of predictions), msdda, soup "
-            "or base."
+            help="exact, budget, control_variate, stratified, sampled, anchored (blends of predictions), merged (all "
+            "LoRAs added up), msdda or base."
         ),
     ] = "exact",
     budget: Annotated[

@@ -89,7 +89,7 @@ def _objections(protocol: Protocol):
     """What is wrong with a protocol, the first thing first."""
     models, rewards, prompts = protocol.models, protocol.rewards, protocol.prompts
     needed = {
-        "methods": (protocol.methods, '\'["mpa", "soup"]\''),
+        "methods": (protocol.methods, '\'["mpa", "merged"]\''),
         "preferences": (protocol.preferences, "'[[0.5, 0.5]]'"),
         "models.base": (models.base, "PATH"),
         "models.loras": (models.loras, '\'["faithful=a.safetensors", "beautiful=b.safetensors"]\''),

@@ -18,7 +18,7 @@ REWARDS = ("calm", "vivid")  # the two that are swept, from the first to the sec
 WEIGHTS = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the first reward
 ALIGNMENTS = (0.0, 0.5, 1.0, 1.5, 2.0)
 # What the report calls each method, and how the diffusers host calls it.
-SWEPT = {"soup": "soup", "mpa": "exact", "sampled": "sampled", "stratified": "stratified"}
+SWEPT = {"soup": "merged", "mpa": "exact", "sampled": "sampled", "stratified": "stratified"}
 PROMPTS = (
     "a green circle on a striped white background",
     "a red triangle on a dotted teal background",

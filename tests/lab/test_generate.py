@@ -56,7 +56,7 @@ def refusal(capsys, *command):
     return message
 
 
-@pytest.mark.parametrize("method", ["exact", "stratified", "soup", "base"])
+@pytest.mark.parametrize("method", ["exact", "stratified", "merged", "base"])
 def test_a_record_makes_the_same_files_again(studio, tmp_path, method):
     assert main(arguments(studio, tmp_path / "a", f"--method={method}")) == 0
     assert main(["generate", f"--repeat={tmp_path / 'a' / 'generation.json'}", f"--out={tmp_path / 'b'}"]) == 0
