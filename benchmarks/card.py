@@ -69,7 +69,7 @@ def steps(device: str) -> list[Step]:
         *(tested(f"exactness, {dtype}", KINDS, 90, workers, **own) for dtype, own in halves.items()),
         tested("server", "server", 120, 1, **on),
         *([] if small else [Step("kernel", ["benchmarks/low_rank_kernel.py"], 120, {})]),
-        Step("costs, SDXL", [*costs, "--networks", "SDXL"], 180, on),
+        Step("costs, SDXL", [*costs, "--networks", "SDXL"], 240, on),
         Step("costs, SD 1.5", [*costs, "--networks", "SD 1.5"], 120, on),
         Step("where the time goes", benchmark, 90, on),
         Step("trainer steps", trained, 120, on),

@@ -63,14 +63,13 @@ def load_host() -> None:
 
 
 def main() -> None:
-    """Measure and write; after every number of rewards, so that a stopped run keeps what it measured."""
+    """Measure and write; after every way, so that a stopped run keeps what it measured."""
     given = vars(arguments())
     load_host()
     import comfy.model_management
 
-    measuring, report, figures = (
-        importlib.import_module(f"{PACK}.benchmarks.costs.{name}") for name in ("measuring", "report", "figures")
-    )
+    parts = f"{PACK}.benchmarks.costs"
+    measuring, figures = (importlib.import_module(f"{parts}.{name}") for name in ("measuring", "figures"))
     kept = figures.Figures.of(given.pop("out"), given.pop("page"))
     if files := given.pop("add"):
         for file in files:
@@ -82,7 +81,8 @@ def main() -> None:
     dtypes = chosen.pop("dtypes")
     for section in measuring.sections(networks, dtypes, measuring.Settings(**chosen)):
         kept.add_section(section)
-        print(report.section_text(section), flush=True)
+        last = section["rows"][-1]
+        print(f"{section['network']}, m = {last['m']}, {last['mode']}: {last['ratio']:.3f} times plain", flush=True)
 
 
 if __name__ == "__main__":

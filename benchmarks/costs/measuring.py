@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import platform
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import comfy.model_management
@@ -120,7 +120,7 @@ class Bench:
 
 
 def sections(networks: Sequence[str], dtypes: Sequence[str], settings: Settings) -> Iterator[dict]:
-    """What was measured of each network and dtype, again after every number of rewards."""
+    """What was measured of each network and dtype, again after every way."""
     comfy.utils.PROGRESS_BAR_ENABLED = False
     for name in networks:
         for dtype in dtypes:
@@ -131,19 +131,19 @@ def sections(networks: Sequence[str], dtypes: Sequence[str], settings: Settings)
 
 
 def growing_rows(bench: Bench) -> Iterator[list[dict]]:
-    """The rows so far, the plain sampler's first, after every number of rewards."""
+    """The rows so far, the plain sampler's first, after every way: a run that is cut keeps what it measured."""
     device, settings = bench.network.device, bench.settings
     loras = [bench.network.lora(seed, settings.rank) for seed in range(max(settings.rewards))]
-    beside, plain_seconds, rows = plain(bench.network, bench.sampling), [], []
+    beside, rows = plain(bench.network, bench.sampling), []
+    alone = Taken([], [1.0], clock.peak(beside.run, device), clock.busy(beside.run, device))
     for m in settings.rewards:
         modes = bench.modes(loras[:m])
-        taken, seconds = measured(beside, modes, settings.rounds, device)
-        plain_seconds += seconds
-        rows += [bench.row(name, m, mode, taken[name]) for name, mode in modes.items()]
-        modes.clear()
-        _unload()
-        alone = Taken(plain_seconds, [1.0], clock.peak(beside.run, device), clock.busy(beside.run, device) and 1.0)
-        yield [bench.row("plain sampler", 0, beside, alone), *rows]
+        for name in tqdm(list(modes), desc=f"ways, m = {m}"):
+            mode = modes.pop(name)
+            rows.append(bench.row(name, m, mode, _taken(mode, beside, alone, settings.rounds, device)))
+            yield [bench.row("plain sampler", 0, beside, replace(alone, busy=alone.busy and 1.0)), *rows]
+            del mode
+            _unload()
 
 
 def floors_of(network: Network, settings: Settings) -> Floors:
@@ -154,28 +154,16 @@ def floors_of(network: Network, settings: Settings) -> Floors:
     return Floors(base, adapter_work(adapted, positions, settings.rank, network.dtype.itemsize))
 
 
-def measured(
-    beside: Mode, modes: Mapping[str, Mode], rounds: int, device: torch.device
-) -> tuple[dict[str, Taken], list[float]]:
-    """What each mode took, and the seconds of every plain run."""
-    peaks, busy = {}, {}
-    beside.run()
-    plain_busy = clock.busy(beside.run, device)
-    for name, mode in modes.items():
-        _unload()  # a peak of this mode alone
-        peaks[name] = clock.peak(mode.run, device)
-        busy[name] = plain_busy and clock.busy(mode.run, device) / plain_busy
-    for mode in (beside, *modes.values()):
-        mode.run()  # loads weights and fills caches
-    taken = {name: Taken([], [], peaks[name], busy[name]) for name in modes}
-    plain_seconds = []
-    for _ in tqdm(range(rounds), desc="rounds"):
-        for name, mode in modes.items():
-            # Beside every mode: what else the machine does changes by the second.
-            plain_seconds.append(clock.seconds(beside.run, device))
-            taken[name].seconds.append(clock.seconds(mode.run, device))
-            taken[name].ratios.append(taken[name].seconds[-1] / plain_seconds[-1])
-    return taken, plain_seconds
+def _taken(mode: Mode, beside: Mode, alone: Taken, rounds: int, device: torch.device) -> Taken:
+    """What a mode took; the seconds of the plain runs next to it are added to `alone`."""
+    taken = Taken([], [], clock.peak(mode.run, device), alone.busy and clock.busy(mode.run, device) / alone.busy)
+    for each in (beside, mode):
+        each.run()  # loads weights and fills caches
+    for _ in range(rounds):  # beside every run: what else the machine does changes by the second
+        alone.seconds.append(clock.seconds(beside.run, device))
+        taken.seconds.append(clock.seconds(mode.run, device))
+        taken.ratios.append(taken.seconds[-1] / alone.seconds[-1])
+    return taken
 
 
 def _unload() -> None:

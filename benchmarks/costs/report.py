@@ -128,8 +128,9 @@ def _goals(section: dict) -> Iterator[tuple[str, ...]]:
     """Every goal with what came of it; of exact, the cheaper execution, which `auto` takes where it fits."""
     rows = [row for row in section["rows"] if row["m"]]
     for m in sorted({row["m"] for row in rows}):
-        best = min((row for row in rows if row["m"] == m and row["mode"] in EXACT), key=lambda row: row["ratio"])
-        yield _goal(f"{best['mode']}, m = {m}", best, EXACT_GOAL * m)
+        exact = [row for row in rows if row["m"] == m and row["mode"] in EXACT]
+        for best in sorted(exact, key=lambda row: row["ratio"])[:1]:
+            yield _goal(f"{best['mode']}, m = {m}", best, EXACT_GOAL * m)
     for row in rows:
         if row["mode"] in ONE_EVALUATION:
             yield _goal(f"{row['mode']}, m = {row['m']}", row, ONE_GOAL)

@@ -83,9 +83,12 @@ def test_every_way_gets_a_row_and_every_goal_a_line(network):
     measuring_bench = measuring.Bench(
         network, settings, measuring.floors_of(network, settings), floors.Machine(multiply_adds=1e12, bytes=1e12)
     )
-    (rows,) = measuring.growing_rows(measuring_bench)
+    *growing, rows = measuring.growing_rows(measuring_bench)
     allowed = [name for name in modes.MODES if name not in (modes.COPIES, *modes.ON_A_CARD)]
     assert [row["mode"] for row in rows] == ["plain sampler", *allowed]
+    assert [len(fewer) for fewer in growing] == [*range(2, len(rows))], "what a cut run keeps"
+    for fewer in growing:
+        assert report.section_text({"network": "tiny", **measuring_bench.facts(), "rows": fewer})
     text = report.section_text({"network": "tiny", **measuring_bench.facts(), "rows": rows})
     cells = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
     assert [(mode, m) for mode, m, *_ in cells[2:][: len(rows)]] == [(r["mode"], str(r["m"] or "")) for r in rows]

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from . import loras
-from .families import FAMILIES
-from .graphs import Graph, latent
+from .graphs import Graph
 from .reference import ROUNDING
+from .test_newer_families import EVERY, empty, present
 
 RANK = 2
 SHARE = 0.02  # of the effect of a change: what a blend may differ from the merge by
@@ -46,22 +46,26 @@ def far(first, second):
     return float((first - second).abs().max())
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=[family.name for family in FAMILIES])
+def flat(latents):
+    """All streams of latents, each image in a row."""
+    streams = latents.unbind() if latents.is_nested else [latents]
+    return torch.cat([stream.flatten(1) for stream in streams], 1)
+
+
+@pytest.mark.parametrize("family", present(EVERY))
 def test_every_parameter_reaches_the_picture(family, nodes, lora_folder, caplog):
-    if family.missing:
-        pytest.skip(f"{family.name} is not in this ComfyUI")
     model, reference = family.load(), family.load()
     graph = Graph(nodes, family.prompt(51), family.prompt(52))
-    inputs = {"latent_image": latent(1, family.latent), **SAMPLING}
-    plain, wrong, seen = graph.plain(model, **inputs), {}, 0
+    inputs = {"latent_image": empty(family), **SAMPLING}
+    plain, wrong, seen = flat(graph.plain(model, **inputs)), {}, 0
     for name, tensors in changes(model):
         caplog.clear()
         merged, _ = comfy.sd.load_lora_for_models(reference, None, dict(tensors), 1.0, 0.0)
-        expected = graph.plain(merged, **inputs)
+        expected = flat(graph.plain(merged, **inputs))
         assert "not loaded" not in caplog.text, (name, caplog.text)
         file = loras.save(tensors, lora_folder, "one_parameter.safetensors")
         try:
-            came = graph.plain(graph.applied(model, graph.blend([file]), "sequential"), **inputs)
+            came = flat(graph.plain(graph.applied(model, graph.blend([file]), "sequential"), **inputs))
         except Exception as error:
             wrong[name] = f"{type(error).__name__}: {error}"
             continue
@@ -69,5 +73,5 @@ def test_every_parameter_reaches_the_picture(family, nodes, lora_folder, caplog)
         seen += effect > 0
         if error > max(SHARE * effect, ROUNDING / 100 * float(expected.abs().max())):
             wrong[name] = f"off by {error / max(effect, 1e-30):.2f} of the effect {effect:.2g}"
-    assert torch.equal(graph.plain(model, **inputs), plain)
+    assert torch.equal(flat(graph.plain(model, **inputs)), plain)
     assert not wrong, f"{len(wrong)} of {seen}: {wrong}"
