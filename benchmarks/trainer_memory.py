@@ -20,9 +20,9 @@ def measure(way: str) -> None:
     """Print the process's peak, in MB, before the update and after it."""
     import torch
     from diffusers import DDIMScheduler, UNet2DConditionModel
-    from diffusion_blend.trainers.config import read_config
-    from diffusion_blend.trainers.families import FAMILIES
-    from diffusion_blend.trainers.policy import Policy
+    from diffusion_blend.trainers.model.families import FAMILIES
+    from diffusion_blend.trainers.model.policy import Policy
+    from diffusion_blend.trainers.settings.config import read_config
 
     torch.set_num_threads(1)
     network = UNet2DConditionModel(sample_size=SIDE, cross_attention_dim=768, block_out_channels=(192, 384, 768, 768))

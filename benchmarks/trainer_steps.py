@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     small = parser.parse_args().small
     load_pack()
-    from diffusion_blend.trainers.config import read_config
+    from diffusion_blend.trainers.settings.config import read_config
     from diffusion_blend.trainers.train import train
 
     with tempfile.TemporaryDirectory() as place:

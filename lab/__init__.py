@@ -1,0 +1,13 @@
+"""The command line, and what its commands call.
+
+    cli.py          the program; commands/ the options of each command
+    options.py      what several commands read: prompts, device
+    tables.py       tables in the terminal
+    generation/     images of a blend, and the record that repeats them
+    diagnosis/      how far bases disagree on a run
+    evaluation/     methods side by side, into a report
+    scores/         scores of the images of a folder
+    toy/            the toy studio: a small model with its rewards and LoRAs, and the demo
+
+Heavy libraries load inside the modules that need them; this file imports none.
+"""

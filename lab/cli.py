@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import typer
 
-from . import convert, demo, diagnose, evaluate, generate, inspect, pairs, score, train
+from .commands import convert, diagnose, evaluate, generate, inspect, pairs, score, train
+from .toy import demo
 
 app = typer.Typer(
     help="Dials over rewards for diffusion models: blend reward LoRAs at every denoising step.",

@@ -18,7 +18,7 @@ from .fusion import check_scheduler, fused
 from .host import blended
 from .loading import takes_eta
 
-METHODS = (*ESTIMATORS, "msdda", "soup", "base")
+METHODS = (*ESTIMATORS, "msdda", "base")
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class Method:
     ) -> Method:
         """The method of that name, one of METHODS.
 
-        Those of ESTIMATORS: the blend of predictions; evaluations: for budget and anchored, the average per step, by
-        default BUDGET.  msdda: the bases' steps fused.  soup: weights averaged.
+        Those of ESTIMATORS: the blend of predictions, or under merged one prediction of all LoRAs added up.
+        evaluations: for budget and anchored, the average per step, by default BUDGET.  msdda: the bases' steps fused.
         base: no LoRA.  etas: for msdda, one per reward LoRA, above 0 and up to 1; none: all 1, ancestral.  base_eta:
         the same for the base model.
         """
@@ -82,8 +82,6 @@ class Method:
             )
         if name == "base":
             return cls(None, (1.0,), exact)
-        if name == "soup":
-            return cls(LoRABank([soup(factors, blend.coefficients[1:])]), (0.0, 1.0), exact)
         if name == "msdda":
             etas = basis_etas(etas, [None] * len(factors), base_eta)
             return cls(LoRABank(factors), blend.coefficients, exact, etas)

@@ -102,6 +102,7 @@ class _BlendedForward:
         self.unit = 1.0
         self.signature = inspect.signature(type(network).forward)
         self.attachment = bank.attach(network)
+        self.attachment.mix(plan.mixtures)
         self.plan = plan
         self.execution = execution
         self.clock = TimestepClock(len(plan.variants))

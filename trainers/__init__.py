@@ -1,14 +1,18 @@
 """Trainers: a base model, a reward, prompts and a KL weight become a reward LoRA.
 
-    config.py       every setting with its help            presets/        published settings as TOML
-    families.py     what differs between model families    bases.py        the base model of a run
-    transition.py   the sampler's steps as Gaussians       rollout.py      trajectories
-    policy.py       a network with a LoRA that can be switched off
-    losses.py       the objectives as pure functions       objectives.py   the same over a policy's trajectories
-    updating.py     one epoch of any objective             averaging.py    the average of the weights
-    gathering.py    what several processes know together   sharding.py     parameters that FSDP shares out
+    settings/       every setting with its help, its checks, published settings as TOML
+    model/          the base model of a run and what differs between families, a LoRA that can be switched off, the
+                    sampler as a chain of Gaussians, trajectories
+    objectives/     the objectives as pure functions, and the same over a policy's trajectories
+    data/           prompts, preference pairs, and which of them an epoch is made of
+    loop/           an epoch of any objective, validation, the average of the weights, checkpoints, log, stopping
+    files/          the LoRA that a run writes, and other spellings
+    rewards.py      the reward that is trained, and those that are watched
+    distributed.py  what several processes know together
+    sharding.py     parameters that FSDP shares out
+    places.py       paths as files that are passed on state them
+    seeding.py      every draw from the run's seed and what it is for
     train.py        the loop, read from top to bottom
-    checkpoint.py, tracking.py, export.py                  what it leaves behind
 
 Heavy libraries load inside the modules that need them; this file imports none.
 """

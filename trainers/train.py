@@ -17,23 +17,23 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor
 
 from ..blend_core.errors import BlendError
-from . import export
-from .averaging import Average, copy
-from .bases import Base, base_sha256, open_base
-from .checkpoint import check_same, check_space, checkpoints, load_checkpoint, plain, save_checkpoint
-from .checks import check, check_chain
-from .config import Config
-from .gathering import Gathering
-from .objectives import Stats, objective_of
-from .pairs import PairSet
-from .policy import Policy
-from .prompts import epoch_chunks, prompts_sha256, read_prompts, shuffled
-from .rewarding import Rewards, open_rewards
+from .data.pairs import PairSet
+from .data.prompts import epoch_chunks, prompts_sha256, read_prompts, shuffled
+from .distributed import Gathering
+from .files import lora as export
+from .loop.average import Average, copy
+from .loop.checkpoint import check_same, check_space, checkpoints, load_checkpoint, plain, save_checkpoint
+from .loop.epoch import Stopped, Updater, run_epoch
+from .loop.log import Log, hacked, save_grid
+from .loop.stop import StopWish
+from .loop.validation import Validation, validate
+from .model.base import Base, base_sha256, open_base
+from .model.policy import Policy
+from .objectives.all import Stats, objective_of
+from .rewards import Rewards, open_rewards
+from .settings.checks import check, check_chain
+from .settings.config import Config
 from .sharding import shared_out, whole
-from .stopping import StopWish
-from .tracking import Log, hacked, save_grid
-from .updating import Stopped, Updater, run_epoch
-from .validation import Validation, validate
 
 
 def train(config: Config, rewards: Rewards | None = None, base: Base | None = None) -> Path:

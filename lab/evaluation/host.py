@@ -1,6 +1,6 @@
 """What every method samples with: one network, one chain, one noise per image, and counters of what was spent.
 
-    x_next = mean(x, prediction) + sigma * noise        (trainers/transition.py)
+    x_next = mean(x, prediction) + sigma * noise        (trainers/model/chain.py)
 
 A method differs from the others in the prediction alone, or in which of several x_next it goes on with. The path KL to
 the base, sum over steps of |mean - mean_base|^2 / (2 sigma^2), is taken on the path that was sampled.
@@ -16,15 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...blend_core import Factors, LoRABank, Plan, Target, evaluate_variants, exact, image_seed, soup
+from ...blend_core import Factors, LoRABank, Plan, Target, evaluate_variants, exact, image_seed
+from ...blend_core.network.selection import Mixtures
 from ...blend_core.parameterization import State
 from ...blend_core.plan import Call
 from ...blend_core.rewards import Reward, weighted
-from ...trainers.bases import Base
-from ...trainers.config import SamplingSettings
-from ...trainers.rollout import Predict
+from ...trainers.model.base import Base
+from ...trainers.model.chain import Step
+from ...trainers.model.rollout import Predict
 from ...trainers.seeding import ImageNoise, stream
-from ...trainers.transition import Step
+from ...trainers.settings.config import SamplingSettings
 from .memory import Peak
 
 
@@ -62,7 +63,6 @@ class Host:
         self.base, self.loras, self.rewards, self.sampling = base, loras, dict(rewards), sampling
         self.chain: list[Step] = base.chain(sampling)
         self.bank = self._bank(loras.factors)
-        self._soups: dict[tuple[float, ...], LoRABank] = {}
         self._oracles: dict[tuple[float, ...], LoRABank] = {}
 
     @property
@@ -79,13 +79,6 @@ class Host:
             final = float(self.base.pipe.scheduler.final_alpha_cumprod)
             last = (final**0.5, (1 - final) ** 0.5)
         return [*((step.signal, step.noise) for step in self.chain), last]
-
-    def soup(self, coefficients: Sequence[float]) -> LoRABank:
-        """A bank whose variant 1 is the average of weights. coefficients: (m,)."""
-        key = tuple(coefficients)
-        if key not in self._soups:
-            self._soups[key] = self._bank([soup(self.loras.factors, key)])
-        return self._soups[key]
 
     def oracle(self, preference: tuple[float, ...]) -> LoRABank:
         """A bank whose variant 1 was trained for this preference."""
@@ -149,10 +142,14 @@ class Batch:
         like = torch.empty(0, device=self.host.base.device)
         return ImageNoise(list(others if candidate else made), self.host.base.latent_shape, like)
 
-    def variants_at(self, bank: LoRABank):
-        """evaluate(x, k, variants (v, n)) -> unguided predictions (v, chunks * n, ...), unconditional rows first."""
+    def variants_at(self, bank: LoRABank, mixtures: Mixtures | None = None):
+        """evaluate(x, k, variants (v, n)) -> unguided predictions (v, chunks * n, ...), unconditional rows first.
+
+        mixtures: variants that are several of the bank's at once.
+        """
         base, chain = self.host.base, self.host.chain
         attachment = bank.attach(base.network)
+        attachment.mix(mixtures or {})
 
         def evaluate(x: Tensor, k: int, variants: Tensor) -> Tensor:
             self.evaluations += len(variants)
@@ -167,7 +164,7 @@ class Batch:
 
     def predictor(self, bank: LoRABank, plan: Plan) -> Predict:
         """The guided prediction that a plan makes of a bank's variants."""
-        evaluate = self.variants_at(bank)
+        evaluate = self.variants_at(bank, plan.mixtures)
 
         def predict(x: Tensor, k: int) -> Tensor:
             step, rows = self.host.chain[k], self.rows(x)

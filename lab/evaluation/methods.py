@@ -2,7 +2,7 @@
 
 base         the pretrained model
 basis        each reward LoRA alone
-soup         rewarded soup: the LoRAs' weights averaged, what stacked LoRAs do
+merged       the LoRAs added up in one network, as stacked LoRAs are (rewarded soup)
 mpa          DB-MPA (arXiv 2505.18547): predictions blended by the preference
 kla          DB-KLA: the same at every alignment
 sampled      DB-MPA-LS: one LoRA per step, drawn
@@ -14,7 +14,7 @@ best_of_n    n images of the base, the best by weighted reward
 code         CoDe (arXiv 2502.00968): the best of n after every block of steps
 rgg          reward gradient on the predicted x0, normalised
 oracle       a LoRA trained for the very preference (MORL)
-soup_dial, oracle_dial   soup and oracle at every alignment, to be compared with kla at equal path KL
+merged_dial, oracle_dial   merged and oracle at every alignment, to be compared with kla at equal path KL
 """
 
 from __future__ import annotations
@@ -67,12 +67,6 @@ def blended(batch: Batch, point: Point, estimator: str = "exact") -> Tensor:
 def estimated(estimator: str) -> Callable[[Batch, Point], Tensor]:
     """The blend by another estimator than exact."""
     return lambda batch, point: blended(batch, point, estimator)
-
-
-def soup(batch: Batch, point: Point) -> Tensor:
-    """One LoRA, sum_i c_i up_i down_i."""
-    bank = batch.host.soup(coefficients(batch.host.loras, point)[1:])
-    return _planned(batch, bank, (0.0, 1.0))
 
 
 def rlg(batch: Batch, point: Point) -> Tensor:
@@ -201,11 +195,11 @@ def _oracle_dial(protocol: Protocol):
     return [(preference, each) for preference, each in _dial(protocol) if preference in known]
 
 
-DIALS = ("kla", "soup_dial", "oracle_dial")  # one preference at several alignments
+DIALS = ("kla", "merged_dial", "oracle_dial")  # one preference at several alignments
 METHODS: dict[str, Method] = {
     "base": Method("base", base, _once),
     "basis": Method("one LoRA", blended, _one_hot),
-    "soup": Method("rewarded soup", soup, _preferences),
+    "merged": Method("rewarded soup", estimated("merged"), _preferences),
     "mpa": Method("DB-MPA", blended, _preferences),
     "kla": Method("DB-KLA", blended, _dial),
     "sampled": Method("DB-MPA-LS", estimated("sampled"), _preferences),
@@ -218,7 +212,7 @@ METHODS: dict[str, Method] = {
     "code": Method("CoDe", code, _preferences, blends=False),
     "rgg": Method("RGG", rgg, _preferences),
     "oracle": Method("MORL oracle", oracle, _with_oracles),
-    "soup_dial": Method("soup, dial", soup, _dial),
+    "merged_dial": Method("soup, dial", estimated("merged"), _dial),
     "oracle_dial": Method("oracle, dial", oracle, _oracle_dial),
 }
 

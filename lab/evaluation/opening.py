@@ -12,11 +12,13 @@ from transformers.utils import logging as transformers_logging
 from ...blend_core import BlendError, read_adapter
 from ...blend_core.rewards import Library, Reward, load_reward
 from ...pipelines import load_base, match
-from ...trainers.bases import Base
-from ..images import dtype_of, read_rewards
+from ...trainers.model.base import Base
+from ...trainers.places import reward_label
+from ...trainers.settings.config import stated_settings
+from ..generation.record import fingerprint, place, sha256
+from ..generation.run import dtype_of, read_rewards
 from ..options import read_prompts
-from ..record import fingerprint, place, sha256
-from ..rewards import library_of
+from ..scores.chosen_rewards import library_of
 from .host import Host, LoRAs
 from .methods import oracle_files
 from .protocol import Protocol
@@ -67,12 +69,12 @@ def prompts_of(protocol: Protocol) -> list[str]:
     return prompts
 
 
-def record_of(protocol: Protocol, host: Host, prompts: list[str]) -> dict:
-    """What decides an evaluation's figures, for evaluation.json."""
+def record_of(protocol: Protocol, host: Host, prompts: list[str], out: Path) -> dict:
+    """What decides an evaluation's figures, for evaluation.json in `out`."""
     digests = {name: sha256(file) for name, file in lora_files(protocol).items()}
     digests |= {str(key): sha256(Path(place(path))) for key, path in oracle_files(protocol).items()}
     return {
-        "protocol": asdict(protocol),
+        "protocol": asdict(stated_settings(protocol, out)),
         "prompts": prompts,
         "sha256": digests,
         "base_fingerprint": fingerprint(host.base.pipe),
@@ -84,7 +86,9 @@ def record_of(protocol: Protocol, host: Host, prompts: list[str]) -> dict:
 def _rewards(protocol: Protocol, device: str) -> dict[str, Reward]:
     choice = protocol.rewards
     library = library_of([Path(folder).expanduser() for folder in choice.folders], choice.download)
-    rewards = {name.removeprefix(TOY): _reward(name, library, device, choice.scale) for name in choice.names}
+    labels = [reward_label(name).removeprefix(TOY) for name in choice.names]
+    opened = [_reward(name, library, device, choice.scale) for name in choice.names]
+    rewards = dict(zip(labels, opened, strict=True))
     if len(rewards) < len(choice.names):
         raise BlendError(f"rewards.names are {', '.join(choice.names)}; each may come once. Leave the spare one out.")
     blind = [name for name, reward in rewards.items() if not reward.card.differentiable]

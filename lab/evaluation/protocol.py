@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...trainers.config import SamplingSettings, read_settings, setting
+from ...trainers.places import last_after, stated, stated_reward
+from ...trainers.settings.config import SamplingSettings, read_settings, setting
 
 PROTOCOLS = Path(__file__).parent / "protocols"
 
@@ -19,11 +20,12 @@ PROTOCOLS = Path(__file__).parent / "protocols"
 class Models:
     """The base model and its LoRAs."""
 
-    base: str = setting("", "Diffusers folder, hub id, .safetensors checkpoint, or toy. Required.")
-    config: str = setting("", "For a checkpoint: a diffusers folder of its family.")
-    loras: tuple[str, ...] = setting((), "NAME=PATH of each reward LoRA, in the order of the preferences. Required.")
+    base: str = setting("", "Diffusers folder, hub id, .safetensors checkpoint, or toy. Required.", stated)
+    config: str = setting("", "For a checkpoint: a diffusers folder of its family.", stated)
+    loras: tuple[str, ...] = setting((), "NAME=PATH of each reward LoRA, in the order of the preferences. Required.",
+                                     last_after("=", stated))  # fmt: skip
     oracles: tuple[str, ...] = setting((), "'0.5, 0.5=PATH' of LoRAs trained for one preference each, for the method "
-                                           "oracle.")  # fmt: skip
+                                           "oracle.", last_after("=", stated))  # fmt: skip
     dtype: str = setting("float32", "float32, float16 or bfloat16, of the base model.")
 
 
@@ -32,9 +34,9 @@ class RewardChoice:
     """What images are scored with."""
 
     names: tuple[str, ...] = setting((), "The reward of each LoRA, in their order; toy:NAME for the studio's. "
-                                         "Required.")  # fmt: skip
+                                         "Required.", stated_reward)  # fmt: skip
     scale: str = setting("none", "Preset of scales: none, diffusion-blend or flow-grpo.")
-    folders: tuple[str, ...] = setting((), "Folders with reward weights, as <folder>/<reward>/<file>.")
+    folders: tuple[str, ...] = setting((), "Folders with reward weights, as <folder>/<reward>/<file>.", stated)
     download: bool = setting(False, "Download reward weights that are nowhere; off: missing weights stop the run.")
 
 
@@ -43,7 +45,7 @@ class Prompts:
     """What is sampled: every prompt with every seed."""
 
     texts: tuple[str, ...] = setting((), "Prompts.")
-    file: str = setting("", "Text file with one prompt per line, beside texts.")
+    file: str = setting("", "Text file with one prompt per line, beside texts.", stated)
     seeds: int = setting(4, "Images of each prompt. Intervals shrink with its root, and with that of the prompts.")
     first_seed: int = setting(1, "Seeds count up from it; the same ones for every prompt.")
 
@@ -87,7 +89,7 @@ def _objections(protocol: Protocol):
     """What is wrong with a protocol, the first thing first."""
     models, rewards, prompts = protocol.models, protocol.rewards, protocol.prompts
     needed = {
-        "methods": (protocol.methods, '\'["mpa", "soup"]\''),
+        "methods": (protocol.methods, '\'["mpa", "merged"]\''),
         "preferences": (protocol.preferences, "'[[0.5, 0.5]]'"),
         "models.base": (models.base, "PATH"),
         "models.loras": (models.loras, '\'["faithful=a.safetensors", "beautiful=b.safetensors"]\''),

@@ -17,8 +17,8 @@ import torch
 from tqdm import tqdm
 
 from ...blend_core import BlendError
-from ..images import png
-from ..record import write
+from ..generation.record import write
+from ..generation.run import png
 from .host import Outcome
 from .methods import METHODS, Point, points_of
 from .opening import open_host, prompts_of, record_of
@@ -57,7 +57,7 @@ def work(protocol: Protocol, out: Path, rank: int, world: int, device: str) -> N
     prompts = prompts_of(protocol)
     everything = passes_of(protocol, prompts)
     host = open_host(protocol, device)
-    claim(out, record_of(protocol, host, prompts))
+    claim(out, record_of(protocol, host, prompts, out))
     done = finished(out)
     own = [each for each in everything if each.number % world == rank]
     with tqdm(total=len(own), unit="pass", disable=rank > 0) as progress:

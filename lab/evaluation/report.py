@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
-from ..record import write
+from ..generation.record import write
 from .bootstrap import Estimate
 from .methods import DIALS, METHODS
 from .opening import prompts_of

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ..curves import draw, points
+from .curves import draw, points
 from .make import ENVIRONMENT, RUN
 
 REWARD = "calm"

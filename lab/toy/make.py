@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from ...trainers.config import PRESETS, tomllib
-from ...trainers.policy import Policy
-from ...trainers.rollout import rollout
+from ...trainers.model.policy import Policy
+from ...trainers.model.rollout import rollout
 from ...trainers.seeding import stream
+from ...trainers.settings.config import PRESETS, tomllib
 from .data import random_prompts
 from .model import STUDIO
 from .rewards import toy_rewards

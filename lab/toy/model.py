@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
-from ...pipelines.autoencoder import PatchAutoencoder
+from .autoencoder import PatchAutoencoder
 from .data import WORDS
 
 STUDIO = Path(__file__).parent / "studio"

@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...blend_core.errors import BlendError
-from ...trainers.config import Config, read_config
+from ...trainers.settings.config import Config, read_config
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ...trainers.policy import Policy
-    from ...trainers.rewarding import Rewards
+    from ...trainers.model.policy import Policy
+    from ...trainers.rewards import Rewards
 
 MARK = "toy:"
 PROMPTS = {"toy": "prompts.txt", "toy:open": "prompts_open.txt"}  # the second leave backgrounds open
@@ -33,8 +33,8 @@ def resolved(config: Config) -> tuple[Config, Rewards | None]:
 
 def toy_policy(lora: Path | None = None) -> Policy:
     """The studio's model with a fresh LoRA, or the one of a file, sampled as the preset says."""
-    from ...trainers.bases import Base
-    from ...trainers.policy import Policy
+    from ...trainers.model.base import Base
+    from ...trainers.model.policy import Policy
     from .model import load_base
 
     policy = Policy(Base(load_base()), read_config(["toy"]))
@@ -47,7 +47,7 @@ def toy_policy(lora: Path | None = None) -> Policy:
 def _rewards(config: Config) -> Rewards:
     """The studio's rewards, in units of the base's spread, times the scale that makes the bases move alike."""
     from ...blend_core.rewards import Scale
-    from ...trainers.rewarding import Term, open_rewards
+    from ...trainers.rewards import Term, open_rewards
     from .rewards import toy_rewards
 
     known = toy_rewards()

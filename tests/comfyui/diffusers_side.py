@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from diffusion_blend.trainers import export
-from diffusion_blend.trainers.bases import Base
-from diffusion_blend.trainers.config import read_config
-from diffusion_blend.trainers.families import FAMILIES
-from diffusion_blend.trainers.policy import Policy
+from diffusion_blend.trainers.files import lora as export
+from diffusion_blend.trainers.model.base import Base
+from diffusion_blend.trainers.model.families import FAMILIES
+from diffusion_blend.trainers.model.policy import Policy
+from diffusion_blend.trainers.settings.config import read_config
 from safetensors.torch import save_file
 
 TIMESTEP = 500

@@ -8,9 +8,9 @@ import numpy
 import pytest
 import torch
 from diffusion_blend.blend_core import Blend
-from diffusion_blend.lab import images as making
 from diffusion_blend.lab.cli import main
-from diffusion_blend.lab.record import TOY, place
+from diffusion_blend.lab.generation import run as making
+from diffusion_blend.lab.generation.record import TOY, place
 from diffusion_blend.pipelines import Method, Sampling, generate, load_base, load_factors
 from PIL import Image
 
@@ -56,7 +56,7 @@ def refusal(capsys, *command):
     return message
 
 
-@pytest.mark.parametrize("method", ["exact", "stratified", "soup", "base"])
+@pytest.mark.parametrize("method", ["exact", "stratified", "merged", "base"])
 def test_a_record_makes_the_same_files_again(studio, tmp_path, method):
     assert main(arguments(studio, tmp_path / "a", f"--method={method}")) == 0
     assert main(["generate", f"--repeat={tmp_path / 'a' / 'generation.json'}", f"--out={tmp_path / 'b'}"]) == 0

@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 from diffusion_blend.blend_core.rewards import load_reward
-from diffusion_blend.lab import scoring
 from diffusion_blend.lab.cli import main
-from diffusion_blend.lab.prompts import graph_prompt
+from diffusion_blend.lab.scores import run as scoring
+from diffusion_blend.lab.scores.image_prompts import graph_prompt
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 

@@ -28,9 +28,9 @@ from diffusion_blend.lab.toy.model import STUDIO, TEXT_LENGTH, build_scheduler, 
 from diffusion_blend.lab.toy.rewards import _log_odds, jpeg_bits, toy_rewards
 from diffusion_blend.lab.toy.scorer import accuracy, labels_of_prompt
 from diffusion_blend.lab.toy.training import resolved, toy_policy
-from diffusion_blend.trainers.config import read_config
-from diffusion_blend.trainers.prompts import read_prompts
-from diffusion_blend.trainers.transition import ddim_steps
+from diffusion_blend.trainers.data.prompts import read_prompts
+from diffusion_blend.trainers.model.chain import ddim_steps
+from diffusion_blend.trainers.settings.config import read_config
 
 LORAS = ("calm", "vivid", "faithful")
 TINT = 0.12  # how far brightness (8%) and tint (0.03) can take a colour of a picture from its palette

@@ -8,7 +8,7 @@ mean shifted by sigma^2 P_after b / kl_weight.
 
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-from diffusion_blend.trainers.transition import ddim_steps, flow_steps
+from diffusion_blend.trainers.model.chain import ddim_steps, flow_steps
 from torch import nn
 
 MEAN, DEVIATION = 0.3, 0.7

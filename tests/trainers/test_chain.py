@@ -6,12 +6,12 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusion_blend.blend_core.errors import BlendError
-from diffusion_blend.trainers.checks import check_chain
-from diffusion_blend.trainers.config import read_config
-from diffusion_blend.trainers.gathering import Gathering
-from diffusion_blend.trainers.objectives import objective_of
-from diffusion_blend.trainers.prompts import epoch_chunks
-from diffusion_blend.trainers.updating import Updater, run_epoch
+from diffusion_blend.trainers.data.prompts import epoch_chunks
+from diffusion_blend.trainers.distributed import Gathering
+from diffusion_blend.trainers.loop.epoch import Updater, run_epoch
+from diffusion_blend.trainers.objectives.all import objective_of
+from diffusion_blend.trainers.settings.checks import check_chain
+from diffusion_blend.trainers.settings.config import read_config
 
 from .chain import ChainPolicy, ddim_chain, flow_chain, linear_reward
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from diffusion_blend.blend_core.errors import BlendError
 from diffusion_blend.blend_core.rewards import load_reward
-from diffusion_blend.trainers.checks import check
-from diffusion_blend.trainers.config import PRESETS, Config, fields, read_config, settings_help, to_flat
-from diffusion_blend.trainers.prompts import epoch_chunks, read_prompts, shuffled
-from diffusion_blend.trainers.rewarding import open_rewards
-from diffusion_blend.trainers.updating import Updater
+from diffusion_blend.trainers.data.prompts import epoch_chunks, read_prompts, shuffled
+from diffusion_blend.trainers.loop.epoch import Updater
+from diffusion_blend.trainers.rewards import open_rewards
+from diffusion_blend.trainers.settings.checks import check
+from diffusion_blend.trainers.settings.config import PRESETS, Config, fields, read_config, settings_help, to_flat
 
 
 def test_every_setting_is_explained_with_its_default():

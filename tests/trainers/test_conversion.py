@@ -8,8 +8,8 @@ from diffusion_blend.blend_core import read_adapter
 from diffusion_blend.blend_core.errors import BlendError
 from diffusion_blend.lab.cli import main
 from diffusion_blend.pipelines import load_base, network_of
-from diffusion_blend.trainers.conversion import by_module, carried, reduced, spelled
-from diffusion_blend.trainers.export import save_lora
+from diffusion_blend.trainers.files.convert import by_module, carried, reduced, spelled
+from diffusion_blend.trainers.files.lora import save_lora
 from peft import LoraConfig
 from safetensors.torch import save_file
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusion_blend.trainers import losses
-from diffusion_blend.trainers.objectives import Spread, spread_choice
+from diffusion_blend.trainers.objectives import losses
+from diffusion_blend.trainers.objectives.all import Spread, spread_choice
 
 OPTIONS = {"kl_weight": 0.0, "spread": 1.0, "clip": 0.1, "dimensions": 1}
 ZERO = torch.zeros(1)
@@ -121,7 +121,7 @@ def test_chosen_steps_sum_to_all_of_them_on_average():
 
 
 def test_the_average_is_of_the_weights_after_updates_and_goes_back():
-    from diffusion_blend.trainers.averaging import Average
+    from diffusion_blend.trainers.loop.average import Average
 
     weight = torch.zeros(1)
     average, plain = Average({"w": weight}, 0.5), Average({"w": weight}, 0.0)

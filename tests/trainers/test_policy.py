@@ -11,11 +11,11 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusion_blend.blend_core import read_adapter, resolve
 from diffusion_blend.blend_core.errors import BlendError
 from diffusion_blend.pipelines import network_of, target_index
-from diffusion_blend.trainers import export
-from diffusion_blend.trainers.bases import Base
-from diffusion_blend.trainers.config import read_config
-from diffusion_blend.trainers.families import JOINT_ATTENTION
-from diffusion_blend.trainers.policy import Policy
+from diffusion_blend.trainers.files import lora as export
+from diffusion_blend.trainers.model.base import Base
+from diffusion_blend.trainers.model.families import JOINT_ATTENTION
+from diffusion_blend.trainers.model.policy import Policy
+from diffusion_blend.trainers.settings.config import read_config
 from peft.utils import get_peft_model_state_dict
 
 from .worlds import FAMILIES, PROMPTS, settings

@@ -22,15 +22,15 @@ from accelerate.utils import DistributedType
 from diffusion_blend.blend_core import read_adapter
 from diffusion_blend.blend_core.errors import BlendError
 from diffusion_blend.pipelines import load_base, load_factors
-from diffusion_blend.trainers import checkpoint
 from diffusion_blend.trainers import train as loop
-from diffusion_blend.trainers.bases import Base
-from diffusion_blend.trainers.config import to_flat
-from diffusion_blend.trainers.pairing import make_pairs
-from diffusion_blend.trainers.pairs import PairSet
-from diffusion_blend.trainers.policy import Policy
-from diffusion_blend.trainers.rewarding import open_rewards
-from diffusion_blend.trainers.tracking import hacked, read_log
+from diffusion_blend.trainers.data.pairing import make_pairs
+from diffusion_blend.trainers.data.pairs import PairSet
+from diffusion_blend.trainers.loop import checkpoint
+from diffusion_blend.trainers.loop.log import hacked, read_log
+from diffusion_blend.trainers.model.base import Base
+from diffusion_blend.trainers.model.policy import Policy
+from diffusion_blend.trainers.rewards import open_rewards
+from diffusion_blend.trainers.settings.config import to_flat
 from diffusion_blend.trainers.train import train
 from safetensors.torch import load_file, save_file
 
@@ -175,7 +175,7 @@ def program(config, folder: Path, before: str = "") -> list[str]:
         "faulthandler.dump_traceback_later(240, exit=True)\n"  # a stall fails with the place where it happened
         f"{before}"
         "from diffusion_blend.blend_core.errors import BlendError\n"
-        "from diffusion_blend.trainers.config import read_config\n"
+        "from diffusion_blend.trainers.settings.config import read_config\n"
         "from diffusion_blend.trainers.train import train\n"
         f"try:\n    train(read_config(**{flat!r}))\n"
         "except KeyboardInterrupt:\n    sys.exit(130)\n"

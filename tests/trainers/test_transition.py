@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from diffusion_blend.blend_core.errors import BlendError
-from diffusion_blend.trainers.transition import check_noise, ddim_steps, flow_steps
+from diffusion_blend.trainers.model.chain import check_noise, ddim_steps, flow_steps
 
 from .chain import ddim_chain, ddim_scheduler, flow_chain
 

@@ -13,7 +13,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from diffusion_blend.trainers.config import read_config
+from diffusion_blend.trainers.settings.config import read_config
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPTextConfig,

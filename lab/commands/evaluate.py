@@ -1,0 +1,79 @@
+"""`diffusion-blend evaluate`: the command. The work is in evaluation/, which loads only when it is called."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...trainers.settings.config import settings_help
+from ..evaluation.protocol import PROTOCOLS, Protocol, read_protocol
+
+
+def _show_help(context: typer.Context, wanted: bool) -> None:
+    if wanted:
+        print(context.get_help())
+        print(settings_help(Protocol, PROTOCOLS, "Protocols"))
+        raise typer.Exit()
+
+
+def command(
+    protocol: Annotated[
+        list[str] | None, typer.Argument(help="toy, paper, or TOML files; later ones win. Default: toy.")
+    ] = None,
+    set: Annotated[list[str] | None, typer.Option(help="key=value, such as prompts.seeds=8; repeat.")] = None,
+    processes: Annotated[int, typer.Option(help="Processes: one per core or GPU, as memory allows.", min=1)] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for scores, tables, plots and report.html.")] = Path("evaluation"),
+    help: Annotated[
+        bool, typer.Option("--help", callback=_show_help, is_eager=True, help="Explain every setting.")
+    ] = False,
+) -> None:
+    """Compare methods on the same prompts and noise. A run that was stopped goes on when the command is given again.
+
+    On several machines, with a folder that all see: accelerate launch -m diffusion_blend.lab evaluate ...
+    """
+    chosen = read_protocol(protocol or ["toy"], set or [])
+    from ..evaluation.report import at_kl_of, publish, table_of, volumes_of
+    from ..options import chosen_device
+    from ..tables import print_rows
+
+    _work(chosen, out, processes, chosen_device(device))
+    summary = publish(chosen, out)
+    if summary is None:
+        print(f"This process has made its share; the last one of all writes {out / 'report.html'}.")
+        return
+    for table in (table_of(summary), at_kl_of(summary), volumes_of(summary)):
+        if table:
+            print_rows(table)
+    print(f"Written: {out / 'report.html'}, and scores.parquet, costs.parquet, summary.md, .csv and .json beside it")
+
+
+def _work(protocol: Protocol, out: Path, processes: int, device: str) -> None:
+    """This process's share under accelerate launch, else all of it by `processes`."""
+    from ..evaluation.queue import work
+
+    if "WORLD_SIZE" in os.environ:
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        work(protocol, out, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), _placed(device, local))
+    elif processes == 1:
+        work(protocol, out, 0, 1, device)
+    else:
+        import multiprocessing
+        from concurrent.futures import ProcessPoolExecutor
+
+        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+            shares = [pool.submit(work, protocol, out, i, processes, _placed(device, i)) for i in range(processes)]
+            for share in shares:
+                share.result()
+
+
+def _placed(device: str, number: int) -> str:
+    """The GPU of a process."""
+    if device != "cuda":
+        return device
+    import torch
+
+    return f"cuda:{number % torch.cuda.device_count()}"

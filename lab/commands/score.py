@@ -1,0 +1,129 @@
+"""`diffusion-blend score`: options and tables. The work in scores/run.py loads only when it is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ...blend_core.rewards import Library
+    from ..scores.chosen_rewards import Chosen, Settings
+    from ..scores.image_folder import Item
+
+SPACE = 3  # columns of the terminal between two of a table's
+
+
+def command(
+    folder: Annotated[Path | None, typer.Argument(help="Folder with png, jpg or webp images.")] = None,
+    reward: Annotated[
+        list[str] | None, typer.Option(help="NAME or NAME=WEIGHT; repeat. A path/file.py is a reward of your own.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--list", help="Say what rewards there are, and stop.")] = False,
+    prompt: Annotated[str | None, typer.Option(help="The prompt of all images.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help=".txt (a line per image), .json {file: prompt}, or .csv with file,prompt.")
+    ] = None,
+    recursive: Annotated[bool, typer.Option("--recursive", help="Subfolders too.")] = False,
+    models: Annotated[
+        list[Path] | None, typer.Option(help="Folder with weights; repeat. Default: ComfyUI's models/reward_models.")
+    ] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch missing weights (up to 4 GB a reward).")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32, float16 or bfloat16.")] = "float32",
+    scale: Annotated[str, typer.Option(help="none, or a paper's: diffusion-blend, flow-grpo.")] = "none",
+    batch_size: Annotated[int, typer.Option(help="Images per pass, where they have one size.", min=1)] = 8,
+    top: Annotated[int, typer.Option(help="Images in the table that is printed; 0: means only.", min=0)] = 20,
+    out: Annotated[Path | None, typer.Option(help="For scores.csv and scores.json. Default: FOLDER.")] = None,
+) -> None:
+    """Score the images of a folder with rewards.
+
+    Prompts come from the images themselves (ComfyUI's metadata, or generate's record), --prompt or --prompts. A run
+    that was stopped goes on when the same command is given again; images that have not changed are not scored twice.
+    """
+    from ...blend_core import BlendError
+    from ..scores.chosen_rewards import Settings, library_of
+    from ..scores.run import run
+
+    library, settings = library_of(models or [], download), Settings.of(device, dtype, scale)
+    if show:
+        print_rewards(reward or [], library, settings)
+        return
+    if folder is None:
+        raise BlendError("no folder came. Give the folder with the images, or --list to see the rewards.")
+    if prompt is not None and prompts is not None:
+        raise BlendError("both --prompt and --prompts came. Give one of them.")
+    out = out or folder
+    given = prompts if prompt is None else prompt
+    items, rewards = run(folder, reward or [], library, settings, out, given, recursive, batch_size)
+    print_scores(items, rewards, top)
+    print(f"Scores of all images: {out / 'scores.csv'}, {out / 'scores.json'}")
+
+
+def print_scores(items: list[Item], rewards: list[Chosen], top: int) -> None:
+    """The best images by weighted score, or by the first reward where there are no weights; then means."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from ..scores.run import statistics, total_scores
+
+    columns = {reward.label: {item.file: item.scores[reward.label] for item in items} for reward in rewards}
+    total = total_scores(items, rewards)
+    columns |= {"weighted": total} if total else {}
+    by, scores = ("weighted", total) if total else next(iter(columns.items()))
+    table = _table(f"{min(top, len(items))} of {len(items)} images, best {by} first")
+    table.add_column("image", overflow="fold", min_width=20)
+    for name in columns:
+        table.add_column(Text(name), justify="right", no_wrap=True)
+    for file in sorted(scores, key=scores.get, reverse=True)[:top]:
+        table.add_row(Text(file), *(f"{column[file]:.4g}" for column in columns.values()))
+    table.add_section()
+    means = [statistics(column.values()) for column in columns.values()]
+    table.add_row("mean", *(f"{each['mean']:.4g}" for each in means))
+    if len(items) > 1:
+        table.add_row("standard error", *(f"± {each['standard_error']:.2g}" for each in means))
+    width = 20 + sum(max(len(name), 9) + SPACE for name in columns)
+    Console(width=max(Console().width, width)).print(table)
+
+
+def print_rewards(more: list[str], library: Library, settings: Settings) -> None:
+    """All rewards, `more` of the user's own among them, and where the weights come from."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from ...blend_core.rewards import installed_rewards, reward_cards
+    from ..scores.chosen_rewards import card_of
+
+    own = {place: place for place in more if place not in reward_cards()}
+    names = dict.fromkeys([*reward_cards(), *installed_rewards()]) | library.own_rewards() | own
+    table = _table("prompt: reads it; gradient: reaches the pixels")
+    for column in ("reward", "measures", "usual range", "prompt", "gradient"):
+        table.add_column(column, no_wrap=column != "measures", overflow="fold")
+    files = []
+    for name, place in names.items():
+        try:
+            card, _ = card_of(str(place or name), library, settings)
+        except Exception as error:  # one's own code can fail in any way; the list is about the others too
+            table.add_row(Text(name), "cannot be loaded, see below")
+            files += [f"{name}: {error}"]
+            continue
+        ends = "not stated" if card.usual_range is None else "{:g} to {:g}".format(*card.usual_range)
+        facts = [ends, *("yes" if each else "-" for each in (card.reads_prompt, card.differentiable))]
+        table.add_row(Text(name), Text(card.measures), *facts)
+        if card.licence != "no weights":
+            files += [f"{name}, licence: {card.licence}"]
+            for file in card.files:
+                files += [f"  {file.filename}{' (never downloaded for you)' if file.by_hand else ''}: {file.page}"]
+    Console(width=max(Console().width, max(map(len, names)) + 58)).print(table)  # 58: the other columns
+    print("Licences and files of those with weights, looked for in", *map(str, library.folders))
+    print(*files, sep="\n")  # plain, so that addresses stay whole
+
+
+def _table(title: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    return Table(box=box.SIMPLE, title=title, title_justify="left")

@@ -1,0 +1,45 @@
+"""`diffusion-blend train`: the command. The loop is in trainers/train.py, which loads only when it is called."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ...trainers.settings.config import PRESETS, Config, settings_help
+
+
+def _show_help(context: typer.Context, wanted: bool) -> None:
+    if wanted:
+        print(context.get_help())
+        print(settings_help(Config, PRESETS, "Presets"))
+        raise typer.Exit()
+
+
+def command(
+    preset: Annotated[
+        list[str] | None, typer.Argument(help="Presets or TOML files; later ones win. --help lists the presets.")
+    ] = None,
+    set: Annotated[list[str] | None, typer.Option(help="key=value, such as sampling.steps=20; repeat.")] = None,
+    show: Annotated[bool, typer.Option("--show", help="Print the settings as they come out, and stop.")] = False,
+    help: Annotated[
+        bool, typer.Option("--help", callback=_show_help, is_eager=True, help="Explain every setting.")
+    ] = False,
+) -> None:
+    """Train a reward LoRA. A run that was stopped goes on when the same command is given again.
+
+    On several GPUs: accelerate launch -m diffusion_blend.lab train ...
+    """
+    from ...trainers.settings.config import read_config, to_flat
+
+    config = read_config(preset or [], set or [])
+    if show:
+        for key, value in to_flat(config).items():
+            print(f"{key} = {value!r}")
+        return
+    from ..toy.training import resolved
+
+    config, rewards = resolved(config)
+    from ...trainers.train import train
+
+    print(train(config, rewards))

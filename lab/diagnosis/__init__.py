@@ -1,0 +1,1 @@
+"""How far the bases of a blend disagree, and the gap that a blend neglects, measured on a run."""

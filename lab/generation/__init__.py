@@ -1,0 +1,1 @@
+"""Images of a blend, and the record that repeats them."""

@@ -1,0 +1,1 @@
+"""Scores of the images of a folder by rewards."""

@@ -1,0 +1,235 @@
+"""The demo: the toy studio sampled over sweeps of preference and alignment, scored, drawn and tabulated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+REWARDS = ("calm", "vivid")  # the two that are swept, from the first to the second
+WEIGHTS = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the first reward
+ALIGNMENTS = (0.0, 0.5, 1.0, 1.5, 2.0)
+# What the report calls each method, and how the diffusers host calls it.
+SWEPT = {"soup": "merged", "mpa": "exact", "sampled": "sampled", "stratified": "stratified"}
+PROMPTS = (
+    "a green circle on a striped white background",
+    "a red triangle on a dotted teal background",
+    "a yellow triangle on a plain black background",
+    "a blue cross on a striped teal background",
+    "a purple circle on a dotted white background",
+    "a orange square on a plain grey background",
+    "a blue square on a striped black background",
+    "a red cross on a dotted grey background",
+)
+STEPS, ETA, CFG = 20, 1.0, 2.0  # what the LoRAs were trained with
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point of the demo. weights: preference over REWARDS."""
+
+    method: str
+    weights: tuple[float, ...]
+    alignment: float = 1.0
+
+    @property
+    def host_method(self) -> str:
+        """What the diffusers host calls this method."""
+        return {"base": "base", "single": "exact", "kla": "exact"}.get(self.method) or SWEPT[self.method]
+
+
+@dataclass
+class Point:
+    """What one setting gave. images (n, 3, h, w) and scores (n,) per reward stay out of the report."""
+
+    setting: Setting
+    images: Tensor
+    scores: dict[str, Tensor]
+    evaluations_per_step: float
+    seconds_per_image: float
+    rmse_to_mpa: float | None = field(default=None)
+
+    @property
+    def rewards(self) -> dict[str, float]:
+        """Mean of each reward."""
+        return {name: scores.mean().item() for name, scores in self.scores.items()}
+
+    @property
+    def standard_errors(self) -> dict[str, float]:
+        """Standard error of each mean."""
+        return {name: _standard_error(scores) for name, scores in self.scores.items()}
+
+    def weighted(self) -> Tensor:
+        """The weighted reward of each image, (n,)."""
+        pairs = zip(self.setting.weights, REWARDS, strict=True)
+        return sum(weight * self.scores[name] for weight, name in pairs)
+
+    def row(self) -> dict:
+        """The point as report.json holds it."""
+        row = asdict(self.setting) | {"rewards": self.rewards, "standard_errors": self.standard_errors}
+        row |= {"evaluations_per_step": self.evaluations_per_step, "seconds_per_image": self.seconds_per_image}
+        return row | {"n": len(self.images), "rmse_to_mpa": self.rmse_to_mpa}
+
+
+def settings() -> Iterator[Setting]:
+    """All points of the demo, in the report's order."""
+    yield Setting("base", (0.5, 0.5), alignment=0.0)
+    yield Setting("single", (1.0, 0.0))
+    yield Setting("single", (0.0, 1.0))
+    for method in SWEPT:
+        for weight in WEIGHTS:
+            yield Setting(method, (weight, 1 - weight))
+    for alignment in ALIGNMENTS:
+        yield Setting("kla", (0.5, 0.5), alignment)
+
+
+def command(
+    out: Annotated[Path, typer.Option(help="Folder for grid.png, pareto.png and report.json.")] = Path("demo_out"),
+    seeds: Annotated[int, typer.Option(help="Images per prompt and point; 8 prompts, 28 points.", min=1)] = 8,
+) -> None:
+    """Sample the toy studio over sweeps of preference and alignment; write pictures and a report."""
+    from .demo_pictures import draw_grid, draw_pareto
+
+    out.mkdir(parents=True, exist_ok=True)
+    points = measure(seeds)
+    report = {"rewards": list(REWARDS), "points": [point.row() for point in points]}
+    (out / "report.json").write_text(json.dumps(report, indent=1))
+    draw_grid(points, PROMPTS, out / "grid.png")
+    draw_pareto(points, out / "pareto.png")
+    print_table(points)
+    print_findings(points)
+    print(f"\nPictures and figures: {out / 'grid.png'}, {out / 'pareto.png'}, {out / 'report.json'}")
+
+
+def measure(seeds: int) -> list[Point]:
+    """Sample and score every setting from the same prompts and noise.
+
+    Processes of one thread each: two threads of one process slow down tenfold where another program wants a core.
+    """
+    import multiprocessing
+    import os
+    from concurrent.futures import ProcessPoolExecutor
+
+    from tqdm import tqdm
+
+    todo = list(settings())
+    workers = min(os.cpu_count() or 1, 8)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        running = [pool.submit(measure_one, setting, seeds) for setting in todo]
+        try:
+            points = [future.result() for future in tqdm(running, desc="sampling", unit="point")]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    _add_distances(points)
+    return points
+
+
+@cache
+def open_studio() -> tuple:
+    """This process's pipeline, the LoRAs' factors, and the rewards."""
+    import diffusers
+    import torch
+    import transformers
+
+    from ...pipelines import load_factors
+    from .model import STUDIO, load_base
+    from .rewards import toy_rewards
+
+    torch.set_num_threads(1)
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
+    pipe = load_base()
+    factors, _ = load_factors(pipe, [STUDIO / "loras" / f"{name}.safetensors" for name in REWARDS])
+    return pipe, factors, toy_rewards()
+
+
+def measure_one(setting: Setting, seeds: int) -> Point:
+    """Sample and score one setting."""
+    import time
+
+    from ...blend_core import Blend
+    from ...pipelines import Method, Sampling, generate
+
+    pipe, factors, rewards = open_studio()
+    blend = Blend(REWARDS, setting.weights, setting.alignment)
+    method = Method.of(setting.host_method, blend, factors)
+    prompts = [prompt for prompt in PROMPTS for _ in range(seeds)]
+    numbers = list(range(1, len(prompts) + 1))
+    started = time.perf_counter()
+    images = generate(pipe, method, prompts, numbers, Sampling(STEPS, ETA, CFG))
+    seconds = time.perf_counter() - started
+    return Point(
+        setting,
+        images,
+        {name: reward(images, prompts) for name, reward in rewards.items()},
+        method.plan(STEPS, [0]).evaluations_per_step,
+        seconds / len(images),
+    )
+
+
+def _add_distances(points: list[Point]) -> None:
+    """Root mean square difference of each swept point's pixels to DB-MPA's from the same noise."""
+    exact = {point.setting.weights: point.images for point in points if point.setting.method == "mpa"}
+    for point in points:
+        if point.setting.method in SWEPT:
+            difference = point.images - exact[point.setting.weights]
+            point.rmse_to_mpa = difference.square().mean().sqrt().item()
+
+
+def print_table(points: list[Point]) -> None:
+    """The report as a table."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        box=box.SIMPLE,
+        title=f"n = {len(points[0].images)} per row; rewards in the base's spread; to MPA: RMSE of pixels",
+    )
+    columns = (f"w({REWARDS[0]})", "align", *points[0].rewards, "evals", "s/image", "to MPA")
+    table.add_column("method", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for point in points:
+        scores = [f"{mean:+.2f}±{point.standard_errors[name]:.2f}" for name, mean in point.rewards.items()]
+        distance = "" if point.rmse_to_mpa is None else f"{point.rmse_to_mpa:.4f}"
+        head = (point.setting.method, f"{point.setting.weights[0]:.2f}", f"{point.setting.alignment:.1f}")
+        table.add_row(*head, *scores, f"{point.evaluations_per_step:.0f}", f"{point.seconds_per_image:.3f}", distance)
+    Console(width=max(Console().width, 100)).print(table)
+
+
+def print_findings(points: list[Point]) -> None:
+    """What the run says on the three questions people ask first, whichever way it falls."""
+    at = {(p.setting.method, p.setting.weights[0]): p for p in points}
+    for i, name in enumerate(REWARDS):
+        means = [at["mpa", weight].rewards[name] for weight in WEIGHTS]
+        rising = sorted(means, reverse=i == 0) == means
+        print(f"DB-MPA: mean {name} {'grows' if rising else 'does NOT always grow'} with its weight: {_series(means)}")
+    mpa, soup = at["mpa", 0.5].weighted(), at["soup", 0.5].weighted()
+    difference = f"{(mpa - soup).mean():+.3f} ± {_standard_error(mpa - soup):.3f}"
+    print(f"weighted reward at 0.5: DB-MPA {mpa.mean():+.3f}, soup {soup.mean():+.3f}; paired difference {difference}")
+    distances = {method: at[method, 0.5].rmse_to_mpa for method in ("sampled", "stratified")}
+    ratio = distances["sampled"] / distances["stratified"]
+    print(
+        f"distance to DB-MPA at 0.5: sampled {distances['sampled']:.4f}, stratified {distances['stratified']:.4f}",
+        end="",
+    )
+    print(f" ({ratio:.1f} times nearer)" if ratio > 1 else " (not nearer)")
+
+
+def _standard_error(values: Tensor) -> float:
+    return (values.std() / len(values) ** 0.5).item()
+
+
+def _series(values: list[float]) -> str:
+    return ", ".join(f"{value:+.2f}" for value in values)

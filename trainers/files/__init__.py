@@ -1,0 +1,1 @@
+"""LoRA files: what a run writes, and other spellings."""

@@ -1,0 +1,138 @@
+"""One epoch of any objective: collect, compare, update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...blend_core.errors import BlendError
+from ..data.prompts import Chunk
+from ..objectives.all import Stats
+from ..seeding import stream
+from ..settings.config import Config
+from ..sharding import whole
+from .average import Average
+
+RATIO_TOLERANCE = 1e-5
+
+
+class Stopped(Exception):
+    """A stop was asked for while nothing of the epoch had been learnt yet: the state is that of its start."""
+
+
+class Updater:
+    """Applies the gradients of passes. network: what the accelerator prepared, if it did."""
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        optimiser: torch.optim.Optimizer,
+        grad_clip: float,
+        *,
+        accelerator: Any = None,
+        network: nn.Module | None = None,
+        schedule: Any = None,
+        average: Average | None = None,
+    ):
+        self.parameters, self.optimiser, self.grad_clip = list(parameters), optimiser, grad_clip
+        self.accelerator, self.network, self.schedule = accelerator, network, schedule
+        self.average = average
+
+    def __call__(self, passes: Sequence[Callable[[], tuple[Tensor, Stats]]]) -> list[Stats]:
+        """One optimiser update from the sum of the passes' losses. Raises BlendError where it is not a number."""
+        figures = []
+        for number, forward in enumerate(passes, 1):
+            with self._synchronised(number == len(passes)):
+                loss, stats = forward()
+                self._backward(loss)
+            figures.append(stats | {"_loss": loss.item()})
+        norm = self._clip()
+        total = sum(each.pop("_loss") for each in figures)
+        scaled = getattr(self.accelerator, "scaler", None) is not None  # fp16's scaler skips overflows by itself
+        if not (math.isfinite(total) and (scaled or torch.isfinite(norm))):
+            raise BlendError(
+                f"the loss or its gradient is not a finite number (loss {total:g}, gradient norm {norm.item():g}). "
+                "The LoRA before this update is in the last checkpoint; lower optimisation.learning_rate, or use "
+                "bf16 instead of fp16."
+            )
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        if self.schedule is not None:
+            self.schedule.step()
+        if self.average is not None:
+            self.average.update()
+        figures[-1] |= {"gradient_norm": norm.item(), "loss": total}
+        return figures
+
+    def _synchronised(self, last: bool) -> Any:
+        if self.accelerator is None or last:
+            return nullcontext()
+        return self.accelerator.no_sync(self.network)
+
+    def _backward(self, loss: Tensor) -> None:
+        if self.accelerator is None:
+            loss.backward()
+        else:
+            self.accelerator.backward(loss)
+
+    def _clip(self) -> Tensor:
+        clip = torch.nn.utils.clip_grad_norm_ if self.accelerator is None else self.accelerator.clip_grad_norm_
+        return whole(torch.as_tensor(clip(self.parameters, self.grad_clip)).detach()).cpu()
+
+
+def run_epoch(
+    config: Config,
+    objective: Any,
+    minibatches: Sequence[Sequence[Chunk]],
+    update: Updater,
+    epoch: int,
+    asked_to_stop: Callable[[], bool] = lambda: False,
+) -> Stats:
+    """Collect every chunk, then go through the minibatches; the epoch's figures, of this process's passes.
+
+    Raises Stopped where a stop is asked for before the first update, and BlendError where the policy that collected
+    and the policy that is trained disagree.
+    """
+    collected: list[Any] = []
+    for chunk in (chunk for minibatch in minibatches for chunk in minibatch):
+        if asked_to_stop():
+            raise Stopped
+        collected.append(objective.collect(chunk))
+    samples, figures = objective.finish(collected, epoch)
+    logged: list[Stats] = []
+    for turn in range(config.reuse):
+        start = 0
+        for number, minibatch in enumerate(minibatches):
+            own = samples[start : start + len(minibatch)]
+            start += len(minibatch)
+            draw = stream(config.seed, "steps", epoch, turn, number)
+            stats = update(objective.passes(own, draw))
+            if turn == number == 0:
+                _check_ratio(stats)
+            logged += stats
+    return figures | objective.gathering.mean(_averages(logged))
+
+
+def _check_ratio(stats: Sequence[Stats]) -> None:
+    """Before the first update the policy is the one that sampled, so every likelihood ratio must be 1."""
+    worst = max((each.get("max_ratio_error", 0.0) for each in stats), default=0.0)
+    if worst > RATIO_TOLERANCE:
+        raise BlendError(
+            f"the likelihood ratio is off by {worst:.1e} before the first update, expected below {RATIO_TOLERANCE:g}: "
+            "the network predicts differently in sampling and in training. Use optimisation.precision no, and report "
+            "this with the base model's name."
+        )
+
+
+def _averages(logged: Sequence[Stats]) -> Stats:
+    names = dict.fromkeys(name for each in logged for name in each)
+    averages = {}
+    for name in names:
+        values = [each[name] for each in logged if name in each]
+        averages[name] = max(values) if name.startswith("max_") else sum(values) / len(values)
+    return averages

@@ -1,0 +1,1 @@
+"""The algorithms: dpok, grpo, draft and dpo, with their losses as pure functions."""
