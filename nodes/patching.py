@@ -41,7 +41,7 @@ from ..blend_core.estimators import Estimator
 from ..blend_core.regions import painted
 from .clock import StepClock
 from .neighbours import refuse, separates
-from .rows import keeps_rows_apart
+from .rows import keeps_rows_apart, mixes_images
 from .running import MEMORY_MARGIN, BlendedRun, Steering, blended_run
 from .sockets import KEY, LoRABlend, RewardLoRA
 from .targets import target_index
@@ -227,6 +227,8 @@ class _Hooks:
         refuse(executor.class_obj.model_options)
         options = executor.class_obj.model_options["transformer_options"]
         images = self.image_indices or range(noise.shape[0])
+        if mixes_images(executor.class_obj.model_patcher.model):
+            images = [0] * noise.shape[0]
         seeds = [image_seed(self.seed, index) for index in images]
         plan = self._plan(max(len(sigmas) - 1, 1), seeds, noise)
         sampler_function = getattr(getattr(sampler, "sampler_function", None), "__name__", "")

@@ -14,13 +14,27 @@ APART = {
     "GeneralDIT": "its layers get frames first",  # Cosmos 1
     "HunYuanDiT": "its pooler gets tokens first",
     "HiDreamImageTransformer2DModel": "its experts get the tokens of all images in one list",
+    "SVD_img2vid": "the images of a batch are the frames of one video",
+    "AceStepConditionGenerationModel": "the timbres of all images of a batch go to its first",
+    "NaDiT": "it tells the prompt from the negative one by the halves of a batch",  # SeedVR2
+    "MiniMaxH3Model": "it takes one image a pass",
 }
-"""Networks, by class, in which rows cannot be told apart: no pass of theirs holds two variants."""
+"""Networks, by their class or that of ComfyUI's model around them, in which rows cannot be told apart: no pass of
+theirs holds two variants."""
+
+MIXED = ("SVD_img2vid", "AceStepConditionGenerationModel")
+"""Those of them in which one image of a batch changes another, so that all take one choice."""
 
 TESTED = frozenset({
-    "Chroma", "CogVideoXTransformer3DModel", "Flux", "HunyuanVideo", "Kandinsky5", "LTXVModel", "MMDiT", "MiniTrainDIT",
-    "NextDiT", "OpenAISignatureMMDITWrapper", "PixArtMS", "QwenImageTransformer2DModel", "SingleStreamDiT", "UNetModel",
-    "WanModel",
+    "ACEStepTransformer2DModel", "Anima", "AnimateWanModel", "AsymmDiTJoint", "AudioDiffusionTransformer",
+    "BooguTransformer2DModel", "CameraWanModel", "CausalWanModel", "Chroma", "ChromaRadiance",
+    "CogVideoXTransformer3DModel", "ErnieImageModel", "Flux", "HiDreamO1Transformer", "HumoWanModel",
+    "HunyuanVideo", "Ideogram4Transformer2DModel", "JoyImageTransformer3DModel", "Kandinsky5", "LTXAVModel",
+    "LTXVModel", "LensTransformer2DModel", "MMDiT", "MageFlowTransformer2DModel", "MiniMaxMusic3DiT",
+    "MiniTrainDIT", "NextDiT", "NextDiTPixelSpace", "OmniGen2Transformer2DModel", "OpenAISignatureMMDITWrapper",
+    "PidNet", "PixArtMS", "PixDiT_T2I", "QwenImageTransformer2DModel", "SCAIL2WanModel", "SCAILWanModel",
+    "SingleStreamDiT", "StageB", "StageC", "UNetModel", "VaceWanModel", "WanAnimate2Model", "WanDancerModel",
+    "WanModel", "WanModel_S2V",
 })  # fmt: skip
 """Classes of networks whose batches of unlike variants tests/comfyui/test_families.py holds against merged copies."""
 
@@ -35,9 +49,19 @@ def network_of(model: nn.Module) -> nn.Module:
 def keeps_rows_apart(model: nn.Module) -> bool | None:
     """Whether a pass may hold several variants; None while it is unknown."""
     kind = type(network_of(model))
-    if not APART.keys().isdisjoint(base.__name__ for base in kind.mro()):
+    if not APART.keys().isdisjoint(_kinds(model)):
         return False
     return True if kind.__name__ in TESTED else _shown.get(kind)
+
+
+def mixes_images(model: nn.Module) -> bool:
+    """Whether one image of a batch changes another."""
+    return not _kinds(model).isdisjoint(MIXED)
+
+
+def _kinds(model: nn.Module) -> set[str]:
+    """The names of all classes that the network and ComfyUI's model around it are of."""
+    return {base.__name__ for part in (network_of(model), model) for base in type(part).mro()}
 
 
 def note(model: nn.Module, together: Tensor, alone: Tensor) -> bool:

@@ -22,7 +22,8 @@ if OBSTACLE is None:
     import torch
 
     from . import loras, networks, reference, spellings
-    from .families import FAMILIES, named
+    from .every_family import EVERY
+    from .families import named
     from .family_cases import Case
     from .graphs import Graph
 
@@ -85,7 +86,7 @@ def pytest_sessionfinish(session):
                 ),
                 "note": family.sequential,
             }
-            for family in FAMILIES
+            for family in EVERY
             if not family.missing
         }
         Path(os.environ[coverage.REPORT]).write_text(json.dumps(rows))

@@ -30,9 +30,11 @@ class Family:
     load: a base model, always with the same weights.  latent: the shape of one empty latent, or of its streams (video
     and sound).  width: of a prompt's tokens.  tokens: how many.  extra: see Prompt.  renames: ComfyUI's map from
     diffusers' names, where it has one.  sequential: why its network never takes unlike variants in one batch; empty
-    where it does.  before: the parts of the network that run while the prompt is prepared, and not in a pass.  keeps:
-    what the network keeps on itself between passes, tensors of a prompt or of a pass.  needs: a module of ComfyUI and
-    a function in it, without which this ComfyUI has the family in an earlier form.
+    where it does.  images: how many may be made at once, where one of them changes another.  calls: of the network
+    in a step, for the prompt and the negative one.  before: the parts of the network that run while the prompt is
+    prepared, and not in a pass.  keeps: what the network keeps on itself between passes, tensors of a prompt or of a
+    pass.  needs: a module of ComfyUI and a function in it, without which this
+    ComfyUI has the family in an earlier form.
     """
 
     name: str
@@ -44,6 +46,8 @@ class Family:
     extra: Prompt = field(default=lambda seed: {})
     renames: Callable[[dict], Mapping] | None = None
     sequential: str = ""
+    images: int = 2
+    calls: int = 1
     before: tuple[str, ...] = ()
     keeps: tuple[str, ...] = ()
     needs: tuple[str, str] | None = None

@@ -164,7 +164,7 @@ FURTHER = (
             extra_ff_mix_layer=True, merge_strategy="learned_with_images", merge_factor=0.5, use_spatial_context=True,
             video_kernel_size=[3, 1, 1], disable_temporal_crossattention=False,
         ),
-        (4, 8, 8), 64, sequential="the images of a batch are the frames of one video",
+        (4, 8, 8), 64, sequential="the images of a batch are the frames of one video", images=1,
     ),
     Family(
         "Stable Cascade C", "Stable_Cascade_C",
@@ -320,7 +320,7 @@ FURTHER = (
             num_attention_heads=1, attention_head_dim=128, ffn_hidden_size=128, text_dim=64, timestep_input_dim=32,
             time_embed_hidden_size=64, time_embed_dim=64,
         ),
-        ((24, 2, 4, 4), (32, 2, 5)), 64, sequential="it takes one image a pass",
+        ((24, 2, 4, 4), (32, 2, 5)), 64, sequential="it takes one image a pass", images=1, calls=2,
         before=("condition_proj", "token_refiner"),
     ),
     Family(
@@ -442,7 +442,7 @@ FURTHER = (
     Family(
         "ACE-Step 1.5", "ACEStep15", _ace_step_15,
         (64, 20), 64, extra=lambda seed: {"conditioning_lyrics": drawn(1, 5, 64, seed=seed)},
-        sequential="the timbres of all images of a batch go to its first",
+        sequential="the timbres of all images of a batch go to its first", images=1,
     ),
     Family(
         "Stable Audio", "StableAudio",

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from . import loras
+from .every_family import EVERY, empty, flat, present
 from .graphs import Graph
 from .reference import ROUNDING
-from .test_newer_families import EVERY, empty, present
 
 RANK = 2
 SHARE = 0.02  # of the effect of a change: what a blend may differ from the merge by
@@ -67,12 +67,6 @@ def with_added(model, name, difference, sample):
 def far(first, second):
     """The largest difference."""
     return float((first - second).abs().max())
-
-
-def flat(latents):
-    """All streams of latents, each image in a row."""
-    streams = latents.unbind() if latents.is_nested else [latents]
-    return torch.cat([stream.flatten(1) for stream in streams], 1)
 
 
 @pytest.mark.parametrize("family", present(EVERY))

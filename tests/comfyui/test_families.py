@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from . import coverage, spellings
-from .families import FAMILIES
+from .every_family import EVERY, empty, flat, present
 from .family_cases import Case, coefficients
 from .host import REPOSITORY, submodule, version_of, workspaces
 from .reference import assert_differ, assert_equal, blended_reference, fused_reference, switching_reference
@@ -17,7 +17,7 @@ EXECUTIONS = ("batched", "sequential")
 SEED = 4  # of the choices: the two images take unlike variants
 
 
-@pytest.fixture(scope="module", params=FAMILIES, ids=[family.name for family in FAMILIES])
+@pytest.fixture(scope="module", params=EVERY, ids=[family.name for family in EVERY])
 def family(request):
     """One after the other; skipped by name where this ComfyUI lacks it."""
     if request.param.missing:
@@ -38,7 +38,7 @@ def expected(case):
 
     def make(evaluation):
         if evaluation not in made:
-            made[evaluation] = _REFERENCES[evaluation](case)
+            made[evaluation] = flat(_REFERENCES[evaluation](case))
         return made[evaluation]
 
     return make
@@ -50,11 +50,12 @@ def _exact(case):
 
 def _stratified(case):
     core = submodule("blend_core")
-    seeds = [core.image_seed(SEED, image) for image in range(2)]
+    seeds = [core.image_seed(SEED, image) for image in range(case.family.images)]
     choices = core.stratified(coefficients(0.9), case.inputs["steps"], seeds).variants[:, 0].T
     assert len(choices.unique()) > 1
-    assert not torch.equal(choices[0], choices[1])
-    reference = switching_reference(case.model, case.networks, choices, range(case.inputs["steps"]))
+    assert case.family.images == 1 or not torch.equal(choices[0], choices[1])
+    steps = [step for step in range(case.inputs["steps"]) for _ in range(case.family.calls)]
+    reference = switching_reference(case.model, case.networks, choices, steps)
     return case.graph.plain(reference, **case.inputs)
 
 
@@ -79,7 +80,17 @@ def test_a_blend_equals_merged_copies(case, expected, evaluation, execution):
     else:
         applied = graph.applied(model, case.blend(0.9), execution, "stratified", SEED)
         result = graph.plain(applied, **case.inputs)
-    assert_equal(result, expected(evaluation))
+    assert_equal(flat(result), expected(evaluation))
+
+
+@pytest.mark.parametrize("family", present(f for f in EVERY if f.name in ("SVD", "ACE-Step 1.5")), indirect=True)
+def test_images_that_change_each_other_take_one_choice(case):
+    inputs = case.inputs | {"latent_image": empty(case.family, 2)}
+    core, steps = submodule("blend_core"), range(inputs["steps"])
+    choices = core.stratified(coefficients(0.9), len(steps), [core.image_seed(SEED, 0)] * 2).variants[:, 0].T
+    applied = case.graph.applied(case.model, case.blend(0.9), "batched", "stratified", SEED)
+    expected = case.graph.plain(switching_reference(case.model, case.networks, choices, steps), **inputs)
+    assert_equal(case.graph.plain(applied, **inputs), expected)
 
 
 def test_the_network_is_known_to_need_one_variant_at_a_time(case):
@@ -89,7 +100,7 @@ def test_the_network_is_known_to_need_one_variant_at_a_time(case):
 @pytest.mark.parametrize("evaluation", EVALUATIONS)
 def test_the_blend_is_not_the_base(case, expected, evaluation):
     """A comparison of two things that are both the base would show nothing."""
-    assert_differ(expected(evaluation), case.graph.plain(case.model, **case.inputs))
+    assert_differ(expected(evaluation), flat(case.graph.plain(case.model, **case.inputs)))
 
 
 def test_the_committed_table_says_what_is_covered():
@@ -100,7 +111,7 @@ def test_the_committed_table_says_what_is_covered():
     blends = len(EVALUATIONS) * len(EXECUTIONS)
     expected = {
         family.name: coverage.ABSENT if family.missing else coverage.cell(blends, spellings.count(family))
-        for family in FAMILIES
+        for family in EVERY
     }
     advice = "write it again: python tests/comfyui/run.py --write-table"
     assert {name: of_family[version] for name, of_family in columns.items()} == expected, advice

@@ -13,11 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from . import host
-from .families import FAMILIES
-from .newer_families import FURTHER
+from .every_family import EVERY
 from .test_newer_families import present
 
-EVERY = (*FAMILIES, *FURTHER)
 NAMED = tuple(family for family in EVERY if family.name != "MiniMax Music 3")  # too large for a file per test
 
 

@@ -1,42 +1,20 @@
 """The families of newer_families.py: which classes they are, that they sample, what an engine has to know of them."""
 
 import comfy.model_base
-import comfy.nested_tensor
 import comfy.supported_models
 import pytest
 import torch
 
-from .families import FAMILIES
+from .every_family import EVERY, empty, flat, present
 from .graphs import Graph
 from .newer_families import FURTHER, REFUSED, VARIANTS
 from .reference import ROUNDING
-
-EVERY = (*FAMILIES, *FURTHER)
-
-
-def present(families):
-    """These families as parameters of a test; those that this ComfyUI lacks are skipped by name."""
-    return [
-        pytest.param(
-            family, id=family.name, marks=pytest.mark.skipif(family.missing, reason=f"no {family.name} in this ComfyUI")
-        )
-        for family in families
-    ]
-
-
-def empty(family, batch=1):
-    """An empty latent, of several streams where the family has them."""
-    shapes = family.latent if isinstance(family.latent[0], tuple) else (family.latent,)
-    streams = [torch.zeros(batch, *shape) for shape in shapes]
-    return {"samples": streams[0] if len(streams) == 1 else comfy.nested_tensor.NestedTensor(streams)}
 
 
 def sampled(family, nodes, model, batch=1, prompt=51):
     """Latents of two steps, flat."""
     graph = Graph(nodes, family.prompt(prompt), family.prompt(52))
-    result = graph.plain(model, steps=2, cfg=3.0, latent_image=empty(family, batch))
-    streams = result.unbind() if result.is_nested else [result]
-    return torch.cat([stream.flatten(1) for stream in streams], 1)
+    return flat(graph.plain(model, steps=2, cfg=3.0, latent_image=empty(family, batch)))
 
 
 def test_every_class_of_comfyui_is_a_family_or_a_variant_or_refused():

@@ -5,14 +5,14 @@ import torch
 from safetensors.torch import load_file
 
 from . import loras, spellings
-from .families import FAMILIES, named
+from .every_family import EVERY
+from .families import named
 from .host import submodule
-from .newer_families import FURTHER
 
-EVERY = [family for family in (*FAMILIES, *FURTHER) if family.name != "MiniMax Music 3"]  # too large for 15 files
+SMALL = [family for family in EVERY if family.name != "MiniMax Music 3"]  # too large for 15 files
 
 
-@pytest.mark.parametrize("family", EVERY, ids=[family.name for family in EVERY])
+@pytest.mark.parametrize("family", SMALL, ids=[family.name for family in SMALL])
 def test_every_key_of_every_spelling_finds_its_weight(family, tmp_path, nodes):
     if family.missing:
         pytest.skip(f"{family.name} is not in this ComfyUI")
