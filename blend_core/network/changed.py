@@ -128,7 +128,9 @@ class _Piece(nn.Module):
         return self.magnitude.gain(weight[first:last] + self._weight(weight))
 
     def changed_weight(self, weight: Tensor, gain: Tensor | None) -> Tensor:
-        """`weight` (out, in, ...) with this change in its rows."""
+        """`weight` (out, in, ...) with this change in its rows; of a single number, (), the one."""
+        if weight.dim() == 0:
+            return self.changed_weight(weight.view(1), gain).view(())
         first, last = self.target.span
         rows = weight[first:last]
         if self.delta is not None:

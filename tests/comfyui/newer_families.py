@@ -475,7 +475,7 @@ FURTHER = (
             assembled, "CogVideoX_I2V", image_model="cogvideox", num_attention_heads=1, time_embed_dim=32,
             text_embed_dim=64, num_layers=1, use_rotary_positional_embeddings=True, in_channels=32, ofs_embed_dim=32,
         ),
-        (16, 2, 8, 8), 64,
+        (16, 2, 8, 8), 64, rounding=3,
     ),
     Family(
         "MiniMax Music 3", "MiniMaxMusic3",

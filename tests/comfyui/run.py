@@ -1,14 +1,16 @@
 """Runs this folder in every ComfyUI of this machine, with that ComfyUI's own Python: `python tests/comfyui/run.py`.
 
 COMFYUI_PATH names the ComfyUI folders (default: ~/comfy/ComfyUI and ~/comfy/ComfyUI-*), COMFYUI_PYTHON the Python of
-one that has no virtual environment of its own. Arguments are pytest's; `--write-table` runs the tests of the model
-families alone, and writes docs/models.md. Nothing is installed into ComfyUI: pytest goes
-into a folder below build/.
+one that has no virtual environment of its own. Without arguments all tests run in the newest ComfyUI and those of PART
+in the others, by as many processes as there are cores, four at most. Arguments are pytest's, for all tests of every
+ComfyUI; `--write-table` runs the tests of the model families alone, and writes docs/models.md. Nothing is installed
+into ComfyUI: pytest goes into a folder below build/.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,7 +24,9 @@ from host import HINT, REPOSITORY, python_of, version_of, workspaces
 
 HERE = Path(__file__).resolve().parent
 TABLE = "(test_families and equals_merged_copies) or finds_its_weight"  # the tests that docs/models.md counts
-PYTEST = "pytest==8.4.2"  # runs on every Python that ComfyUI supports
+PYTEST = ("pytest==8.4.2", "pytest-xdist==3.8.0")  # run on every Python that ComfyUI supports
+PART = "exactness loading no_trace server spellings stack workflows reloading newer_families key_maps changes"
+"""The test modules that run in an older ComfyUI: what changed with ComfyUI before, and what every blend needs."""
 
 
 def main(arguments: list[str]) -> int:
@@ -34,8 +38,21 @@ def main(arguments: list[str]) -> int:
         return 0
     if arguments == ["--write-table"]:
         return _write_table(runnable)
-    statuses = [_run(root, python, arguments) for root, python in runnable.items()]
+    newest = max(runnable, key=lambda root: _numbers(version_of(root)))
+    statuses = [
+        _run(root, python, arguments or _all_or_part(root == newest)) for root, python in runnable.items()
+    ]
     return next((status for status in statuses if status), 0)
+
+
+def _all_or_part(newest: bool) -> list[str]:
+    """pytest's arguments where none are given."""
+    part = [] if newest else ["-k", " or ".join(f"test_{name}.py" for name in PART.split())]
+    return ["-q", "-n", str(min(os.cpu_count() or 1, 4)), "--dist", "worksteal", *part]
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)]
 
 
 def _write_table(runnable: dict[Path, Path]) -> int:
@@ -56,6 +73,7 @@ def _run(root: Path, python: Path, arguments: list[str], variables: Mapping[str,
         "COMFYUI_PATH": str(root),
         "PYTHONPATH": str(_pytest_for(python)),
         "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         **variables,
     }
     start = time.monotonic()
@@ -68,13 +86,13 @@ def _run(root: Path, python: Path, arguments: list[str], variables: Mapping[str,
 
 
 def _pytest_for(python: Path) -> Path:
-    """A folder with pytest for `python`, made once per version of Python."""
+    """A folder with PYTEST for `python`, made once per version of Python."""
     ask = "import sys; print('%d.%d' % sys.version_info[:2])"
     version = subprocess.run([str(python), "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
     folder = REPOSITORY / "build" / f"pytest-{version}"
-    if not (folder / "pytest").is_dir():
-        command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", folder, PYTEST]
-        subprocess.run(list(map(str, command)), check=True)
+    if not (folder / "xdist").is_dir():
+        install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", folder, *PYTEST]
+        subprocess.run([str(part) for part in (python, *install)], check=True)
     return folder
 
 

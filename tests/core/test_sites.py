@@ -20,12 +20,12 @@ class Block(nn.Module):
         self.q, self.k, self.v, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
         self.norm = nn.RMSNorm(WIDTH)
         self.fused = nn.Linear(WIDTH, WIDTH)
-        self.modulation = nn.Parameter(torch.ones(1, WIDTH))
+        self.modulation, self.shift = nn.Parameter(torch.ones(1, WIDTH)), nn.Parameter(torch.tensor(0.1))
         self.reused = False
 
     def forward(self, x):
         assert self.fused.weight.dtype == x.dtype and self.fused.weight.shape == (WIDTH, WIDTH)
-        x = x * self.modulation
+        x = x * self.modulation + self.shift
         q, k = self.q(x), self.k(x)
         if self.reused:
             x.mul_(0.5)
@@ -76,6 +76,7 @@ CHANGES = {
     "a layer whose weight is read": pair("1.fused"),
     "a norm whose weight is read": difference("0.norm", "weight", WIDTH),
     "a parameter of no layer": difference("0", "modulation", 1, WIDTH),
+    "a single number": difference("0", "shift"),
     "a bias": {Target("1.fused", (WIDTH, WIDTH)): Change(None, bias=drawn(WIDTH, seed=8))},
 }
 
