@@ -68,7 +68,7 @@ class AppliedBlend:
     def report(self) -> str:
         """The formula, the load reports and what whole models take, as the nodes show them."""
         formula = self.blend.describe() if self.blend.regions else self.blend.schedule.formula()
-        return "\n".join([formula, *map(str, self.reports), *self._slower(), *self.hooks.unused_lines])
+        return "\n".join([formula, *map(str, self.reports), *self._slower(), *self.hooks.lines])
 
     def _slower(self) -> list[str]:
         """What the kinds that are no plain LoRA cost."""
@@ -213,10 +213,20 @@ class _Hooks:
         self.steered = steered
         self.steering: Steering | None = None
         self.unused: dict[str, list[str]] = {}  # of the last run, see BlendedRun.unused
+        self.read: list[str] = []  # the same, see BlendedRun.read
+
+    @property
+    def lines(self) -> list[str]:
+        """Which way changes took in the last run, and what had no effect in it, for people."""
+        read = (
+            f"changed through their weights, which this network reads without calling the layer: {len(self.read)} "
+            f"modules, {first_of(self.read)}; all others through their outputs"
+        )
+        return [read, *self.unused_lines] if self.read else self.unused_lines
 
     @property
     def unused_lines(self) -> list[str]:
-        """What had no effect in the last run, for people."""
+        """What had no effect in the last run."""
         return [
             f"{name}: {len(modules)} modules of the model had no part in this run, and their changes no effect: "
             f"{first_of(modules)}"
@@ -247,7 +257,7 @@ class _Hooks:
         try:
             with self.whole.running():
                 result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
-            self.unused = options[KEY].unused()
+            self.unused, self.read = options[KEY].unused(), options[KEY].read()
             for line in self.unused_lines:
                 log.warning("%s", line)
             return result

@@ -186,6 +186,10 @@ class BlendedRun:
         }
         return {name: modules for name, modules in found.items() if modules}
 
+    def read(self) -> list[str]:
+        """The modules that changed through their parameters in this run: the network reads these without a call."""
+        return sorted(set().union(*(attachment.read() for attachment in self._attachments.values())))
+
     def release(self) -> None:
         """Let go of what this run made and nobody else needs."""
         self.exits.close()

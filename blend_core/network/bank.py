@@ -140,6 +140,7 @@ class Attachment:
         """Take the norms that DoRA needs, of the weights as they are now; begin to note what is used."""
         for site in self._sites:
             site.used.clear()
+            site.read = False
             site.measure()
 
     def fits(self, modules: Mapping[str, nn.Module]) -> bool:
@@ -150,9 +151,9 @@ class Attachment:
         """The modules that this variant changes and that neither ran nor were read under it since `bank.attach`."""
         return [site.name for site in self._sites if variant in site.changes.variants and variant not in site.used]
 
-    def reads(self) -> list[str]:
-        """The modules whose changes are in their parameters alone, so that a pass holds one variant."""
-        return [site.name for site in self._sites if not site.changes.by_output]
+    def read(self) -> list[str]:
+        """The modules that changed through their parameters, which were read, since `bank.attach`."""
+        return [site.name for site in self._sites if site.read]
 
     def release(self) -> None:
         """Let go of tensors that runs left behind."""

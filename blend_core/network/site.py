@@ -156,7 +156,8 @@ def _parts(target: Target, change: Factors | Change) -> Iterator[tuple[Target, F
 class Site:
     """The changes of one module of one network.
 
-    used: variants under which the module ran, or a parameter of it was read.  touched: the same since `install`.
+    used: variants under which the module ran, or a parameter of it was read.  touched: whether either happened since
+    `install`.  read: whether a parameter of it was read.
     """
 
     def __init__(self, name: str, module: nn.Module, changes: ModuleChanges, parameters: Parameters):
@@ -168,7 +169,7 @@ class Site:
         self._parameters = parameters
         self._gains: dict[str, Gains] = {}
         self._running = self._reading = 0  # the module's own forward; the host, for us
-        self.touched = False
+        self.touched = self.read = False
         self._original: Callable | None = None
         self._had_own = False
 
@@ -240,7 +241,7 @@ class Site:
                 f"{self.name}.{name} is read without its layer, so a pass of several rewards cannot have one of each. "
                 "Choose the sequential execution."
             )
-        self.touched = True
+        self.touched = self.read = True
         value = self._read(name, device)
         base = precise(value)
         changes = [

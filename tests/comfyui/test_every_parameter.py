@@ -13,6 +13,7 @@ import torch
 
 from . import loras
 from .every_family import EVERY, empty, flat, present
+from .families import named
 from .graphs import Graph
 from .reference import ROUNDING
 
@@ -104,3 +105,22 @@ def test_every_parameter_reaches_the_picture(family, nodes, lora_folder, caplog)
             wrong[name] = f"off by {error / max(effect, 1e-30):.2f} of the effect {effect:.2g}"
     assert torch.equal(flat(graph.plain(model, **inputs)), plain)
     assert not wrong, f"{len(wrong)} of {seen}: {wrong}"
+
+
+def test_a_node_says_which_way_a_change_took(nodes, lora_folder):
+    """Lumina's norms are read by a kernel of ComfyUI 0.33; older ones call them."""
+    family = named("Lumina 2")
+    model, graph = family.load(), Graph(nodes, family.prompt(51), family.prompt(52))
+    known = dict(changes(model))
+    norm = next(name for name in known if name.endswith("attention.q_norm.weight"))
+    file = loras.save(known[norm], lora_folder, "one_norm.safetensors")
+    inputs = graph._inputs({"latent_image": empty(family), **SAMPLING})
+    node = nodes["BlendedKSampler"]
+    text = node.execute(model=model, blend=graph.blend([file]), execution="auto", **inputs).ui["text"][0]
+    called = []
+    module = model.model.diffusion_model.get_submodule(norm.removesuffix(".weight"))
+    with torch.no_grad():
+        handle = module.register_forward_hook(lambda *_: called.append(True))
+        graph.plain(model, latent_image=empty(family), **SAMPLING)
+        handle.remove()
+    assert ("changed through their weights" in text) is not bool(called), text

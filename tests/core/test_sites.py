@@ -159,6 +159,15 @@ def test_what_is_not_used_is_named(network, x):
     with attachment.using([1, 1]):
         network(x)
     assert attachment.unused(1) == ["1.fused"] and attachment.unused(2) == []
+    assert attachment.read() == []
+
+
+def test_the_way_that_a_change_took_is_known(network, x):
+    adapter = {**CHANGES["a layer that is called"], **CHANGES["a norm whose weight is read"]}
+    attachment = LoRABank([adapter]).attach(network)
+    with attachment.using([1, 1]):
+        network(x)
+    assert attachment.read() == ["0.norm"]
 
 
 def test_watching_changes_no_bit_and_says_whose_changes_would_act(network, x):
