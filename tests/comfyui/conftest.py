@@ -60,8 +60,11 @@ _errors: list[float] = []  # of this process and of the workers of pytest-xdist 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node, error):
-    """Take a worker's relative errors."""
-    _errors.extend(getattr(node, "workeroutput", {}).get("errors", ()))
+    """Take a worker's relative errors, and what passed there."""
+    output = getattr(node, "workeroutput", {})
+    _errors.extend(output.get("errors", ()))
+    for family, name, count in output.get("passed", ()):
+        _passed[family, name] += count
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -75,9 +78,10 @@ def pytest_terminal_summary(terminalreporter):
 def pytest_sessionfinish(session):
     """Write the outcomes where run.py --write-table asks for them."""
     if OBSTACLE is None:
-        getattr(session.config, "workeroutput", {})["errors"] = reference.errors
+        output = getattr(session.config, "workeroutput", {})
+        output["errors"], output["passed"] = reference.errors, [[*key, count] for key, count in _passed.items()]
         _errors.extend(reference.errors)
-    if coverage.REPORT in os.environ and OBSTACLE is None:
+    if coverage.REPORT in os.environ and OBSTACLE is None and not hasattr(session.config, "workeroutput"):
         rows = {
             family.name: {
                 "cell": coverage.cell(

@@ -27,6 +27,7 @@ TABLE = "(test_families and equals_merged_copies) or finds_its_weight"  # the te
 PYTEST = ("pytest==8.4.2", "pytest-xdist==3.8.0")  # run on every Python that ComfyUI supports
 PART = "exactness loading no_trace server spellings stack workflows reloading newer_families key_maps changes"
 """The test modules that run in an older ComfyUI: what changed with ComfyUI before, and what every blend needs."""
+_PROCESSES = ["-q", "-n", str(min(os.cpu_count() or 1, 4)), "--dist", "worksteal"]
 
 
 def main(arguments: list[str]) -> int:
@@ -48,7 +49,7 @@ def main(arguments: list[str]) -> int:
 def _all_or_part(newest: bool) -> list[str]:
     """pytest's arguments where none are given."""
     part = [] if newest else ["-k", " or ".join(f"test_{name}.py" for name in PART.split())]
-    return ["-q", "-n", str(min(os.cpu_count() or 1, 4)), "--dist", "worksteal", *part]
+    return [*_PROCESSES, *part]
 
 
 def _numbers(version: str) -> list[int]:
@@ -60,7 +61,7 @@ def _write_table(runnable: dict[Path, Path]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         reports = {version_of(root): Path(folder) / root.name for root in runnable}
         statuses = [
-            _run(root, python, ["-q", "-k", TABLE], {coverage.REPORT: str(Path(folder) / root.name)})
+            _run(root, python, [*_PROCESSES, "-k", TABLE], {coverage.REPORT: str(Path(folder) / root.name)})
             for root, python in runnable.items()
         ]
         coverage.write(REPOSITORY / "docs" / "models.md", reports)
