@@ -8,6 +8,7 @@ from .diagnosing import Diagnostics
 from .dueling import BlendDuel
 from .maximin import MaximinKSampler
 from .sampling import ApplyBlend, BlendedKSampler, MSDDAKSampler, MSDDASampler, StochasticLSSampler
+from .saving import SaveBlendAsLoRA
 from .scoring import LoadRewardModel, PickBest, RewardScorer
 from .sweeping import ParetoPlot, Sweep
 
@@ -37,4 +38,5 @@ class DiffusionBlendExtension(ComfyExtension):
             PickBest,
             Sweep,
             ParetoPlot,
+            SaveBlendAsLoRA,
         ]

@@ -30,7 +30,8 @@ class Case:
         plain = loras.random_lora(f"{family.kind}_{kind}_plain", layers[::2], rank=2, alpha=2.0, seed=2)
         file = self._tensors(kind, layers, stem)
         loras.save(file, folder, f"{family.kind}_{kind}.safetensors")
-        self.files = [f"{family.kind}_{kind}.safetensors", loras.write_transformer(plain, folder)]
+        write = loras.write_kohya if family.is_unet else loras.write_transformer  # which ComfyUI reads
+        self.files = [f"{family.kind}_{kind}.safetensors", write(plain, folder)]
         self.networks = [
             self.model.model,
             self._merged(kind, family.load(), file),

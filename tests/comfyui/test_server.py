@@ -33,6 +33,7 @@ NODE_IDS = {
     "DiffusionBlendPickBest",
     "DiffusionBlendSweep",
     "DiffusionBlendParetoPlot",
+    "DiffusionBlendSaveLoRA",
 }
 CHECKPOINT, OTHER_CHECKPOINT = "tiny.safetensors", "other.safetensors"
 DOCS = host.REPOSITORY / "web" / "docs"
@@ -231,6 +232,7 @@ def test_a_sweep_runs_the_graph_once_per_blend_and_is_plotted(server, files):
         "sweep": ("DiffusionBlendSweep", {"blend": ["weights", 0], "over": "preference", "over.parts": 2}),
         "plot": (
             "DiffusionBlendParetoPlot",
+    "DiffusionBlendSaveLoRA",
             {"labels": ["sweep", 1], **scores, "names": "colour, size", "image": ["decoded", 0], "reference": ""},
         ),
         "plotted": ("SaveImage", {"images": ["plot", 0], "filename_prefix": "plot"}),

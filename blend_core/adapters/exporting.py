@@ -1,0 +1,134 @@
+"""One LoRA file out of several: their sum at given coefficients, as other loaders read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import BlendError
+from .changes import Change, Delta
+from .factors import Factors
+from .target import Target
+
+Part = tuple[float, Target, Factors | Change]
+"""A coefficient, and what it multiplies."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """tensors: of the file, by its keys.  lost: the norm that a lower rank left out, over that of all changes."""
+
+    tensors: dict[str, Tensor]
+    lost: float
+
+
+def exported(
+    adapters: Sequence[Mapping[Target, Factors | Change]], coefficients: Sequence[float], rank: int | None = None
+) -> Exported:
+    """sum_i c_i * (what adapter i changes), by the host's own names of its modules.
+
+    Pairs of factors are put next to each other, so that the sum is exact, at the sum of their ranks; a module that one
+    of the adapters changes in another way gets the whole difference (`.diff`), its bias `.diff_b`.  rank: the most that
+    a pair keeps, by its singular values; None: all. Raises BlendError for DoRA, whose change depends on the base.
+    """
+    parts: dict[tuple[str, str], list[Part]] = {}
+    for coefficient, adapter in zip(coefficients, adapters, strict=True):
+        for target, change in adapter.items() if coefficient != 0 else ():
+            parts.setdefault((target.module, target.parameter), []).append((coefficient, target, change))
+    tensors: dict[str, Tensor] = {}
+    kept = lost = 0.0
+    for (module, parameter), of_place in parts.items():
+        if parameter != "weight":
+            tensors[f"{module}.{parameter}.diff"] = _difference(of_place)
+        elif all(isinstance(change, Factors) for _, _, change in of_place):
+            down, up = _pair(of_place)
+            if rank is not None and down.shape[0] > rank:
+                down, up, squares = _cut(down, up, rank)
+                lost += float(squares[rank:].sum())
+                kept += float(squares[:rank].sum())
+            else:
+                kept += _squared_norm(down, up)
+            tensors[f"{module}.lora_down.weight"] = down
+            tensors[f"{module}.lora_up.weight"] = up.view(*up.shape, *[1] * (down.dim() - 2))
+            tensors[f"{module}.alpha"] = torch.tensor(float(down.shape[0]))  # divided by the rank: a scale of 1
+        else:
+            tensors |= _differences(module, of_place)
+    whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    return Exported(whole, (lost / ((kept + lost) or 1)) ** 0.5)
+
+
+def _differences(module: str, parts: Sequence[Part]) -> dict[str, Tensor]:
+    """The whole difference of a layer's weight, and that of its bias, where there are such."""
+    found = {}
+    weights = [part for part in parts if not isinstance(part[2], Change) or part[2].delta is not None]
+    if weights:
+        found[f"{module}.diff"] = _difference(weights)
+    biases = [
+        (coefficient, target.rows, change.bias.float())
+        for coefficient, target, change in parts
+        if isinstance(change, Change) and change.bias is not None
+    ]
+    if biases:
+        whole = parts[0][1].shape[0]
+        total = torch.zeros(max(len(bias) if rows is None else whole for _, rows, bias in biases))
+        for coefficient, rows, bias in biases:
+            first = 0 if rows is None else rows[0]
+            total[first : first + len(bias)] += coefficient * bias
+        found[f"{module}.diff_b"] = total
+    return found
+
+
+def _difference(parts: Sequence[Part]) -> Tensor:
+    """The sum of whole differences, in the shape of the parameter."""
+    shape = parts[0][1].shape
+    total = torch.zeros(shape or (1,))
+    for coefficient, target, change in parts:
+        first, last = target.span
+        total[first:last] += coefficient * _whole(target, change).view(total[first:last].shape)
+    return total.view(shape)
+
+
+def _whole(target: Target, change: Factors | Change) -> Tensor:
+    if isinstance(change, Change):
+        if change.magnitude is not None:
+            raise BlendError(
+                f"{target.module}: DoRA came, whose change depends on the weights it is put on, so that it has no "
+                "place in a file of sums. Leave that LoRA out, or use the blend itself."
+            )
+        change = change.delta
+    if isinstance(change, Delta):
+        tensors = {name: tensor.float() for name, tensor in change.tensors.items()}
+        return change.built((target.height, *target.shape[1:]), tensors)
+    return (change.up.float() * change.scale) @ change.down.float().flatten(1)
+
+
+def _pair(parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
+    """(down, up) of the sum of pairs; a pair on some rows has zeros in the others."""
+    downs, ups = [], []
+    for coefficient, target, factors in parts:
+        first, last = target.span
+        up = torch.zeros(target.shape[0], factors.rank)
+        up[first:last] = factors.up.float() * (coefficient * factors.scale)
+        downs.append(factors.down.float())
+        ups.append(up)
+    return torch.cat(downs), torch.cat(ups, 1)
+
+
+def _cut(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The nearest pair of this rank, and the squares of all singular values of up @ down."""
+    q_up, r_up = torch.linalg.qr(up.double())
+    q_down, r_down = torch.linalg.qr(down.double().flatten(1).T)
+    u, values, v = torch.linalg.svd(r_up @ r_down.T)
+    roots = values[:rank].sqrt()
+    low_up = (q_up @ u[:, :rank]) * roots
+    low_down = ((q_down @ v[:rank].T) * roots).T
+    return low_down.float().view(-1, *down.shape[1:]), low_up.float(), values**2
+
+
+def _squared_norm(down: Tensor, up: Tensor) -> float:
+    """Of up @ down, without building it."""
+    flat = down.double().flatten(1)
+    return float(((up.double().T @ up.double()) * (flat @ flat.T)).sum())

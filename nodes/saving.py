@@ -1,0 +1,100 @@
+"""A blend as one LoRA file, which other loaders read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+from safetensors.torch import save_file
+
+from ..blend_core import BlendError, LoadReport, resolve
+from ..blend_core.adapters.exporting import exported
+from ..blend_core.adapters.factors import METADATA_PREFIX
+from .showing import shown
+from .sockets import CATEGORY, Basis, LoRABlend, RewardLoRA, blend_input, blend_of
+from .targets import target_index
+
+MOST_RANKS = 4096
+
+
+class SaveBlendAsLoRA(io.ComfyNode):
+    """The merged blend as a LoRA file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        return io.Schema(
+            node_id="DiffusionBlendSaveLoRA",
+            display_name="Save Blend as LoRA",
+            category=CATEGORY,
+            description="Writes one LoRA file that does what the evaluation merged does: all LoRAs of the blend added "
+            "up at their coefficients. Any LoRA loader reads it.",
+            search_aliases=["save lora", "merge loras", "export blend", "bake lora"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The base model the reward LoRAs were trained on."),
+                blend_input("blend", "What to write, from Blend Weights or KL Interpolate."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="loras/blend",
+                    tooltip="Where in ComfyUI's output folder. Move the file to models/loras to load it.",
+                ),
+                io.Int.Input(
+                    "rank",
+                    default=0,
+                    min=0,
+                    max=MOST_RANKS,
+                    tooltip="0: exact, at the sum of the LoRAs' ranks. Else the most that a layer keeps; the node says "
+                    "what share of the change is lost.",
+                ),
+            ],
+            outputs=[],
+        )
+
+    @classmethod
+    def execute(cls, model, blend: LoRABlend | Basis, filename_prefix: str, rank: int = 0) -> io.NodeOutput:
+        """Write the file and say what is in it. Raises BlendError for what no LoRA file can hold."""
+        blend = blend_of(blend)
+        adapters, reports = _resolved(blend, model)
+        (coefficients,) = blend.layers(1)
+        chosen = coefficients[0, 1:].tolist()
+        merged = exported(adapters, chosen, rank or None)
+        output = folder_paths.get_output_directory()
+        folder, name, counter, *_ = folder_paths.get_save_image_path(filename_prefix, output)
+        path = Path(folder) / f"{name}_{counter:05}_.safetensors"
+        save_file(merged.tensors, path, {METADATA_PREFIX + "parts": json.dumps(_parts(blend, chosen))})
+        layers = len({key.partition(".lora_")[0].removesuffix(".alpha") for key in merged.tensors})
+        lost = f"; {merged.lost:.2%} of the change is lost" if rank else ""
+        written = f"written: output/{path.relative_to(output).as_posix()}, {layers} layers{lost}"
+        return shown("\n".join([written, blend.schedule.formula(), *map(str, reports)]))
+
+
+def _resolved(blend: LoRABlend, model) -> tuple[list[dict], list[LoadReport]]:
+    """What each LoRA changes, and how it matched."""
+    whole = [basis.label for basis in blend.bases if not isinstance(basis, RewardLoRA)]
+    if whole:
+        raise BlendError(
+            f"{', '.join(whole)} is a whole model, which no LoRA file can hold. Leave it out of the blend, or save the "
+            "model itself by ComfyUI's Save Checkpoint."
+        )
+    if len(blend.schedule.blends) > 1 or blend.regions:
+        raise BlendError(
+            "the blend changes over the run or the image, and a LoRA file is the same everywhere. Connect the blend "
+            "from before Blend Schedule or Blend Region."
+        )
+    index = target_index(model.model)
+    found = [resolve(basis.adapter, index, allow_partial=basis.allow_partial) for basis in blend.bases]
+    return [changes for changes, _ in found], [report for _, report in found]
+
+
+def _parts(blend: LoRABlend, coefficients: list[float]) -> list[dict]:
+    """Of each LoRA its name, file, digest and coefficient, for whoever reads the file's header."""
+    parts = []
+    for name, basis, coefficient in zip(blend.names, blend.bases, coefficients, strict=True):
+        file = Path(basis.adapter.path)
+        digest = {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()} if file.is_file() else {}
+        parts.append({"name": name, "file": file.name, "coefficient": coefficient, **digest})
+    return parts
