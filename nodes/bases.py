@@ -107,7 +107,7 @@ class LoadRewardLoRA(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, lora_name: str, **_) -> tuple:
         """Changes when the file or a config beside it does."""
-        path = Path(folder_paths.get_full_path("loras", lora_name) or "")
+        path = Path(_path_of(lora_name))
         files = [*shards_of(path), *sorted(path.parent.glob("*config.json"))]
         return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
 
@@ -178,31 +178,40 @@ class ModelAsBasis(io.ComfyNode):
         return shown(f"{basis.label}\n{held}\nKL weight: {_stated(basis.kl_weight)}", basis)
 
 
+_Row = tuple[str, float]
+"""Of a stack: a file's name in models/loras, and its model strength."""
+
+_EMPTY = ("", "none")  # how stackers name a row without a file
+_STACK = "model strength in lora_stack"
+
+
 def stacked(stack: Sequence[tuple[str, float, float]] | None) -> tuple[RewardLoRA, ...]:
     """The reward LoRAs of another pack's LORA_STACK: (file name in models/loras, model strength, clip strength) each.
 
-    A file that is in use already is the same RewardLoRA again, so that two blends of one stack blend the same bases.
+    Rows without a file are left out. A model strength multiplies the LoRA's own scale. A file that is in use already
+    at that strength is the same RewardLoRA again, so that two blends of one stack blend the same bases. Raises
+    BlendError for rows of another form.
     """
-    return tuple(_of_entry(entry) for entry in stack or ())
+    rows = map(_row, stack or ())
+    return tuple(_of_row(name, strength) for name, strength in rows if name.lower() not in _EMPTY)
 
 
 _IN_USE: WeakValueDictionary[tuple, RewardLoRA] = WeakValueDictionary()
 
 
-def _of_entry(entry: tuple[str, float, float]) -> RewardLoRA:
-    match entry:
-        case (str(name), 1, _):
-            key = LoadRewardLoRA.fingerprint_inputs(name)
-            return _IN_USE.get(key) or _IN_USE.setdefault(key, _loaded(name))
-        case (str(name), strength, _):
-            raise BlendError(
-                f"{name} came in lora_stack with model strength {strength}, expected 1: set it to 1 there, and say in "
-                "weights how much of it to blend."
-            )
+def _row(row: Sequence) -> _Row:
+    match row:
+        case (str() | None as name, int() | float() as strength, _):
+            return (name or "").strip(), float(strength)
     raise BlendError(
-        f"lora_stack holds {entry!r:.200}, expected (file name, model strength, clip strength). Connect the LORA_STACK "
+        f"lora_stack holds {row!r:.200}, expected (file name, model strength, clip strength). Connect the LORA_STACK "
         "output of a LoRA stacker, or use Load Reward LoRA."
     )
+
+
+def _of_row(name: str, strength: float) -> RewardLoRA:
+    key = (strength, LoadRewardLoRA.fingerprint_inputs(name))
+    return _IN_USE.get(key) or _IN_USE.setdefault(key, _loaded(name).times(strength, _STACK))
 
 
 def _loaded(
@@ -213,7 +222,9 @@ def _loaded(
 
 
 def _path_of(lora_name: str) -> str:
-    path = folder_paths.get_full_path("loras", lora_name)
+    """The file of a name as ComfyUI lists it, here or on Windows. Raises BlendError where there is none."""
+    names = dict.fromkeys((lora_name, lora_name.replace("\\", "/")))
+    path = next(filter(None, (folder_paths.get_full_path("loras", name) for name in names)), None)
     if path is None:
         raise BlendError(f"{lora_name} is not in models/loras. Put the file there and press R, or choose another.")
     return path

@@ -84,8 +84,8 @@ class BlendWeights(io.ComfyNode):
                     "lora_stack",
                     optional=True,
                     tooltip="Reward LoRAs from another pack's LoRA stacker; their weights come after those of the "
-                    "slots. Their model strength must be 1, since weights says how much of each; the clip strength is "
-                    "ignored.",
+                    "slots. A model strength multiplies the LoRA's own scale (1: as trained); weights says how much of "
+                    "each. Rows without a file are left out, the clip strength is ignored.",
                 ),
                 # Behind all other slots: where the editor counts slots by their number, a group that grows would
                 # otherwise move them.
@@ -118,7 +118,8 @@ class BlendWeights(io.ComfyNode):
         alignment = 1.0 if normalise else math.fsum(numbers)
         blend = LoRABlend.of(bases, normalised(numbers), alignment=alignment, target_kl_weight=target_kl_weight or None)
         warning = mixed_experts(basis.adapter for basis in bases if isinstance(basis, RewardLoRA))
-        return shown(blend.describe() + (f"\n{warning}" if warning else ""), blend)
+        lines = [blend.describe(), *blend.strengths(), *([warning] if warning else [])]
+        return shown("\n".join(lines), blend)
 
     @classmethod
     def validate_inputs(cls, weights: str | None = None, loras: dict | None = None) -> bool | str:
