@@ -13,7 +13,7 @@ from .adapters import (
     resolve,
     soup,
 )
-from .blend import Blend, blend, normalised, parse_numbers, parse_weights
+from .blend import Blend, blend, normalised, parse_numbers, parse_weights, shares
 from .errors import BlendError
 from .estimators import (
     ESTIMATORS,
@@ -66,6 +66,7 @@ __all__ = [
     "read_adapter",
     "resolve",
     "sampled",
+    "shares",
     "soup",
     "stratified",
 ]

@@ -193,7 +193,8 @@ def _check_probabilities(table: Tensor) -> None:
             listed = ", ".join(f"{c:.3g}" for c in coefficients)
             raise BlendError(
                 f"the coefficients (base first) are {listed}; one variant per step needs none below 0, because they "
-                "serve as probabilities. Lower alignment to 1 or less, or choose budget, which takes them."
+                "serve as probabilities. Lower alignment to 1 or less, or choose budget, which takes them, as exact "
+                "and merged do. Weights that are taken as they are have to be 0 or more and sum to at most 1."
             )
         if not math.isclose(math.fsum(coefficients), 1, abs_tol=1e-6):
             raise BlendError(f"coefficients sum to {math.fsum(coefficients):g}, expected 1; take them from a Blend.")

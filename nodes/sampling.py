@@ -206,7 +206,8 @@ class StochasticLSSampler(io.ComfyNode):
             **CACHED_TOO,
             inputs=[
                 io.Model.Input("model", tooltip="The base model the reward LoRAs were trained on."),
-                blend_input("blend", f"{BLEND_TOOLTIP} Alignment above 1 needs the selection budget."),
+                blend_input("blend", f"{BLEND_TOOLTIP} Alignment above 1 needs the selection budget or "
+                    "merged."),
                 *ksampler_inputs(),
                 io.Combo.Input(
                     "selection",

@@ -13,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..blend_core import Adapter, Blend, Schedule
+from ..blend_core import Adapter, Blend, Schedule, shares
 
 RewardLoRASocket = io.Custom("REWARD_LORA")
 BlendSocket = io.Custom("BLEND")
@@ -130,8 +130,11 @@ class LoRABlend:
 
         def widened(blend: Blend) -> Blend:
             own = list(zip(blend.preference, self.bases, strict=True))  # one basis may stand in it twice
-            preference = tuple(math.fsum(weight for weight, mine in own if mine is basis) for basis in bases)
-            return replace(blend, names=names, preference=preference, kl_weights=kl_weights)
+            weights = [math.fsum(weight for weight, mine in own if mine is basis) for basis in bases]
+            size = math.fsum(map(abs, weights))  # 0 where weights of one basis cancel one another
+            preference = shares(weights if size else [1.0] * len(weights))
+            alignment = blend.alignment * size
+            return replace(blend, names=names, preference=preference, alignment=alignment, kl_weights=kl_weights)
 
         blend = self._mapped(lambda schedule: replace(schedule, blends=tuple(map(widened, schedule.blends))))
         return replace(blend, bases=bases)
