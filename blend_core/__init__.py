@@ -28,7 +28,7 @@ from .estimators import (
 )
 from .network.bank import LoRABank
 from .network.execution import agree, evaluate_variants, mixed
-from .plan import Plan, choices, describe_choices
+from .plan import Job, Plan, choices, describe_choices
 from .schedules import CURVES, Schedule, parse_positions
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "BlendError",
     "Change",
     "Factors",
+    "Job",
     "LoRABank",
     "LoadReport",
     "Plan",

@@ -133,9 +133,12 @@ ESTIMATORS: dict[str, Estimator] = {
 BUDGETED = ("budget", "anchored")  # those that take `evaluations`
 
 
-def image_seed(seed: int, index: int) -> int:
-    """The seed of one image's choices: a hash, so that it shares no random stream with the sampler's own noise."""
-    digest = hashlib.blake2b(f"diffusion blend {seed} {index}".encode(), digest_size=8).digest()
+def image_seed(seed: int, index: int, part: str = "") -> int:
+    """The seed of one image's choices: a hash, so that it shares no random stream with the sampler's own noise.
+
+    part: what tells a run that goes on with an image from the run that began it.
+    """
+    digest = hashlib.blake2b(f"diffusion blend {seed} {index}{part}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1  # 63 bits: what torch.Generator takes
 
 
