@@ -7,7 +7,7 @@ import torch
 
 from nodes import KSamplerAdvanced  # ComfyUI's own
 
-from . import host, networks
+from . import host, loras, networks
 from .graphs import latent, noisy_latent
 from .reference import assert_differ, assert_equal, blended_reference, switching_reference
 
@@ -181,3 +181,38 @@ def test_the_report_says_which_steps_count(base, blend):
     assert "counts the steps of a job of 10, from step 4 on" in second.report
     (alone,) = halves((base,), blend, "exact", (core.Job(),))
     assert "counts the steps" not in alone.report
+
+
+@pytest.fixture
+def pair(reward_loras, lora_folder):
+    """The names of two files, for high noise and for low."""
+    (high, _), (low, _), _ = reward_loras
+    return [
+        loras.write_kohya(replace(lora, label=f"pair_{word}_noise"), lora_folder)
+        for word, lora in (("high", high), ("low", low))
+    ]
+
+
+def test_one_setting_loads_either_file_of_a_pair(nodes, graph, base, merged, pair):
+    for chosen in pair:
+        for i, expert in enumerate(("high noise", "low noise")):
+            options = {"lora_name": chosen, "label": "", "kl_weight": 0.0, "scale": 0.0, "expert": expert}
+            output = nodes["LoadRewardLoRA"].execute(**options)
+            expected = graph.plain(blended_reference(base, [merged[i + 1]], [1.0]))
+            assert_equal(graph.blended(base, graph.blend(output.result)), expected)
+            assert (f"file: {pair[i]}" in str(output.ui)) is (chosen != pair[i])
+
+
+def test_a_partner_that_is_not_there_is_refused_before_anything_runs(nodes, files, pair):
+    check = nodes["LoadRewardLoRA"].validate_inputs
+    assert check(lora_name=pair[0], expert="low noise") is True
+    assert check(lora_name=pair[0], expert=None) is True, "a link brings expert"
+    assert "everything.safetensors has no partner for low noise" in check(lora_name=files[0], expert="low noise")
+    assert "gone.safetensors is not in models/loras" in check(lora_name="gone.safetensors", expert="low noise")
+    assert "expected one of as chosen" in check(lora_name=files[0], expert="middle")
+
+
+def test_another_partner_is_another_result(nodes, pair):
+    fingerprint = nodes["LoadRewardLoRA"].fingerprint_inputs
+    high, low = (fingerprint(lora_name=pair[0], expert=expert) for expert in ("as chosen", "low noise"))
+    assert high != low == fingerprint(lora_name=pair[1])

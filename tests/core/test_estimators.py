@@ -307,5 +307,5 @@ def test_a_start_that_is_no_step_of_a_job_is_refused(steps, start):
 
 def test_a_run_of_more_steps_than_its_job_has_left_is_refused():
     assert [Job().whole(7), Job(10).whole(4), Job(10, 4).whole(6)] == [7, 10, 10]
-    with pytest.raises(BlendError, match=r"makes 7 steps from step 4 of a job of 10 on, expected at most 6\. .*at least 11"):
+    with pytest.raises(BlendError, match=r"7 steps from step 4 of a job of 10 on, expected at most 6\. .*at least 11"):
         Job(10, 4).whole(7)
