@@ -65,7 +65,7 @@ class Job:
         return self.steps or steps
 
     def __str__(self) -> str:
-        return f"counts the steps of a job of {self.steps}, from step {self.start} on"
+        return f"schedules and choices count the steps of a job of {self.steps}, from step {self.start} on"
 
 
 @dataclass(frozen=True)

@@ -177,10 +177,10 @@ def test_steps_that_do_not_fit_into_the_job_are_refused(graph, base, blend, in_t
 
 def test_the_report_says_which_steps_count(base, blend):
     first, second = halves((base, base), blend, "exact")
-    assert "counts the steps of a job of 10, from step 0 on" in first.report
-    assert "counts the steps of a job of 10, from step 4 on" in second.report
+    assert "count the steps of a job of 10, from step 0 on" in first.report
+    assert "count the steps of a job of 10, from step 4 on" in second.report
     (alone,) = halves((base,), blend, "exact", (core.Job(),))
-    assert "counts the steps" not in alone.report
+    assert "count the steps" not in alone.report
 
 
 @pytest.fixture
