@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from . import host, loras, networks
+from nodes import LoraLoaderModelOnly  # ComfyUI's own
+
+from . import host, kinds, loras, networks
 from .reference import assert_differ, assert_equal, blended_reference
 
 
@@ -144,3 +146,16 @@ def test_without_slots_and_stack_one_is_asked_to_connect(weigh, error):
     for stack in (None, [], [("None", 1.0, 1.0)]):
         with pytest.raises(error, match="Connect"):
             weigh(stack)
+
+
+@pytest.mark.parametrize("strength", [-1.5, 0.4, 2.0])
+@pytest.mark.parametrize("kind", [kinds.lora, kinds.loha, kinds.lokr_whole, kinds.difference])
+def test_a_model_strength_is_that_of_comfyuis_own_loader(graph, base, weigh, lora_folder, kind, strength):
+    layers = list(loras.three_loras(base.model)[1].factors)[:6]
+    names = {layer.name: f"diffusion_model.{layer.module}" for layer in layers}
+    tensors = kinds.written(kind, layers, names.get, seed=5)
+    (*_, biased) = (layer for layer in layers if layer.name.endswith("to_out.0"))
+    tensors[f"{names[biased.name]}.diff_b"] = torch.linspace(-1, 1, biased.shape[0])
+    file = loras.save(tensors, lora_folder, f"of_a_stack_{kind.__name__}.safetensors")
+    expected = LoraLoaderModelOnly().load_lora_model_only(base, file, strength)[0]
+    assert_equal(graph.blended(base, weigh([(file, strength, 1.0)])), graph.plain(expected))
