@@ -13,7 +13,7 @@ from .adapters import (
     resolve,
     soup,
 )
-from .blend import Blend, blend, normalised, parse_numbers, parse_weights
+from .blend import Blend, blend, normalised, parse_numbers, parse_weights, shares
 from .errors import BlendError
 from .estimators import (
     ESTIMATORS,
@@ -28,7 +28,7 @@ from .estimators import (
 )
 from .network.bank import LoRABank
 from .network.execution import agree, evaluate_variants, mixed
-from .plan import Plan, choices, describe_choices
+from .plan import Job, Plan, choices, describe_choices
 from .schedules import CURVES, Schedule, parse_positions
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "BlendError",
     "Change",
     "Factors",
+    "Job",
     "LoRABank",
     "LoadReport",
     "Plan",
@@ -66,6 +67,7 @@ __all__ = [
     "read_adapter",
     "resolve",
     "sampled",
+    "shares",
     "soup",
     "stratified",
 ]

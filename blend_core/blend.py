@@ -2,8 +2,8 @@
 
 Our words and the papers' (arXiv 2505.18547, Diffusion Blend; arXiv 2604.14379, MSDDA):
 
-    preference       w, the user's weights over rewards; not negative, sum 1
-    alignment        lambda of DB-KLA: 0 is the base, 1 as trained, above 1 beyond
+    preference       w, the user's weights over rewards; their sizes sum to 1, below 0 moves away from a reward
+    alignment        lambda of DB-KLA: 0 is the base, 1 as trained, above 1 beyond, below 0 the other way
     kl_weight        alpha, the KL weight a basis was trained with
     coefficients     what multiplies the predictions, base first; any sign, sum 1
 
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from .errors import BlendError
 
+_LARGEST = 1e9  # a weight; sums of larger ones leave the range of numbers, and mean nothing long before
 _ROUNDING = 1e-9  # sums of typed decimals such as 0.7 + 0.2 + 0.1 miss 1 by less than this
 
 
@@ -36,10 +37,10 @@ _ROUNDING = 1e-9  # sums of typed decimals such as 0.7 + 0.2 + 0.1 miss 1 by les
 class Blend:
     """How much of each basis, and how far from the base.
 
-    names: the bases, in order.  preference: one weight per basis, >= 0, sum 1.  alignment: >= 0.
-    kl_weights: the KL weight each basis was trained with, None where its file does not say.
-    target_kl_weight: the KL weight to blend for; None takes sum_i w_i alpha_i, so that the coefficients
-    of the bases sum to `alignment` and a one-hot preference is that basis whatever its KL weight.
+    names: the bases, in order.  preference: one weight per basis, of any sign, whose sizes |w_i| sum to 1.
+    alignment: of any sign.  kl_weights: the KL weight each basis was trained with, None where its file does not say.
+    target_kl_weight: the KL weight to blend for; None takes sum_i |w_i| alpha_i, so that where no weight is below 0 the
+    coefficients of the bases sum to `alignment`, and a one-hot preference is that basis whatever its KL weight.
     """
 
     names: tuple[str, ...]
@@ -59,10 +60,10 @@ class Blend:
         _check_positive(
             "target_kl_weight", self.target_kl_weight, "leave it unset (0 in the node) to take the bases' own average"
         )
-        if not (math.isfinite(self.alignment) and self.alignment >= 0):
+        if not math.isfinite(self.alignment):
             raise BlendError(
-                f"alignment is {self.alignment}, expected a number from 0 (the base model) upwards. "
-                "1 is as trained, 2 twice as far; set it back to 1 if unsure."
+                f"alignment is {self.alignment}, expected a finite number: 0 is the base model, 1 as trained, 2 twice "
+                "as far. Set it back to 1 if unsure."
             )
 
     @property
@@ -75,7 +76,7 @@ class Blend:
         """(1 + m,) coefficients, base first: c_i = lambda w_i alpha_i / alpha_target, c_base = 1 - sum_i c_i."""
         ratios = self._kl_ratios()
         # Typed thirds sum to 0.9999999: without normalising, the rest would be a base of 1e-7 that costs a full pass.
-        preference = normalised(self.preference)
+        preference = shares(self.preference)
         bases = [self.alignment * w * ratio for w, ratio in zip(preference, ratios, strict=True)]
         base = 1.0 - math.fsum(bases)
         return (0.0 if abs(base) < _ROUNDING else base, *bases)
@@ -93,8 +94,8 @@ class Blend:
             return (1.0,) * len(self.names)
         target = self.target_kl_weight
         if target is None:
-            preference = normalised(self.preference)
-            target = math.fsum(w * alpha for w, alpha in zip(preference, self.kl_weights, strict=True))
+            preference = shares(self.preference)
+            target = math.fsum(abs(w) * alpha for w, alpha in zip(preference, self.kl_weights, strict=True))
         return tuple(alpha / target for alpha in self.kl_weights)
 
     def aligned(self, alignment: float) -> Blend:
@@ -211,12 +212,24 @@ def _comma_hint(text: str) -> str:
 def normalised(weights: Sequence[float]) -> tuple[float, ...]:
     """`weights / sum(weights)`. Raises BlendError for a negative weight, one that is no number, or a sum of 0."""
     for weight in weights:
-        if not (math.isfinite(weight) and weight >= 0):
+        if not weight >= 0:
             raise BlendError(
-                f"a weight is {weight}, expected numbers from 0 upwards (got {_listed(weights)}). "
-                "To move away from a reward, lower its weight; to go beyond the trained models, raise alignment."
+                f"a weight is {weight:g}, expected numbers from 0 upwards (got {_listed(weights)}), because they are "
+                "shares of their sum. Raise it to 0; to move away from a reward, take the weights as they are "
+                "(normalise off in Blend Weights)."
             )
-    total = math.fsum(weights)
+    return shares(weights)
+
+
+def shares(weights: Sequence[float]) -> tuple[float, ...]:
+    """`weights / sum(|weights|)`, of any sign. Raises BlendError where one is no finite number, or all are 0."""
+    for weight in weights:
+        if not abs(weight) <= _LARGEST:
+            raise BlendError(
+                f"a weight is {weight:g}, expected numbers of at most {_LARGEST:g} in size (got {_listed(weights)}). "
+                "Write one such as 0.5."
+            )
+    total = math.fsum(map(abs, weights))
     if total == 0:
         raise BlendError(
             f"the weights {_listed(weights)} sum to 0, expected at least one above 0. "
@@ -256,11 +269,13 @@ def _check_preference(preference: Sequence[float], names: Sequence[str]) -> None
             f"{len(preference)} weights ({_listed(preference)}) for {len(names)} bases ({', '.join(names)}). "
             "Give one weight per basis, in their order."
         )
-    normalised(preference)  # raises for signs and zero sums
-    if abs(math.fsum(preference) - 1) > 1e-6:
+    shares(preference)  # raises for what is no number, and where all are 0
+    total = math.fsum(map(abs, preference))
+    if abs(total - 1) > 1e-6:
+        sizes = " without their signs" if min(preference) < 0 else ""
         raise BlendError(
-            f"the weights {_listed(preference)} sum to {math.fsum(preference):g}, expected 1. "
-            "Switch normalise on, or change them."
+            f"the weights {_listed(preference)}{sizes} sum to {total:g}, expected 1. Switch normalise on, or change "
+            "them; how far to go is the alignment."
         )
 
 

@@ -7,7 +7,7 @@ with the noise level itself.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -49,6 +49,14 @@ class RememberingPlan(Plan):
     memory: Memory = field(default_factory=Memory, compare=False)
 
     needs_denoised: ClassVar[bool] = True
+
+    def part(self, start: int, steps: int) -> RememberingPlan:
+        """The plan of some steps, with their share of the spare evaluations and a memory of its own."""
+        whole, part = len(self.variants), super().part(start, steps)
+        if part is self:
+            return self
+        coefficients = self.coefficients[start : start + steps]
+        return replace(part, coefficients=coefficients, spare=self.spare * steps // whole, memory=Memory())
 
     @property
     def evaluations_per_step(self) -> float:

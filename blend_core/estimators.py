@@ -133,9 +133,12 @@ ESTIMATORS: dict[str, Estimator] = {
 BUDGETED = ("budget", "anchored")  # those that take `evaluations`
 
 
-def image_seed(seed: int, index: int) -> int:
-    """The seed of one image's choices: a hash, so that it shares no random stream with the sampler's own noise."""
-    digest = hashlib.blake2b(f"diffusion blend {seed} {index}".encode(), digest_size=8).digest()
+def image_seed(seed: int, index: int, part: str = "") -> int:
+    """The seed of one image's choices: a hash, so that it shares no random stream with the sampler's own noise.
+
+    part: what tells a run that goes on with an image from the run that began it.
+    """
+    digest = hashlib.blake2b(f"diffusion blend {seed} {index}{part}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1  # 63 bits: what torch.Generator takes
 
 
@@ -193,7 +196,8 @@ def _check_probabilities(table: Tensor) -> None:
             listed = ", ".join(f"{c:.3g}" for c in coefficients)
             raise BlendError(
                 f"the coefficients (base first) are {listed}; one variant per step needs none below 0, because they "
-                "serve as probabilities. Lower alignment to 1 or less, or choose budget, which takes them."
+                "serve as probabilities. Lower alignment to 1 or less, or choose budget, which takes them, as exact "
+                "and merged do. Weights that are taken as they are have to be 0 or more and sum to at most 1."
             )
         if not math.isclose(math.fsum(coefficients), 1, abs_tol=1e-6):
             raise BlendError(f"coefficients sum to {math.fsum(coefficients):g}, expected 1; take them from a Blend.")

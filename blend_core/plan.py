@@ -6,7 +6,7 @@ A *variant* is a number: 0 the base, i the i-th basis.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -36,6 +36,39 @@ UNNAMED = Call()  # where a step calls the network once
 
 
 @dataclass(frozen=True)
+class Job:
+    """Which steps of a whole job a run makes, where several runs share it (Wan 2.2's two networks, a refiner).
+
+    steps: of the whole job; 0: every run is a job of its own.  start: the step of the job that the run begins with,
+    from 0. Raises BlendError for a start that is no step of the job.
+    """
+
+    steps: int = 0
+    start: int = 0
+
+    def __post_init__(self):
+        if self.start and not 0 < self.start < self.steps:
+            raise BlendError(
+                f"start_at_step is {self.start} and job_steps {self.steps}, expected a step before the last of the "
+                "job. Set job_steps to the steps of all samplers together, as in KSampler (Advanced); where one "
+                "sampler makes all steps, set both to 0."
+            )
+
+    def whole(self, steps: int) -> int:
+        """The steps of the job that a run of `steps` belongs to. Raises BlendError where they are too many for it."""
+        if self.steps and self.start + steps > self.steps:
+            raise BlendError(
+                f"the sampler makes {steps} steps from step {self.start} of a job of {self.steps} on, expected at most "
+                f"{self.steps - self.start}. Set job_steps of Apply Blend to the steps of all samplers together (at "
+                f"least {self.start + steps} here), the same for each of them, and start_at_step to this sampler's own."
+            )
+        return self.steps or steps
+
+    def __str__(self) -> str:
+        return f"schedules and choices count the steps of a job of {self.steps}, from step {self.start} on"
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a run evaluates: `variants` (steps, k, batch) long, and the `weights` (steps, k) of their predictions."""
 
@@ -49,6 +82,12 @@ class Plan:
     def evaluations_per_step(self) -> float:
         """The average number of variants that a step evaluates."""
         return float((self.weights != 0).sum(1).double().mean())
+
+    def part(self, start: int, steps: int) -> Plan:
+        """The plan of `steps` steps from `start` on, as a run of its own."""
+        if (start, steps) == (0, len(self.variants)):
+            return self
+        return replace(self, variants=self.variants[start : start + steps], weights=self.weights[start : start + steps])
 
     @property
     def batch(self) -> int:

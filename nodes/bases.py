@@ -10,6 +10,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..blend_core import BlendError, is_adapter_file, read_adapter
+from ..blend_core.adapters import AS_CHOSEN, EXPERTS, partner
 from ..blend_core.adapters.files import shards_of, without_references
 from .showing import CACHED_TOO, shown
 from .sockets import CATEGORY, RewardLoRA, RewardLoRASocket
@@ -92,28 +93,46 @@ class LoadRewardLoRA(io.ComfyNode):
                     tooltip="Off: a LoRA that fits the model only in part, or is understood only in part, is refused. "
                     "On: the part that fits is used, the rest is named in the report.",
                 ),
+                io.Combo.Input(
+                    "expert",
+                    options=list(EXPERTS),
+                    default=AS_CHOSEN,
+                    optional=True,
+                    advanced=True,
+                    tooltip="For models of two networks (Wan 2.2), whose LoRAs come as a pair of files: high noise and "
+                    "low noise load that file of the pair, whichever of the two lora_name is. The names have to be "
+                    "equal but for high and low. as chosen: lora_name itself.",
+                ),
             ],
             outputs=[RewardLoRASocket.Output(display_name="reward_lora", tooltip="Connect to Blend Weights.")],
         )
 
     @classmethod
     def execute(
-        cls, lora_name: str, label: str, kl_weight: float, scale: float, allow_partial: bool = False
+        cls,
+        lora_name: str,
+        label: str,
+        kl_weight: float,
+        scale: float,
+        allow_partial: bool = False,
+        expert: str = AS_CHOSEN,
     ) -> io.NodeOutput:
         """Read the file and show what it holds."""
-        lora = _loaded(lora_name, label, kl_weight, scale, allow_partial)
-        return shown(f"{lora.label}\n{lora.adapter.summary}\nKL weight: {_stated(lora.kl_weight)}", lora)
+        name = _of_pair(lora_name, expert)
+        lora = _loaded(name, label, kl_weight, scale, allow_partial)
+        lines = [lora.label, *([f"file: {name}"] if name != lora_name else []), lora.adapter.summary]
+        return shown("\n".join([*lines, f"KL weight: {_stated(lora.kl_weight)}"]), lora)
 
     @classmethod
-    def fingerprint_inputs(cls, lora_name: str, **_) -> tuple:
-        """Changes when the file or a config beside it does."""
-        path = Path(folder_paths.get_full_path("loras", lora_name) or "")
+    def fingerprint_inputs(cls, lora_name: str, expert: str = AS_CHOSEN, **_) -> tuple:
+        """Changes when the file or a config beside it does, or another file becomes its partner."""
+        path = Path(_path_of(_of_pair(lora_name, expert)))
         files = [*shards_of(path), *sorted(path.parent.glob("*config.json"))]
         return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
 
     @classmethod
-    def validate_inputs(cls, lora_name: str | None = "") -> bool | str:
-        """Refuse a file that is no longer there before anything runs; None where a link brings its name.
+    def validate_inputs(cls, lora_name: str | None = "", expert: str | None = AS_CHOSEN) -> bool | str:
+        """Refuse a file or a partner that is not there before anything runs; None where a link brings one of the two.
 
         Raises BlendError where there is no file to choose, since ComfyUI then has no input to put an answer to.
         """
@@ -124,7 +143,7 @@ class LoadRewardLoRA(io.ComfyNode):
             )
         try:
             if lora_name is not None:
-                _path_of(lora_name)
+                _path_of(lora_name if expert is None else _of_pair(lora_name, expert))
         except BlendError as error:
             return str(error)
         return True
@@ -178,31 +197,40 @@ class ModelAsBasis(io.ComfyNode):
         return shown(f"{basis.label}\n{held}\nKL weight: {_stated(basis.kl_weight)}", basis)
 
 
+_Row = tuple[str, float]
+"""Of a stack: a file's name in models/loras, and its model strength."""
+
+_EMPTY = ("", "none")  # how stackers name a row without a file
+_STACK = "model strength in lora_stack"
+
+
 def stacked(stack: Sequence[tuple[str, float, float]] | None) -> tuple[RewardLoRA, ...]:
     """The reward LoRAs of another pack's LORA_STACK: (file name in models/loras, model strength, clip strength) each.
 
-    A file that is in use already is the same RewardLoRA again, so that two blends of one stack blend the same bases.
+    Rows without a file are left out. A model strength multiplies the LoRA's own scale. A file that is in use already
+    at that strength is the same RewardLoRA again, so that two blends of one stack blend the same bases. Raises
+    BlendError for rows of another form.
     """
-    return tuple(_of_entry(entry) for entry in stack or ())
+    rows = map(_row, stack or ())
+    return tuple(_of_row(name, strength) for name, strength in rows if name.lower() not in _EMPTY)
 
 
 _IN_USE: WeakValueDictionary[tuple, RewardLoRA] = WeakValueDictionary()
 
 
-def _of_entry(entry: tuple[str, float, float]) -> RewardLoRA:
-    match entry:
-        case (str(name), 1, _):
-            key = LoadRewardLoRA.fingerprint_inputs(name)
-            return _IN_USE.get(key) or _IN_USE.setdefault(key, _loaded(name))
-        case (str(name), strength, _):
-            raise BlendError(
-                f"{name} came in lora_stack with model strength {strength}, expected 1: set it to 1 there, and say in "
-                "weights how much of it to blend."
-            )
+def _row(row: Sequence) -> _Row:
+    match row:
+        case (str() | None as name, int() | float() as strength, _):
+            return (name or "").strip(), float(strength)
     raise BlendError(
-        f"lora_stack holds {entry!r:.200}, expected (file name, model strength, clip strength). Connect the LORA_STACK "
+        f"lora_stack holds {row!r:.200}, expected (file name, model strength, clip strength). Connect the LORA_STACK "
         "output of a LoRA stacker, or use Load Reward LoRA."
     )
+
+
+def _of_row(name: str, strength: float) -> RewardLoRA:
+    key = (strength, LoadRewardLoRA.fingerprint_inputs(name))
+    return _IN_USE.get(key) or _IN_USE.setdefault(key, _loaded(name).times(strength, _STACK))
 
 
 def _loaded(
@@ -212,8 +240,18 @@ def _loaded(
     return RewardLoRA(label.strip() or adapter.label, adapter, kl_weight or adapter.kl_weight, allow_partial)
 
 
+def _of_pair(lora_name: str, expert: str) -> str:
+    """The file of a name, or its partner for one of two networks. Raises BlendError where there is none."""
+    if expert == AS_CHOSEN:
+        return lora_name
+    _path_of(lora_name)
+    return partner(lora_name, expert, _lora_names())
+
+
 def _path_of(lora_name: str) -> str:
-    path = folder_paths.get_full_path("loras", lora_name)
+    """The file of a name as ComfyUI lists it, here or on Windows. Raises BlendError where there is none."""
+    names = dict.fromkeys((lora_name, lora_name.replace("\\", "/")))
+    path = next(filter(None, (folder_paths.get_full_path("loras", name) for name in names)), None)
     if path is None:
         raise BlendError(f"{lora_name} is not in models/loras. Put the file there and press R, or choose another.")
     return path

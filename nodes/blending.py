@@ -8,7 +8,7 @@ from dataclasses import replace
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..blend_core import CURVES, BlendError, Schedule, normalised, parse_numbers, parse_positions, parse_weights
+from ..blend_core import CURVES, BlendError, Schedule, normalised, parse_numbers, parse_positions, parse_weights, shares
 from ..blend_core.adapters import mixed_experts
 from .bases import kl_weight_input, stacked
 from .showing import CACHED_TOO, shown
@@ -71,21 +71,23 @@ class BlendWeights(io.ComfyNode):
                     "weights",
                     default="",
                     tooltip="One number per reward LoRA, in the order of the slots, such as 0.6, 0.4. 0 leaves a "
-                    "reward out, 1, 0 is the first alone. Empty: equal weights. Negative numbers are refused. The "
+                    "reward out, 1, 0 is the first alone. Empty: equal weights. Below 0 needs normalise off. The "
                     "number of a bypassed or muted LoRA stays and is left out.",
                 ),
                 io.Boolean.Input(
                     "normalise",
                     default=True,
                     tooltip="On: the weights are shares, divided by their sum. Off: they are taken as they are, so "
-                    "that 0.3, 0.3 keeps 0.4 of the base model and 1, 1 goes twice as far as trained.",
+                    "that 0.3, 0.3 keeps 0.4 of the base model, 1, 1 goes twice as far as trained, and 1, -0.5 moves "
+                    "away from the second. Below 0, or with a sum above 1, only exact, budget and merged evaluation "
+                    "work.",
                 ),
                 LoRAStackSocket.Input(
                     "lora_stack",
                     optional=True,
                     tooltip="Reward LoRAs from another pack's LoRA stacker; their weights come after those of the "
-                    "slots. Their model strength must be 1, since weights says how much of each; the clip strength is "
-                    "ignored.",
+                    "slots. A model strength multiplies the LoRA's own scale (1: as trained); weights says how much of "
+                    "each. Rows without a file are left out, the clip strength is ignored.",
                 ),
                 # Behind all other slots: where the editor counts slots by their number, a group that grows would
                 # otherwise move them.
@@ -115,14 +117,18 @@ class BlendWeights(io.ComfyNode):
         numbers = parse_weights(
             weights, len(bases), slots=_numbered(list(slots), len(stack)), names=[*names, *(s.label for s in stack)]
         )
-        alignment = 1.0 if normalise else math.fsum(numbers)
-        blend = LoRABlend.of(bases, normalised(numbers), alignment=alignment, target_kl_weight=target_kl_weight or None)
+        preference = normalised(numbers) if normalise else shares(numbers)
+        alignment = 1.0 if normalise else math.fsum(map(abs, numbers))
+        blend = LoRABlend.of(bases, preference, alignment=alignment, target_kl_weight=target_kl_weight or None)
         warning = mixed_experts(basis.adapter for basis in bases if isinstance(basis, RewardLoRA))
-        return shown(blend.describe() + (f"\n{warning}" if warning else ""), blend)
+        lines = [blend.describe(), *blend.strengths(), *([warning] if warning else [])]
+        return shown("\n".join(lines), blend)
 
     @classmethod
-    def validate_inputs(cls, weights: str | None = None, loras: dict | None = None) -> bool | str:
-        """Refuse weights that make no blend, before anything runs; None where a link brings them.
+    def validate_inputs(
+        cls, weights: str | None = None, normalise: bool | None = None, loras: dict | None = None
+    ) -> bool | str:
+        """Refuse weights that make no blend, before anything runs; None where a link brings them, or what is on.
 
         loras: ComfyUI hands growing inputs over whether asked or not, here with nothing in their slots. What a stack
         brings is not known yet, so that too many weights are refused when the node runs.
@@ -131,7 +137,7 @@ class BlendWeights(io.ComfyNode):
         try:
             numbers = parse_numbers(weights or "", "weights", "reward LoRA", "0.6, 0.4")
             if numbers:
-                normalised(numbers)
+                (normalised if normalise else shares)(numbers)
             if len(numbers) < len(slots):
                 parse_weights(weights or "", len(slots), names=slots)
         except BlendError as error:
@@ -165,12 +171,12 @@ class KLInterpolate(io.ComfyNode):
                 io.Float.Input(
                     "alignment",
                     default=1.0,
-                    min=0.0,
-                    max=3.0,
+                    min=-10.0,
+                    max=10.0,
                     step=0.05,
                     tooltip="0: the base model. 0.5: half the KL pull. 1: as trained. Above 1 extrapolates: 1.2 to 2 "
-                    "often raises the reward further, beyond that images tend to break. Above 1 only exact and budget "
-                    "evaluation work.",
+                    "often raises the reward further, beyond that images tend to break. Below 0 moves away from the "
+                    "reward. Above 1 and below 0 only exact, budget and merged evaluation work.",
                 ),
             ],
             outputs=[BlendSocket.Output(display_name="blend", tooltip="Connect to a sampler.")],

@@ -197,7 +197,13 @@ def _plain(blend: LoRABlend) -> Blend:
             "a schedule or a region came, which set the weights that Maximin KSampler is to move. Connect Blend "
             "Weights or KL Interpolate, or use Blended KSampler."
         )
-    return blend.schedule.blends[0]
+    (only,) = blend.schedule.blends
+    if min(only.coefficients[1:]) < 0:
+        raise BlendError(
+            f"the blend is {only.formula()}, expected no reward below 0: Maximin KSampler moves weights towards "
+            "rewards. Give every reward a weight of 0 or more, or use Blended KSampler."
+        )
+    return only
 
 
 def _panel(vae, models: Sequence[RewardModel], prompt: str, targets: str, scales: str, blend: Blend) -> Panel:

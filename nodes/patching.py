@@ -27,6 +27,7 @@ from nodes import common_ksampler  # ComfyUI's own nodes module: ours is only ev
 
 from ..blend_core import (
     BlendError,
+    Job,
     LoadReport,
     LoRABank,
     Plan,
@@ -50,6 +51,7 @@ from .whole_models import WholeModels
 log = logging.getLogger(__name__)
 
 EXECUTIONS = ("auto", "batched", "sequential")
+_ALONE = Job()
 FINE = 64  # steps at which a schedule is looked at before the run's own number is known
 Record = Callable[[int, float, torch.Tensor, list[torch.Tensor], list[float]], None]
 """record(step, sigma, x, denoised, coefficients): the guided prediction of every variant at x, base first."""
@@ -68,7 +70,11 @@ class AppliedBlend:
     def report(self) -> str:
         """The formula, the load reports and what whole models take, as the nodes show them."""
         formula = self.blend.describe() if self.blend.regions else self.blend.schedule.formula()
-        return "\n".join([formula, *map(str, self.reports), *self._slower(), *self.hooks.lines])
+        return "\n".join([formula, *map(str, self.reports), *self._slower(), *self._shared(), *self.hooks.lines])
+
+    def _shared(self) -> list[str]:
+        """Which part of a job the runs are."""
+        return [str(self.hooks.job)] if self.hooks.job.steps else []
 
     def _slower(self) -> list[str]:
         """What the kinds that are no plain LoRA cost."""
@@ -128,13 +134,15 @@ def apply_blend(
     image_indices: list[int] | None = None,
     steered: Callable[[], Steering] | None = None,
     every: bool = False,
+    job: Job = _ALONE,
 ) -> AppliedBlend:
     """A clone of `model` that predicts `blend`.
 
     image_indices: the number of each image within the whole job, where the latents are a part of it; it decides the
     choices of one-variant evaluations.  steered: makes what changes the plan of a run while it runs; called once per
-    run.  every: whether bases without a coefficient may be evaluated too; else they take no memory. Raises BlendError
-    for LoRAs that do not fit, or a model that is blended already.
+    run.  every: whether bases without a coefficient may be evaluated too; else they take no memory.  job: what a run is
+    a part of; schedules and choices count its steps. Raises BlendError for LoRAs that do not fit, or a model that is
+    blended already.
     """
     if model.get_wrappers(WrappersMP.APPLY_MODEL, KEY):
         raise BlendError(
@@ -147,7 +155,7 @@ def apply_blend(
     for report in reports:
         log.info("%s", report)
     _check_evaluation(blend, estimator)
-    hooks = _Hooks(bank, whole, blend, estimator, execution, seed, image_indices, steered)
+    hooks = _Hooks(bank, whole, blend, estimator, execution, seed, image_indices, steered, job)
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, hooks.prepare_sampling)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, hooks.outer_sample)
@@ -199,7 +207,10 @@ def _check_evaluation(blend: LoRABlend, estimator: Estimator) -> None:
 class _Hooks:
     """The wrappers of one blended model. The state of a run is in the run's own options; `plan` is kept to be read."""
 
-    def __init__(self, bank, whole, blend: LoRABlend, estimator: Estimator, execution, seed, image_indices, steered):
+    def __init__(
+        self, bank, whole, blend: LoRABlend, estimator: Estimator, execution, seed, image_indices, steered, job: Job
+    ):
+        self.job = job
         self.bank = bank
         self.whole = whole
         self.blend = blend
@@ -236,10 +247,7 @@ class _Hooks:
     def outer_sample(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         refuse(executor.class_obj.model_options)
         options = executor.class_obj.model_options["transformer_options"]
-        images = self.image_indices or range(noise.shape[0])
-        if mixes_images(executor.class_obj.model_patcher.model):
-            images = [0] * noise.shape[0]
-        seeds = [image_seed(self.seed, index) for index in images]
+        seeds = self._seeds(noise, sigmas, executor.class_obj.model_patcher.model)
         plan = self._plan(max(len(sigmas) - 1, 1), seeds, noise)
         sampler_function = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
         options[KEY] = BlendedRun(
@@ -265,15 +273,31 @@ class _Hooks:
             options.pop(KEY).release()
             plan.release()  # the node's output, and with it the plan, may be cached for long
 
+    def _seeds(self, noise: torch.Tensor, sigmas: torch.Tensor, model: torch.nn.Module) -> list[int]:
+        """The seed of every image's choices; one for all where the images of a batch change each other.
+
+        A run without noise goes on where another one ended, mostly at the same seed: its choices are not to repeat.
+        """
+        goes_on = not self.job.steps and not any(bool(each.any()) for each in _tensors(noise))
+        part = f" from {float(sigmas[0]):.3g}" if goes_on and len(sigmas) else ""
+        images = [0] * noise.shape[0] if mixes_images(model) else self.image_indices or range(noise.shape[0])
+        return [image_seed(self.seed, index, part) for index in images]
+
+    def _layers(self, steps: int) -> list[torch.Tensor]:
+        """Coefficients of a run of `steps` steps, see LoRABlend.layers."""
+        part = slice(self.job.start, self.job.start + steps)
+        return [layer[part] for layer in self.blend.layers(self.job.whole(steps))]
+
     def _plan(self, steps: int, seeds: list[int], noise: torch.Tensor) -> Plan:
-        layers = self.blend.layers(steps)
         if not self.blend.regions:
-            return self.estimator(layers[0], steps, seeds)
+            whole = self.job.whole(steps)
+            return self.estimator(self.blend.layers(whole)[0], whole, seeds).part(self.job.start, steps)
         if getattr(noise, "is_nested", False) or noise.dim() < 4:
             raise BlendError(
                 "the latents have no height and width that a region could be painted on. Remove the region."
             )
-        return painted(layers, [mask for mask, _ in self.blend.regions], tuple(noise.shape[-2:]), len(seeds))
+        masks = [mask for mask, _ in self.blend.regions]
+        return painted(self._layers(steps), masks, tuple(noise.shape[-2:]), len(seeds))
 
     def prepare_sampling(self, executor, model, noise_shape, conds, *args, **kwargs):
         exactly = self.estimator is exact  # regions, which need the variants of all layers, are exact
@@ -302,7 +326,7 @@ class _Hooks:
         if self.record is not None and run.step not in run.recorded:
             run.recorded.add(run.step)
             denoised = run.every_variant(lambda: executor(x, timestep, model_options or {}, seed))
-            coefficients = self.blend.layers(len(run.plan.variants))[0][run.step].tolist()
+            coefficients = self._layers(len(run.plan.variants))[0][run.step].tolist()
             self.record(run.step, float(timestep.max()), x, denoised, coefficients)
         if run.steering is None:
             return executor(x, timestep, model_options or {}, seed)
@@ -315,6 +339,11 @@ class _Hooks:
     def apply_model(self, executor, *args, **kwargs):
         *inputs, options = args  # x, sigma, c_concat, c_crossattn, control, transformer_options
         return options[KEY].predict(executor, {"args": inputs, "kwargs": kwargs}, options)
+
+
+def _tensors(noise: torch.Tensor) -> list[torch.Tensor]:
+    """Latents of several kinds come as one."""
+    return noise.unbind() if getattr(noise, "is_nested", False) else [noise]
 
 
 def _load_again(guider, x: torch.Tensor) -> None:

@@ -8,7 +8,7 @@ import comfy.samplers
 from comfy_api.latest import io
 from comfy_extras.nodes_custom_sampler import BasicScheduler, SamplerCustom
 
-from ..blend_core import budget, choices, describe_choices, exact, merged, sampled, stratified
+from ..blend_core import Job, budget, choices, describe_choices, exact, merged, sampled, stratified
 from ..blend_core.estimators import BUDGET, Estimator
 from .msdda import describe_etas, sample_msdda
 from .patching import EXECUTIONS, apply_blend, sample
@@ -146,17 +146,47 @@ class ApplyBlend(io.ComfyNode):
                     tooltip="Decides which reward each step uses; exact ignores it. It does not touch the noise.",
                 ),
                 _budget_input(),
+                io.Int.Input(
+                    "job_steps",
+                    default=0,
+                    min=0,
+                    max=10000,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Where several samplers share the steps of one image (Wan 2.2, a refiner): how many they "
+                    "make together, the `steps` of KSampler (Advanced). Schedules and choices then run over all of "
+                    "them. 0: each sampler counts its own.",
+                ),
+                io.Int.Input(
+                    "start_at_step",
+                    default=0,
+                    min=0,
+                    max=10000,
+                    optional=True,
+                    advanced=True,
+                    tooltip="With job_steps: the step at which this model's sampler starts, as in KSampler (Advanced). "
+                    "0: the first.",
+                ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="Connect to any sampler.")],
         )
 
     @classmethod
     def execute(
-        cls, model, blend: LoRABlend | Basis, evaluation: str, execution: str, seed: int, budget: float = BUDGET
+        cls,
+        model,
+        blend: LoRABlend | Basis,
+        evaluation: str,
+        execution: str,
+        seed: int,
+        budget: float = BUDGET,
+        job_steps: int = 0,
+        start_at_step: int = 0,
     ) -> io.NodeOutput:
         """Patch a clone of the model and show how the LoRAs matched it."""
         blend = blend_of(blend)
-        applied = apply_blend(model, blend, _estimator(evaluation, budget), execution, seed)
+        job = Job(job_steps, start_at_step)
+        applied = apply_blend(model, blend, _estimator(evaluation, budget), execution, seed, job=job)
         return shown(applied.report, applied.model)
 
 
@@ -206,7 +236,8 @@ class StochasticLSSampler(io.ComfyNode):
             **CACHED_TOO,
             inputs=[
                 io.Model.Input("model", tooltip="The base model the reward LoRAs were trained on."),
-                blend_input("blend", f"{BLEND_TOOLTIP} Alignment above 1 needs the selection budget."),
+                blend_input("blend", f"{BLEND_TOOLTIP} Alignment above 1 needs the selection budget or "
+                    "merged."),
                 *ksampler_inputs(),
                 io.Combo.Input(
                     "selection",

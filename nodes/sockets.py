@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..blend_core import Adapter, Blend, Schedule
+from ..blend_core import Adapter, Blend, Schedule, shares
 
 RewardLoRASocket = io.Custom("REWARD_LORA")
 BlendSocket = io.Custom("BLEND")
@@ -25,12 +26,20 @@ KEY = "diffusion_blend"  # what is ours in the dictionaries of a MODEL
 
 @dataclass(frozen=True)
 class RewardLoRA:
-    """One basis as loaded: its adapter, the name it carries in the graph, and the KL weight it was trained with."""
+    """One basis as loaded: its adapter, the name it carries in the graph, and the KL weight it was trained with.
+
+    strength: what multiplied the scale of its file, with the words for who said so.
+    """
 
     label: str
     adapter: Adapter
     kl_weight: float | None = None
     allow_partial: bool = False
+    strength: tuple[float, str] = (1.0, "")
+
+    def times(self, strength: float, source: str) -> RewardLoRA:
+        """The same LoRA at another strength; see Adapter.times."""
+        return replace(self, adapter=self.adapter.times(strength, source), strength=(strength, source))
 
     @property
     def eta(self) -> float | None:
@@ -121,8 +130,11 @@ class LoRABlend:
 
         def widened(blend: Blend) -> Blend:
             own = list(zip(blend.preference, self.bases, strict=True))  # one basis may stand in it twice
-            preference = tuple(math.fsum(weight for weight, mine in own if mine is basis) for basis in bases)
-            return replace(blend, names=names, preference=preference, kl_weights=kl_weights)
+            weights = [math.fsum(weight for weight, mine in own if mine is basis) for basis in bases]
+            size = math.fsum(map(abs, weights))  # 0 where weights of one basis cancel one another
+            preference = shares(weights if size else [1.0] * len(weights))
+            alignment = blend.alignment * size
+            return replace(blend, names=names, preference=preference, alignment=alignment, kl_weights=kl_weights)
 
         blend = self._mapped(lambda schedule: replace(schedule, blends=tuple(map(widened, schedule.blends))))
         return replace(blend, bases=bases)
@@ -130,6 +142,14 @@ class LoRABlend:
     def _mapped(self, change: Callable[[Schedule], Schedule]) -> LoRABlend:
         regions = tuple((mask, change(schedule)) for mask, schedule in self.regions)
         return replace(self, schedule=change(self.schedule), regions=regions)
+
+    def strengths(self) -> list[str]:
+        """A line for every LoRA whose scale is another one than its file's."""
+        return [
+            f"{name}: its scale times {basis.strength[0]:g} ({basis.strength[1]})"
+            for name, basis in zip(self.names, self.bases, strict=True)
+            if isinstance(basis, RewardLoRA) and basis.strength[0] != 1
+        ]
 
     def describe(self) -> str:
         """The formula below the regions, and one line per region."""
@@ -154,8 +174,12 @@ def joined(*blends: LoRABlend) -> tuple[LoRABlend, ...]:
 
 
 def _distinct(labels: list[str]) -> tuple[str, ...]:
-    """Labels with ` (2)`, ` (3)`... behind those that stand more than once."""
-    return tuple(
-        label if (before := labels[:i].count(label)) == 0 else f"{label} ({before + 1})"
-        for i, label in enumerate(labels)
-    )
+    """Labels with ` (2)`, ` (3)`... behind those that stand more than once; a number that is a label's own is left out.
+    """
+    names, taken = [], set(labels)
+    for i, label in enumerate(labels):
+        again = label in labels[:i]
+        numbered = (f"{label} ({number})" for number in count(2))
+        names.append(next(name for name in numbered if name not in taken) if again else label)
+        taken.add(names[-1])
+    return tuple(names)

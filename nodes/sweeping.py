@@ -108,8 +108,8 @@ def by_preference(blend: LoRABlend, parts: int) -> list[tuple[str, LoRABlend]]:
 def by_alignment(blend: LoRABlend, alignments: str) -> list[tuple[str, LoRABlend]]:
     """(label, blend) at every distance."""
     numbers = parse_numbers(alignments, "alignments", "blend", "0, 0.5, 1")
-    if not numbers or min(numbers) < 0:
-        raise BlendError(f"alignments are {alignments!r}, expected numbers from 0 upwards, such as 0, 0.5, 1.")
+    if not numbers:
+        raise BlendError(f"alignments are {alignments!r}, expected numbers such as 0, 0.5, 1. Write at least one.")
     return [(f"alignment {number:g}", blend.aligned(number)) for number in numbers]
 
 

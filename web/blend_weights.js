@@ -30,13 +30,16 @@ function parse(text) {
   if (parts.length > 1 && !text.includes(".")) parts = parts.map((part) => part.replace(DECIMAL_COMMA, "."));
   parts = parts.flatMap((part) => part.split(",")).filter(Boolean);
   const numbers = parts.map((part) => Number(part.replace(/%$/, "")) / (part.endsWith("%") ? 100 : 1));
-  return numbers.every((number) => Number.isFinite(number) && number >= 0) ? numbers : null;
+  return numbers.every(Number.isFinite) ? numbers : null;
 }
+
+/** Whether numbers are shares of a whole: none below 0, with a sum. */
+const areShares = (numbers) => numbers.every((number) => number >= 0) && numbers.some((number) => number > 0);
 
 /** `count` shares of sum 1: of the numbers where they fit, else all alike. */
 function sharesOf(numbers, count) {
-  const sum = (numbers ?? []).reduce((a, b) => a + b, 0);
-  if (numbers?.length !== count || sum === 0) return Array(count).fill(1 / count);
+  if (numbers?.length !== count || !areShares(numbers)) return Array(count).fill(1 / count);
+  const sum = numbers.reduce((a, b) => a + b, 0);
   return numbers.map((number) => number / sum);
 }
 
@@ -185,12 +188,13 @@ function attach(node, part, state) {
   const written = () => sharesOf(parse(weights.value), state.names.length);
   const show = (shares) => {
     control.show(shares, written());
-    const fits = [0, state.names.length].includes(parse(weights.value)?.length); // no number at all: all alike
+    const numbers = parse(weights.value); // none at all: all alike
+    const fits = [0, state.names.length].includes(numbers?.length) && numbers.every((number) => number >= 0);
     part.root.style.opacity = fits ? "" : 0.5;
   };
   const edit = (shares) => {
     const sum = (parse(weights.value) ?? []).reduce((a, b) => a + b, 0);
-    setValue(node, weights, format(shares, normalise.value || sum === 0 ? 1 : sum));
+    setValue(node, weights, format(shares, normalise.value || sum <= 0 ? 1 : sum));
     seen = now();
     show(shares);
   };

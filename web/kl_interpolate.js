@@ -5,6 +5,7 @@ import { addToNodes, element, isLinked, setValue, slider, widgetOf } from "./par
 import { word } from "./words.js";
 
 const HEIGHT = 48;
+const MAX = 3; // of the slider: beyond, and below 0, the number itself is typed
 const MARKS = { base: 0, "as trained": 1 };
 const STYLE = `
 .diffusion-blend-alignment section { position: relative; height: ${HEIGHT - 4}px; --thumb: 16px; }
@@ -51,7 +52,7 @@ function dial(max, edit) {
 function attach(node, part, state) {
   const alignment = widgetOf(node, "alignment");
   const edit = (value) => setValue(node, alignment, value);
-  const control = dial(alignment.options?.max ?? 3, edit);
+  const control = dial(MAX, edit);
   return () => {
     const shown = !isLinked(node, "alignment");
     if (shown !== state.shown) {

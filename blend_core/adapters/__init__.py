@@ -7,7 +7,7 @@
 """
 
 from .changes import Change, Delta, Magnitude
-from .experts import mixed_experts
+from .experts import AS_CHOSEN, EXPERTS, mixed_experts, partner
 from .factors import Adapter, Factors, plain, soup
 from .files import adapter_files, is_adapter_file
 from .reading import read_adapter
@@ -18,6 +18,8 @@ from .target import Target
 from .targets import TargetIndex
 
 __all__ = [
+    "AS_CHOSEN",
+    "EXPERTS",
     "Adapter",
     "Change",
     "Delta",
@@ -30,6 +32,7 @@ __all__ = [
     "canonical",
     "is_adapter_file",
     "mixed_experts",
+    "partner",
     "plain",
     "read_adapter",
     "resolve",

@@ -33,6 +33,10 @@ class Delta:
     rank: int | None = None  # of what it is made of
     rows: Tensor | None = None
 
+    def times(self, strength: float) -> Delta:
+        """The same difference, `strength` times as large."""
+        return replace(self, scale=self.scale * strength)
+
     def taken(self, rows: Tensor) -> Delta:
         """The same for some of its rows."""
         return replace(self, rows=rows)
@@ -98,6 +102,12 @@ class Change:
     def rank(self) -> int | None:
         """Its rank, where it has one."""
         return None if self.delta is None else self.delta.rank
+
+    def times(self, strength: float) -> Change:
+        """The same with difference and bias `strength` times as large; see Adapter.times for magnitudes."""
+        delta = None if self.delta is None else self.delta.times(strength)
+        bias = None if self.bias is None else self.bias * strength
+        return replace(self, delta=delta, bias=bias)
 
     def taken(self, rows: Tensor) -> Change:
         """The change of some output rows."""

@@ -48,6 +48,10 @@ class Factors:
         """What they are made of, by name."""
         return {"down": self.down, "up": self.up}
 
+    def times(self, strength: float) -> Factors:
+        """The same addition, `strength` times as large."""
+        return replace(self, scale=self.scale * strength)
+
     def taken(self, rows: Tensor) -> Factors:
         """The factors of some output rows."""
         return replace(self, up=self.up[rows])
@@ -77,6 +81,24 @@ class Adapter:
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     expert: str = ""
+
+    def times(self, strength: float, source: str) -> Adapter:
+        """The same with every change `strength` times as large. source: who says so, for the report.
+
+        Raises BlendError for a strength that is not finite, and for DoRA, whose magnitudes no factor scales.
+        """
+        if not math.isfinite(strength):
+            raise BlendError(
+                f"{self.label}: the strength of {source} is {strength}, expected a finite number. Type one there."
+            )
+        if strength != 1 and "DoRA" in self.kinds:
+            raise BlendError(
+                f"{self.label} came with strength {strength:g} ({source}), expected 1: it is a DoRA, whose magnitudes "
+                "no factor scales. Set the strength to 1, and say in weights how much of it to blend."
+            )
+        modules = {module: change.times(strength) for module, change in self.modules.items()}
+        scale_source = f"{self.scale_source}, times {strength:g} ({source})"
+        return self if strength == 1 else replace(self, modules=modules, scale_source=scale_source)
 
     @property
     def ranks(self) -> tuple[int, ...]:

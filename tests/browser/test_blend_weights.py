@@ -88,3 +88,18 @@ def test_a_stack_brings_as_many_rewards_as_the_text_has_further_numbers(opened):
     labels = editor.locator(f"{CONTROLS} svg > text").all_text_contents()
     assert labels == ["preferred 0.50preferred", "beautiful 0.30beautiful", "reward 3 0.20reward 3"]
     assert editor.locator(CONTROLS).evaluate("(part) => part.style.opacity") == ""
+
+
+def test_weights_below_0_wait_and_keep_their_sign_beside_a_muted_reward(opened):
+    editor = opened("two_rewards")
+    editor.evaluate(f"""() => {{
+        const node = {NODE}, slot = node.inputs.findIndex(({{ name }}) => name === "loras.lora_0");
+        node.getInputNode(slot).mode = 2;
+        {TEXT} = "1, -0.5";
+    }}""")
+    editor.wait(600)
+    assert editor.locator(CONTROLS).evaluate("(part) => part.style.opacity") == "0.5"
+    assert editor.locator(f"{CONTROLS} span").all_inner_texts()[1] == "beautiful 0.50", "no shares: all alike"
+    prompt = editor.evaluate("async () => (await app.graphToPrompt()).output")
+    (weights,) = (node["inputs"]["weights"] for node in prompt.values() if node["class_type"] == BLEND_WEIGHTS)
+    assert weights == "-0.5"

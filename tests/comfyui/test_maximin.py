@@ -180,3 +180,9 @@ def test_schedules_and_regions_are_refused(graph, nodes, base, blend, vae, rewar
     for other in (region, schedule.result[0]):
         with pytest.raises(ValueError, match="a schedule or a region came"):
             maximin(graph, base, other, vae, [reward("flat.py")] * 2)
+
+
+def test_rewards_below_0_are_refused(graph, base, files, vae, reward):
+    signed = graph.blend(files[:2], "1, -0.5", normalise=False)
+    with pytest.raises(ValueError, match=r"the blend is 0\.5 base \+ 1 r0 - 0\.5 r1, expected no reward below 0"):
+        maximin(graph, base, signed, vae, [reward("flat.py")] * 2)

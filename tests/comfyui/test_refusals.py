@@ -32,7 +32,7 @@ def test_a_blend_without_a_lora(graph, error):
 @pytest.mark.parametrize(
     ("weights", "advice"),
     [
-        ("-1, 2", "lower its weight"),
+        ("-1, 2", "normalise off in Blend Weights"),
         ("0.5, 0.3, 0.2", "one weight per reward LoRA"),
         ("1", "one weight per reward LoRA"),
         ("0, 0", "at least one above 0"),
@@ -89,6 +89,25 @@ def test_a_blended_model_blended_again(graph, base, files, error):
     for refused in (graph.applied, graph.blended):
         with pytest.raises(error, match="Put all reward LoRAs into one Blend Weights node"):
             refused(model.clone(), graph.blend(files))
+
+
+@pytest.mark.parametrize("weights", ["0.5, -0.5", "1.2, 0", "-10, 10"])
+@pytest.mark.parametrize("evaluation", ["stratified", "random"])
+def test_weights_as_they_are_that_are_no_probabilities_of_one_basis_per_step(
+    graph, base, files, error, evaluation, weights
+):
+    blend = graph.blend(files[:2], weights, normalise=False)
+    with pytest.raises(error, match=r"none below 0, .* choose budget, .* 0 or more and sum to at most 1"):
+        graph.applied(base, blend, evaluation=evaluation)
+    with pytest.raises(error, match="choose budget"):
+        graph.stochastic(base, blend, evaluation)
+
+
+def test_weights_below_0_are_shares_of_nothing_before_anything_runs(nodes):
+    check = nodes["BlendWeights"].validate_inputs
+    assert check(weights="1, -1", normalise=False) is True
+    assert check(weights="1, -1") is True, "a link brings normalise, so that the run decides"
+    assert "normalise off" in check(weights="1, -1", normalise=True)
 
 
 @pytest.mark.parametrize("evaluation", ["stratified", "random"])

@@ -31,11 +31,12 @@ def test_a_sweep_over_preferences_is_blend_weights_at_each(graph, files, sweep):
 
 
 def test_a_sweep_over_alignment_is_kl_interpolate_at_each(graph, base, files, sweep):
-    blends, labels = sweep(graph.blend(files[:2], "0.3, 0.7"), "alignment", alignments="0, 1, 1.5")
-    assert labels == ["alignment 0", "alignment 1", "alignment 1.5"]
+    blends, labels = sweep(graph.blend(files[:2], "0.3, 0.7"), "alignment", alignments="0, -1, 1.5")
+    assert labels == ["alignment 0", "alignment -1", "alignment 1.5"]
     assert_equal(graph.blended(base, blends[0]), graph.plain(base))
-    expected = graph.blended(base, graph.blend(files[:2], "0.3, 0.7", alignment=1.5))
-    assert torch.equal(graph.blended(base, blends[2]), expected)
+    for place, alignment in ((1, -1.0), (2, 1.5)):
+        expected = graph.blended(base, graph.blend(files[:2], "0.3, 0.7", alignment=alignment))
+        assert torch.equal(graph.blended(base, blends[place]), expected)
 
 
 def test_three_rewards_at_four_parts_are_fifteen_blends(graph, files, sweep):
@@ -47,8 +48,8 @@ def test_grids_that_cannot_be_are_refused(graph, nodes, files, sweep):
     blend = graph.blend(files, "1, 1, 1")
     with pytest.raises(BlendError, match=r"50 parts and 3 rewards make 1326 blends, more than 256"):
         sweep(blend, "preference", parts=50)
-    with pytest.raises(BlendError, match=r"alignments are '0, -1', expected numbers from 0"):
-        sweep(blend, "alignment", alignments="0, -1")
+    with pytest.raises(BlendError, match=r"alignments are ' ', expected numbers such as 0"):
+        sweep(blend, "alignment", alignments=" ")
     frames = {"blend_0": blend, "blend_1": graph.blend(files, "1, 0, 0")}
     (schedule,) = nodes["BlendSchedule"].execute(blends=frames, curve="linear").result
     with pytest.raises(BlendError, match=r"a schedule or a region came"):

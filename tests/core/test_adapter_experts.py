@@ -1,7 +1,8 @@
 """Files for one of Wan 2.2's two networks, told by name, folder and header."""
 
 import pytest
-from diffusion_blend.blend_core.adapters import mixed_experts, read_adapter, resolve
+from diffusion_blend.blend_core import BlendError
+from diffusion_blend.blend_core.adapters import mixed_experts, partner, read_adapter, resolve
 
 from .lora_worlds import WAN, pair, spelled, tensors_for, write
 
@@ -50,3 +51,50 @@ def test_files_for_two_networks_in_one_blend_are_pointed_out(tmp_path):
     high, low, none = (read(tmp_path, f"{name}.safetensors") for name in ("a_high_noise", "b_low_noise", "c"))
     assert "a_high_noise for high noise; b_low_noise for low noise" in mixed_experts([high, low, none])
     assert mixed_experts([high, none, high]) == ""
+
+
+PAIRS = {
+    "Wan2.2-Fun-A14B-InP-high-noise-MPS.safetensors": "Wan2.2-Fun-A14B-InP-low-noise-MPS.safetensors",
+    "portrait_HighNoise.safetensors": "portrait_LowNoise.safetensors",
+    "wan22_dance_HIGH_v2.safetensors": "wan22_dance_LOW_v2.safetensors",
+    "wan/run_high_noise/adapter_model.safetensors": "wan/run_low_noise/adapter_model.safetensors",
+    "wan/high/slow_flow.safetensors": "wan/low/slow_flow.safetensors",
+    "run/transformer/adapter_model.safetensors": "run/transformer_2/adapter_model.safetensors",
+    "high_quality_high_noise.safetensors": "high_quality_low_noise.safetensors",
+    "hps_highnoise.safetensors": "hps-low-noise.safetensors",
+    "windows\\mps_high.safetensors": "windows\\mps_low.safetensors",
+    "mps.safetensors": "mps_low_noise.safetensors",
+}
+OTHERS = ["low.safetensors", "other_high_noise.safetensors", "other_low_noise.safetensors", "slow.safetensors"]
+
+
+@pytest.mark.parametrize("high", PAIRS)
+def test_the_partner_of_a_file_has_its_name_but_for_the_word(high):
+    low = PAIRS[high]
+    names = [*OTHERS, high, low]
+    assert partner(high, "low noise", names) == low
+    assert partner(low, "low noise", names) == low
+    assert partner(high, "as chosen", names) == high
+    if high != "mps.safetensors":  # which says of neither network that it is for it
+        assert partner(low, "high noise", names) == high
+
+
+def test_the_nearest_of_two_names_is_the_partner():
+    names = ["a_high_noise.safetensors", "a_low_noise.safetensors", "a-low.safetensors"]
+    assert partner(names[0], "low noise", names) == names[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "expert", "words"),
+    [
+        ("a_HIGH.safetensors", "low noise", ["no partner for low noise", "expected a_LOW.safetensors", "press R"]),
+        ("a_LowNoise.safetensors", "high noise", ["expected a_HighNoise.safetensors", "expert to as chosen"]),
+        ("b.safetensors", "low noise", ["b.safetensors has no partner", "a file of that name with low_noise in it"]),
+        ("c-high.safetensors", "low noise", ["2 partners for low noise (c_low.safetensors, c.low.safetensors)"]),
+        ("b.safetensors", "middle", ["expert is 'middle', expected one of as chosen, high noise, low noise"]),
+    ],
+)
+def test_a_file_without_one_partner_is_refused_with_what_was_looked_for(name, expert, words):
+    with pytest.raises(BlendError) as caught:
+        partner(name, expert, [*OTHERS, name, "c_low.safetensors", "c.low.safetensors"])
+    assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)

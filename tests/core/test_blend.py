@@ -7,7 +7,7 @@ import traceback
 
 import pytest
 import torch
-from diffusion_blend.blend_core import Blend, BlendError, blend, exact, normalised, parse_weights
+from diffusion_blend.blend_core import Blend, BlendError, blend, exact, normalised, parse_weights, shares
 
 from .worlds import (
     FAMILIES,
@@ -62,6 +62,19 @@ def test_alignment_moves_between_base_and_basis_and_beyond(alignment):
 def test_preference_and_alignment_multiply():
     assert Blend(NAMES, (0.2, 0.5, 0.3), 0.7).coefficients == pytest.approx((0.3, 0.14, 0.35, 0.21), abs=1e-15)
     assert Blend(NAMES, (0.2, 0.5, 0.3), 2).coefficients == pytest.approx((-1, 0.4, 1.0, 0.6), abs=1e-15)
+
+
+def test_weights_and_alignments_below_0_move_away_from_a_reward():
+    assert Blend(NAMES, (0.5, -0.3, 0.2), 2).coefficients == pytest.approx((0.2, 1.0, -0.6, 0.4), abs=1e-15)
+    assert Blend(NAMES, (0.2, 0.5, 0.3), -10).coefficients == pytest.approx((11, -2, -5, -3), abs=1e-14)
+    signed = Blend(["calm", "vivid"], (0.5, -0.5), 1.0, (0.1, 0.3))  # the target is the mean of the sizes
+    assert signed.coefficients == pytest.approx((1 + 0.5, 0.25, -0.75), abs=1e-15)
+
+
+def test_shares_keep_signs_and_have_sizes_of_sum_1():
+    assert shares([3, -1]) == (0.75, -0.25)
+    assert shares([1.0, -1.0]) == (0.5, -0.5)
+    assert "sum to 0" in refusal([0.0, -0.0], of=shares)
 
 
 def test_a_blend_at_an_alignment_is_the_same_preference_further_along():
@@ -185,11 +198,11 @@ def test_a_blend_cannot_be_changed():
         ((("base",), (1.0,)), ["stands for the pretrained model", "another label"]),
         ((("a", "b"), (1.0,)), ["1 weights (1) for 2 bases (a, b)", "one weight per basis"]),
         ((("a", "b"), (0.5, 0.4)), ["0.5, 0.4 sum to 0.9, expected 1", "normalise"]),
-        ((("a", "b"), (1.5, -0.5)), ["a weight is -0.5", "raise alignment"]),
+        ((("a", "b"), (1.5, -0.5)), ["1.5, -0.5 without their signs sum to 2, expected 1", "alignment"]),
         ((("a", "b"), (0.0, 0.0)), ["sum to 0", "set alignment to 0"]),
-        ((("a",), (math.nan,)), ["a weight is nan", "numbers from 0 upwards"]),
-        ((("a",), (1.0,), -0.1), ["alignment is -0.1", "from 0 (the base model) upwards"]),
-        ((("a",), (1.0,), math.inf), ["alignment is inf"]),
+        ((("a",), (math.nan,)), ["a weight is nan", "expected numbers"]),
+        ((("a",), (1e308,)), ["a weight is 1e+308", "at most 1e+09"]),
+        ((("a",), (1.0,), math.inf), ["alignment is inf", "expected a finite number"]),
         ((("a",), (1.0,), 1.0, (0.1, 0.2)), ["2 KL weights for 1 bases", "one per basis"]),
         ((("a",), (1.0,), 1.0, (0.0,)), ["the KL weight of a is 0.0", "above 0"]),
         ((("a",), (1.0,), 1.0, (0.1,), -1.0), ["target_kl_weight is -1.0", "above 0", "leave it unset"]),

@@ -9,10 +9,13 @@ from diffusion_blend.blend_core import (
     ESTIMATORS,
     Blend,
     BlendError,
+    Job,
     Plan,
+    budget,
     describe_choices,
     exact,
     image_seed,
+    merged,
     sampled,
     stratified,
 )
@@ -270,3 +273,39 @@ def test_more_steps_bring_stratified_nearer_at_first_order():
     few, many = (distance_to_exact(stratified, coefficients, "flow", steps=steps) for steps in (20, 80))
     print(f"20 steps are {few / many:.2f} times as far from exact as 80")
     assert few / many > 2.5  # measured 4.4; four times the steps: 4 at first order, 2 at the pace of random draws
+
+
+@pytest.mark.parametrize("estimator", [exact, merged, sampled, stratified])
+def test_the_parts_of_a_plan_together_are_the_plan(estimator):
+    seeds = [image_seed(1, i) for i in range(3)]
+    table = torch.stack([torch.linspace(1, 0, 9), torch.linspace(0, 1, 9)], 1).double()
+    whole = estimator(table, 9, seeds)
+    parts = [whole.part(0, 4), whole.part(4, 5)]
+    assert torch.equal(torch.cat([part.variants for part in parts]), whole.variants)
+    assert torch.equal(torch.cat([part.weights for part in parts]), whole.weights)
+    assert whole.part(0, 9) is whole
+
+
+def test_the_parts_of_a_budget_share_what_it_may_spend_and_remember_nothing_of_one_another():
+    whole = budget((0.5, 0.3, 0.2), 20, [image_seed(1, 0)], evaluations=1.5)
+    parts = [whole.part(0, 8), whole.part(8, 12)]
+    assert [part.spare for part in parts] == [4, 6] and whole.spare == 10
+    assert torch.equal(torch.cat([part.coefficients for part in parts]), whole.coefficients)
+    assert parts[0].memory is not parts[1].memory
+
+
+def test_a_run_that_goes_on_has_another_seed_for_its_choices():
+    seeds = {image_seed(seed, index, part) for seed in range(20) for index in range(20) for part in ("", " from 0.9")}
+    assert len(seeds) == 800
+
+
+@pytest.mark.parametrize(("steps", "start"), [(0, 3), (10, 10), (10, -1)])
+def test_a_start_that_is_no_step_of_a_job_is_refused(steps, start):
+    with pytest.raises(BlendError, match=f"start_at_step is {start} and job_steps {steps}, expected a step before"):
+        Job(steps, start)
+
+
+def test_a_run_of_more_steps_than_its_job_has_left_is_refused():
+    assert [Job().whole(7), Job(10).whole(4), Job(10, 4).whole(6)] == [7, 10, 10]
+    with pytest.raises(BlendError, match=r"7 steps from step 4 of a job of 10 on, expected at most 6\. .*at least 11"):
+        Job(10, 4).whole(7)

@@ -193,7 +193,7 @@ def test_a_repeat_refuses_changed_models_and_other_options(studio, tmp_path, cap
         ("--weights=0.5, 0.3, 0.2", "3 weights (0.5, 0.3, 0.2) for 2 reward LoRAs"),
         ("--weights=0.5, -0.5", "expected numbers from 0 upwards"),
         ("--weights=much", "are not numbers"),
-        ("--alignment=-1", "expected a number from 0"),
+        ("--alignment=inf", "expected a finite number"),
         ("--method=best", "expected one of exact"),
         ("--size=33", "expected a multiple of 8"),
         ("--execution=fast", "expected one of sequential"),
