@@ -28,7 +28,7 @@ from .loop.log import Log, hacked, save_grid
 from .loop.stop import StopWish
 from .loop.validation import Validation, validate
 from .model.base import Base, base_sha256, open_base
-from .model.policy import Policy
+from .model.lora_policy import LoraPolicy
 from .objectives.all import Stats, objective_of
 from .rewards import Rewards, open_rewards
 from .settings.checks import check, check_chain
@@ -59,7 +59,7 @@ def train(config: Config, rewards: Rewards | None = None, base: Base | None = No
     for part in base.pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.to(accelerator.device)
-    run = Run.start(config, accelerator, Policy(base, config), rewards, items, folder)
+    run = Run.start(config, accelerator, LoraPolicy(base, config), rewards, items, folder)
     run.announce()
     with StopWish() as wish:
         done = run.loop(wish)
@@ -77,7 +77,7 @@ class Run:
 
     config: Config
     accelerator: Accelerator
-    policy: Policy
+    policy: LoraPolicy
     rewards: Rewards
     items: Any
     objective: Any
@@ -90,7 +90,9 @@ class Run:
     hacking: tuple[str, ...] = ()
 
     @classmethod
-    def start(cls, config: Config, accelerator: Accelerator, policy: Policy, rewards: Rewards, items, folder) -> Run:
+    def start(
+        cls, config: Config, accelerator: Accelerator, policy: LoraPolicy, rewards: Rewards, items: Any, folder: Path
+    ) -> Run:
         """A fresh run, or the one its folder's last checkpoint left."""
         settings = config.optimisation
         optimiser = torch.optim.AdamW(

@@ -28,7 +28,7 @@ from diffusion_blend.trainers.data.pairs import PairSet
 from diffusion_blend.trainers.loop import checkpoint
 from diffusion_blend.trainers.loop.log import hacked, read_log
 from diffusion_blend.trainers.model.base import Base
-from diffusion_blend.trainers.model.policy import Policy
+from diffusion_blend.trainers.model.lora_policy import LoraPolicy
 from diffusion_blend.trainers.rewards import open_rewards
 from diffusion_blend.trainers.settings.config import to_flat
 from diffusion_blend.trainers.train import train
@@ -454,7 +454,7 @@ def test_pairs_name_the_image_that_the_reward_prefers(bases, tmp_path):
     file = make_pairs(config, rewards, tmp_path / "pairs", count=3, candidates=3)
     pairs = PairSet(file.parent)
     assert len(pairs) == 3 and set(pairs.prompts) <= set(PROMPTS)
-    policy = Policy(Base(load_base(str(bases["sd15"]))), config)
+    policy = LoraPolicy(Base(load_base(str(bases["sd15"]))), config)
     better, worse = (rewards.trained(pairs._images(range(3), side, policy)) for side in ("better", "worse"))
     assert (better >= worse).all() and (better > worse).any()
     with pytest.raises(BlendError, match=r"pairs.jsonl does not exist"):

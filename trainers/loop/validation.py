@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..distributed import Gathering
+from ..model.policy import Policy
 from ..model.rollout import rollout
 from ..objectives.all import Score
 from ..seeding import stream
@@ -30,7 +30,7 @@ class Validation:
 
 @torch.no_grad()
 def validate(
-    policy: Any, rewards: Mapping[str, Score], prompts: Sequence[str], count: int, size: int, gathering: Gathering
+    policy: Policy, rewards: Mapping[str, Score], prompts: Sequence[str], count: int, size: int, gathering: Gathering
 ) -> Validation:
     """Sample `count` images (rounded up to whole passes of `size` on every process) and score them."""
     accelerator = gathering.accelerator

@@ -1,8 +1,6 @@
 """The algorithms: what each collects from the policy, and the passes whose gradients make one update.
 
-All climb J = E[reward - kl_weight * sum of KL] (losses.py). An objective meets the policy through a few names: `steps`,
-`encode`, `predictor`, `reference_predictor`, `decode`, `noise`, `features`; the Gaussian chain of the tests has them
-too.
+All climb J = E[reward - kl_weight * sum of KL] (losses.py) of a Policy (model/policy.py).
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from torch import Tensor
 from ..data.pairs import PairSet
 from ..data.prompts import Chunk
 from ..distributed import Gathering
+from ..model.policy import Encoding, ImagePolicy, Policy
 from ..model.rollout import Trajectories, rollout
 from ..seeding import stream
 from ..settings.config import Config
@@ -35,7 +34,7 @@ class Sample:
 
     chunk: Chunk
     prompts: list[str]
-    conditions: Any
+    conditions: Encoding
     trajectories: Trajectories | None = None
     rewards: Tensor | None = None
     advantages: Tensor | None = None
@@ -64,7 +63,7 @@ class Online:
     """What the online objectives share. score: the reward.  prompts: the whole set."""
 
     config: Config
-    policy: Any
+    policy: Policy
     score: Score
     prompts: Sequence[str]
     gathering: Gathering = field(default_factory=Gathering)
@@ -286,7 +285,7 @@ class Preference:
     """
 
     config: Config
-    policy: Any
+    policy: ImagePolicy
     pairs: PairSet
     gathering: Gathering = field(default_factory=Gathering)
 
@@ -353,7 +352,7 @@ class Preference:
         """Nothing to take up."""
 
 
-def objective_of(config: Config, policy: Any, score: Score | None, items: Any, gathering: Gathering) -> Any:
+def objective_of(config: Config, policy: Policy, score: Score | None, items: Any, gathering: Gathering) -> Any:
     """The objective that `config.algorithm` names. items: the prompts, or for dpo the pairs."""
     if config.algorithm == "dpo":
         return Preference(config, policy, items, gathering)
