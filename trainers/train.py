@@ -23,13 +23,14 @@ from .distributed import Gathering
 from .files import lora as export
 from .loop.average import Average, copy
 from .loop.checkpoint import check_same, check_space, checkpoints, load_checkpoint, plain, save_checkpoint
-from .loop.epoch import Stopped, Updater, run_epoch
+from .loop.epoch import Stopped, Updater, collect, update_policy
 from .loop.log import Log, hacked, save_grid
 from .loop.stop import StopWish
 from .loop.validation import Validation, validate
 from .model.base import Base, base_sha256, open_base
 from .model.lora_policy import LoraPolicy
-from .objectives.all import Stats, objective_of
+from .objectives.choice import objective_of
+from .objectives.objective import Stats
 from .rewards import Rewards, open_rewards
 from .settings.checks import check, check_chain
 from .settings.config import Config
@@ -168,7 +169,9 @@ class Run:
         chunks = epoch_chunks(
             self.config, self.epoch, len(self.items), self.accelerator.process_index, self.accelerator.num_processes
         )
-        return run_epoch(self.config, self.objective, chunks, self.update, self.epoch, asked_to_stop)
+        samples, figures = self.objective.compare(collect(self.objective, chunks, asked_to_stop), self.epoch)
+        stats = update_policy(self.config, self.objective, samples, self.update, self.epoch)
+        return figures | self.gathering.mean(stats)
 
     def due(self, every: int) -> bool:
         """Whether something that happens every so many epochs, and at the end, happens now."""

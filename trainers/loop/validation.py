@@ -11,7 +11,7 @@ from torch import Tensor
 from ..distributed import Gathering
 from ..model.policy import Policy
 from ..model.rollout import rollout
-from ..objectives.all import Score
+from ..objectives.online import Score
 from ..seeding import stream
 
 
