@@ -31,9 +31,10 @@ from .model.base import Base, base_sha256, open_base
 from .model.lora_policy import LoraPolicy
 from .objectives.choice import objective_of
 from .objectives.objective import Stats
+from .objectives.predicted_x0 import check_chain
 from .rewards import Rewards, open_rewards
-from .settings.checks import check, check_chain
 from .settings.config import Config
+from .settings.rules import check
 from .sharding import shared_out, whole
 
 

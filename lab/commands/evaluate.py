@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ...trainers.settings.config import settings_help
+from ...trainers.settings.fields import settings_help
 from ..evaluation.protocol import PROTOCOLS, Protocol, read_protocol
 
 

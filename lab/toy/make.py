@@ -21,7 +21,8 @@ import torch
 from ...trainers.model.lora_policy import LoraPolicy
 from ...trainers.model.rollout import rollout
 from ...trainers.seeding import stream
-from ...trainers.settings.config import PRESETS, tomllib
+from ...trainers.settings.config import PRESETS
+from ...trainers.settings.toml import tomllib
 from .data import random_prompts
 from .model import STUDIO
 from .rewards import toy_rewards

@@ -10,7 +10,7 @@ from diffusion_blend.trainers.data.prompts import epoch_chunks
 from diffusion_blend.trainers.distributed import Gathering
 from diffusion_blend.trainers.loop.epoch import Updater, collect, update_policy
 from diffusion_blend.trainers.objectives.choice import objective_of
-from diffusion_blend.trainers.settings.checks import check_chain
+from diffusion_blend.trainers.objectives.predicted_x0 import check_chain
 from diffusion_blend.trainers.settings.config import read_config
 
 from .chain import ChainPolicy, ddim_chain, flow_chain, linear_reward

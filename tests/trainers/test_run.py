@@ -30,7 +30,7 @@ from diffusion_blend.trainers.loop.log import hacked, read_log
 from diffusion_blend.trainers.model.base import Base
 from diffusion_blend.trainers.model.lora_policy import LoraPolicy
 from diffusion_blend.trainers.rewards import open_rewards
-from diffusion_blend.trainers.settings.config import to_flat
+from diffusion_blend.trainers.settings.fields import to_flat
 from diffusion_blend.trainers.train import train
 from safetensors.torch import load_file, save_file
 

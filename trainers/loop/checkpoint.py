@@ -18,7 +18,8 @@ import torch
 
 from ...blend_core.errors import BlendError
 from ..places import HIDDEN
-from ..settings.config import Config, stated_settings, to_flat
+from ..settings.config import Config
+from ..settings.fields import stated_settings, to_flat
 
 KEPT = 2
 NAME = "epoch-{:06d}"
