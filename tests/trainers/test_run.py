@@ -22,6 +22,7 @@ from accelerate.utils import DistributedType
 from diffusion_blend.blend_core import read_adapter
 from diffusion_blend.blend_core.errors import BlendError
 from diffusion_blend.pipelines import load_base, load_factors
+from diffusion_blend.trainers import accelerator as opening
 from diffusion_blend.trainers import train as loop
 from diffusion_blend.trainers.data.pairing import make_pairs
 from diffusion_blend.trainers.data.pairs import PairSet
@@ -273,7 +274,7 @@ def test_two_processes_equal_one_wherever_the_reward_is(bases, tmp_path):
 SHARING = """
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType
-from diffusion_blend.trainers import train as loop
+from diffusion_blend.trainers import accelerator as opening
 
 class Sharing(Accelerator):
     # accelerate has FSDP for GPUs alone; torch's works on CPUs too
@@ -291,7 +292,7 @@ class Sharing(Accelerator):
         print("parameters are", {type(p.data).__name__ for p in prepared[0].parameters()})
         return prepared
 
-loop.Accelerator = Sharing
+opening.Accelerator = Sharing
 """
 
 
@@ -315,7 +316,7 @@ def test_a_network_that_is_shared_out_by_fsdp_learns_the_same_and_goes_on_exactl
 def test_other_ways_of_sharing_a_network_out_are_refused(kind):
     accelerator = SimpleNamespace(distributed_type=DistributedType[kind], is_fsdp2=False)
     with pytest.raises(BlendError, match=f"configured for {kind}, expected .* fsdp_version 2"):
-        loop._check_distribution(accelerator)
+        opening.check_distribution(accelerator)
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint_and_says_so(bases, tmp_path, monkeypatch):
@@ -431,7 +432,7 @@ def test_tensorboard_gets_the_figures_of_the_log(bases, tmp_path):
 
 def test_a_tracker_without_its_package_is_refused_before_anything_loads(bases, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "open_base", lambda *_: pytest.fail("the base was loaded"))
-    monkeypatch.setattr(loop, "get_available_trackers", lambda: [])
+    monkeypatch.setattr(opening, "get_available_trackers", lambda: [])
     with pytest.raises(BlendError, match=r"names wandb, whose package is not installed \(installed here: none\)"):
         train(settings(bases["sd15"], tmp_path / "run", output__trackers=("wandb",)))
 

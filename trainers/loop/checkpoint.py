@@ -124,6 +124,11 @@ def _told_apart(stated: Any, full: Any) -> Any:
     return [*stated, digest] if isinstance(stated, list) else f"{stated} {digest}"
 
 
+def checkpoint_bytes(config: Config) -> int:
+    """A generous guess before the network is known: LoRA, its best copy and two moments, three checkpoints of them."""
+    return config.lora.rank * 256 * 4096 * 4 * 4 * 3
+
+
 def check_space(folder: Path, needed: int) -> None:
     """Raise BlendError unless the folder can be written and its disk holds the checkpoints of a run. needed: bytes."""
     try:

@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 RATIO_TOLERANCE = 1e-5
 
 
-class Stopped(Exception):
-    """A stop was asked for while nothing of the epoch had been learnt yet: the state is that of its start."""
-
-
 class Updater:
     """Applies the gradients of passes. network: what the accelerator prepared, if it did."""
 
@@ -95,12 +91,12 @@ class Updater:
 
 def collect(
     objective: Objective, minibatches: Sequence[Sequence[Chunk]], asked_to_stop: Callable[[], bool] = lambda: False
-) -> list[Sample]:
-    """What the policy makes of an epoch's chunks, in their order. Raises Stopped where a stop is asked for."""
+) -> list[Sample] | None:
+    """What the policy makes of an epoch's chunks, in their order; None where a stop was asked for in between."""
     samples = []
     for chunk in chain.from_iterable(minibatches):
         if asked_to_stop():
-            raise Stopped
+            return None
         samples.append(objective.collect(chunk))
     return samples
 
