@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,13 +51,13 @@ class Gathering:
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         main = process == 0
         everyone = [torch.empty_like(rows) for _ in range(processes)] if main else None
-        told: list[Any] | None = [None] * processes if main else None
+        prompts: list[Any] | None = [None] * processes if main else None
         dist.gather(rows.detach().contiguous(), everyone)
-        dist.gather_object(list(texts), told)
+        dist.gather_object(list(texts), prompts)
         answer: list[Any] = [None]
         if main:
             try:
-                answer = [function(torch.cat(everyone), [text for each in told for text in each]).detach().cpu()]
+                answer = [function(torch.cat(everyone), list(chain.from_iterable(prompts))).detach().cpu()]
             except BlendError as error:
                 answer = [str(error)]
         dist.broadcast_object_list(answer)

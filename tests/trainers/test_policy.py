@@ -79,11 +79,12 @@ def test_guidance_extrapolates_from_the_prediction_of_no_prompt(policy):
         guided = policy.predictor(encoded)(x, 0)
         policy.cfg = 1.0
         prompted = policy.predictor(policy.encode(PROMPTS[:2]))(x, 0)
-        _, told = policy.base.conditions(PROMPTS[:2], cfg)
+        _, unprompted = policy.base.conditions(PROMPTS[:2], cfg)
         if policy.base.distilled:
-            assert told is None and len(encoded.guided["text"]) == 2 and not torch.allclose(guided, prompted)
+            assert unprompted is None and len(encoded.guidance.conditions["text"]) == 2
+            assert not torch.allclose(guided, prompted)
             return
-        empty = policy.base.call(policy.network, x, policy.steps[0].timestep, told)
+        empty = policy.base.call(policy.network, x, policy.steps[0].timestep, unprompted)
     torch.testing.assert_close(guided, empty + cfg * (prompted - empty), rtol=1e-4, atol=1e-5)
 
 

@@ -17,7 +17,7 @@ from ...blend_core.errors import BlendError
 from ..seeding import ImageNoise
 from ..settings.config import Config
 from .base import Base
-from .families import Conditions
+from .guidance import Guidance
 from .rollout import Predict
 
 FEATURE_SIDE = 8  # latents are averaged down to this many pixels a side for the value network
@@ -25,12 +25,9 @@ FEATURE_SIDE = 8  # latents are averaged down to this many pixels a side for the
 
 @dataclass(frozen=True)
 class Encoded:
-    """Conditions of a chunk. text: (n, width).
+    """Prompts of a chunk for guided calls. text: (n, width), of their tokens the mean."""
 
-    guided: [no prompt..., prompts...]; the prompts alone where there is no unconditional branch, as at cfg 1.
-    """
-
-    guided: Conditions
+    guidance: Guidance
     text: Tensor
 
 
@@ -57,19 +54,17 @@ class LoraPolicy:
 
     def encode(self, prompts: Sequence[str]) -> Encoded:
         """What the network is told for these prompts."""
-        told = self.base.told(prompts, self.cfg)
-        return Encoded(told, told["text"][-len(prompts) :].float().mean(1))
+        guidance = self.base.guidance(prompts, self.cfg)
+        return Encoded(guidance, guidance.conditions["text"][-len(prompts) :].float().mean(1))
 
     def predictor(self, encoded: Encoded) -> Predict:
         """The guided prediction uncond + cfg (cond - uncond), both branches in one pass."""
 
+        guidance = encoded.guidance
+
         def predict(x: Tensor, k: int) -> Tensor:
-            timestep = self.steps[k].timestep
-            if len(encoded.guided["text"]) == len(x):
-                return self.base.call(self.network, x, timestep, encoded.guided)
-            both = self.base.call(self.network, torch.cat([x, x]), timestep, encoded.guided)
-            empty, prompted = both.chunk(2)
-            return empty + self.cfg * (prompted - empty)
+            rows, timestep = guidance.rows(x), self.steps[k].timestep
+            return guidance.guided(self.base.call(self.network, rows, timestep, guidance.conditions))
 
         return predict
 
