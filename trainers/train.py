@@ -133,9 +133,10 @@ def validate(run: Run, log: Log) -> Stats:
         save_grid(result.images[: output.grid], run.folder / "grids" / f"epoch-{run.epoch:06d}.png")
     if run.history.first is None:
         run.history.first = result.scores
-    run.history.keep_best(result.objective(name, run.config.kl_weight), run.epoch, run.update.average.average)
-    if output.alarm != "off":
-        run.history.compare(result.scores, name)
+    if run.rewards.trained is not None:
+        run.history.keep_best(result.objective(name, run.config.kl_weight), run.epoch, run.update.average.average)
+        if output.alarm != "off":
+            run.history.compare(result.scores, name)
     if run.history.hacking:
         log.say(
             f"alarm at epoch {run.epoch}: {name} rose and {', '.join(run.history.hacking)} fell, each by two standard "

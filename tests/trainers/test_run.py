@@ -130,10 +130,10 @@ def test_a_checkpoint_needs_a_config_folder_of_its_kind(bases, tmp_path):
             train(settings(file, tmp_path / "run", base__config=config))
 
 
-def test_dpo_learns_which_picture_is_better(bases, tmp_path):
+def pairs_of_greys(folder: Path) -> str:
+    """A folder of pairs in which the lighter image is the better one."""
     from PIL import Image
 
-    folder = tmp_path / "pairs"
     folder.mkdir()
     lines = []
     for i, prompt in enumerate(PROMPTS):
@@ -141,8 +141,13 @@ def test_dpo_learns_which_picture_is_better(bases, tmp_path):
             Image.new("RGB", (20, 16), (grey, grey, grey + i)).save(folder / f"{name}{i}.png")
         lines.append({"prompt": prompt, "better": f"better{i}.png", "worse": f"worse{i}.png"})
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return str(folder)
+
+
+def test_dpo_learns_which_picture_is_better(bases, tmp_path):
+    pairs = pairs_of_greys(tmp_path / "pairs")
     config = settings(
-        bases["sd15"], tmp_path / "run", algorithm="dpo", prompts__pairs=str(folder), prompts_per_epoch=4, epochs=20,
+        bases["sd15"], tmp_path / "run", algorithm="dpo", prompts__pairs=pairs, prompts_per_epoch=4, epochs=20,
         reward__name="", reward__label="grey", optimisation__learning_rate=1e-2, output__checkpoint_every=0,
         sampling__cfg=1.0, **QUICK,
     )  # fmt: skip
@@ -151,6 +156,18 @@ def test_dpo_learns_which_picture_is_better(bases, tmp_path):
     assert log[0]["preference_loss"] == pytest.approx(0.6931, abs=1e-3)
     late = sum(line["preference_loss"] for line in log[-5:]) / 5
     assert late < 0.69 and path.stem == "grey"
+
+
+def test_pairs_without_a_reward_may_be_watched_by_one(bases, tmp_path):
+    config = settings(
+        bases["sd15"], tmp_path / "run", algorithm="dpo", prompts__pairs=pairs_of_greys(tmp_path / "pairs"),
+        prompts_per_epoch=4, reward__name="", reward__watch=("contrast",), output__validate_every=1,
+        output__validation_images=4, **QUICK,
+    )  # fmt: skip
+    path = train(config)
+    log = read_log(path.parent / "log.jsonl")
+    assert [line["epoch"] for line in log if "valid_contrast" in line] == [-1, 0, 1]
+    assert moved(path)  # the last state: without a trained reward no epoch is the best one
 
 
 def test_a_reward_grows_and_a_huge_kl_weight_holds_it(bases, tmp_path):
