@@ -21,7 +21,7 @@ def measure(way: str) -> None:
     import torch
     from diffusers import DDIMScheduler, UNet2DConditionModel
     from diffusion_blend.trainers.model.families import FAMILIES
-    from diffusion_blend.trainers.model.policy import Policy
+    from diffusion_blend.trainers.model.lora_policy import LoraPolicy
     from diffusion_blend.trainers.settings.config import read_config
 
     torch.set_num_threads(1)
@@ -34,7 +34,7 @@ def measure(way: str) -> None:
         call=lambda network, x, t, c: network(x, int(t), encoder_hidden_states=c["text"]).sample,
     )
     config = read_config(sampling__steps=50, optimisation__gradient_checkpointing=True)
-    policy = Policy(base, config)
+    policy = LoraPolicy(base, config)
     encoded = types.SimpleNamespace(guided={"text": torch.randn(2, 77, 768)})
     reference = policy.reference_predictor(encoded)
     if way == "copy":

@@ -1,12 +1,13 @@
 """Trainers: a base model, a reward, prompts and a KL weight become a reward LoRA.
 
-    settings/       every setting with its help, its checks, published settings as TOML
-    model/          the base model of a run and what differs between families, a LoRA that can be switched off, the
-                    sampler as a chain of Gaussians, trajectories
-    objectives/     the objectives as pure functions, and the same over a policy's trajectories
+    settings/       every setting with help, choices and range, the rules between them, published settings as TOML
+    model/          what a policy is, the LoRA on a base model that is one, what differs between families, the sampler
+                    as a chain of Gaussians, trajectories
+    objectives/     what an objective is, a file for each, and their losses as pure functions
     data/           prompts, preference pairs, and which of them an epoch is made of
-    loop/           an epoch of any objective, validation, the average of the weights, checkpoints, log, stopping
-    files/          the LoRA that a run writes, and other spellings
+    loop/           a run in memory, the parts of its epochs, validation, checkpoints, log, stopping
+    files/          the LoRA that a run writes, what its header says, and other spellings
+    accelerator.py  devices, precision, processes and trackers
     rewards.py      the reward that is trained, and those that are watched
     distributed.py  what several processes know together
     sharding.py     parameters that FSDP shares out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,31 +13,30 @@ from torch import Tensor
 from ..blend_core.errors import BlendError
 
 if TYPE_CHECKING:
-    from .objectives.all import Sample
+    from accelerate import Accelerator
 
 
 class Gathering:
     """One process; with an accelerator, all of its processes."""
 
-    def __init__(self, accelerator: Any = None):
+    def __init__(self, accelerator: Accelerator | None = None):
         self.accelerator = accelerator
 
-    def of(self, own: Tensor, samples: Sequence[Sample]) -> Tensor:
-        """own (images of this process, ...) from every process, ordered by image number."""
-        numbers = torch.tensor([number for sample in samples for number in sample.chunk.numbers])
+    def in_order(self, rows: Tensor, numbers: Sequence[int]) -> Tensor:
+        """The rows (images, ...) of every process, by image number. numbers: of this process's images, one a row."""
+        order = torch.tensor(numbers)
         if self.accelerator is not None and self.accelerator.num_processes > 1:
             device = self.accelerator.device
-            own = self.accelerator.gather(own.to(device).contiguous())
-            numbers = self.accelerator.gather(numbers.to(device))
-        return own[numbers.argsort().to(own.device)]
+            rows = self.accelerator.gather(rows.to(device).contiguous())
+            order = self.accelerator.gather(order.to(device))
+        return rows[order.argsort().to(rows.device)]
 
-    def own(self, everyone: Tensor, samples: Sequence[Sample]) -> list[Tensor]:
-        """The rows of `everyone` (ordered by image number) that belong to each of this process's samples."""
-        numbers = [sample.chunk.numbers for sample in samples]
-        first = min(min(each) for each in numbers)
+    def shares(self, rows: Tensor, chunks: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Back from `in_order`: the rows of each chunk of this process, which holds images of these numbers."""
+        first = min(map(min, chunks))
         if self.accelerator is not None and self.accelerator.num_processes > 1:
             first = int(self.accelerator.gather(torch.tensor([first], device=self.accelerator.device)).min())
-        return [everyone[torch.tensor(each, device=everyone.device) - first] for each in numbers]
+        return [rows[torch.tensor(numbers, device=rows.device) - first] for numbers in chunks]
 
     def on_main(
         self, function: Callable[[Tensor, list[str]], Tensor] | None, rows: Tensor, texts: Sequence[str]
@@ -51,13 +51,13 @@ class Gathering:
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         main = process == 0
         everyone = [torch.empty_like(rows) for _ in range(processes)] if main else None
-        told: list[Any] | None = [None] * processes if main else None
+        prompts: list[Any] | None = [None] * processes if main else None
         dist.gather(rows.detach().contiguous(), everyone)
-        dist.gather_object(list(texts), told)
+        dist.gather_object(list(texts), prompts)
         answer: list[Any] = [None]
         if main:
             try:
-                answer = [function(torch.cat(everyone), [text for each in told for text in each]).detach().cpu()]
+                answer = [function(torch.cat(everyone), list(chain.from_iterable(prompts))).detach().cpu()]
             except BlendError as error:
                 answer = [str(error)]
         dist.broadcast_object_list(answer)

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from ...trainers.settings.config import settings_help
+from ...trainers.settings.fields import settings_help
 from ..evaluation.protocol import PROTOCOLS, Protocol, read_protocol
+from .options import Device
 
 
 def _show_help(context: typer.Context, wanted: bool) -> None:
@@ -25,7 +26,7 @@ def command(
     ] = None,
     set: Annotated[list[str] | None, typer.Option(help="key=value, such as prompts.seeds=8; repeat.")] = None,
     processes: Annotated[int, typer.Option(help="Processes: one per core or GPU, as memory allows.", min=1)] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     out: Annotated[Path, typer.Option(help="Folder for scores, tables, plots and report.html.")] = Path("evaluation"),
     help: Annotated[
         bool, typer.Option("--help", callback=_show_help, is_eager=True, help="Explain every setting.")

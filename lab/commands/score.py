@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from .options import Device, WeightFolders, with_tables
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,7 +20,32 @@ if TYPE_CHECKING:
 SPACE = 3  # columns of the terminal between two of a table's
 
 
+@dataclass(frozen=True)
+class RewardModels:
+    """Where the weights of rewards lie, and how they are used."""
+
+    models: WeightFolders = None
+    download: Annotated[bool, typer.Option("--download", help="Fetch missing weights (up to 4 GB a reward).")] = False
+    device: Device = "auto"
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32, float16 or bfloat16.")] = "float32"
+    scale: Annotated[str, typer.Option(help="none, or a paper's: diffusion-blend, flow-grpo.")] = "none"
+
+    def library(self) -> Library:
+        """Where the weights are looked for."""
+        from ..scores.chosen_rewards import library_of
+
+        return library_of(self.models or [], self.download)
+
+    def settings(self) -> Settings:
+        """What scores depend on. Raises BlendError for a device or dtype that does not exist."""
+        from ..scores.chosen_rewards import Settings
+
+        return Settings.of(self.device, self.dtype, self.scale)
+
+
+@with_tables
 def command(
+    *,
     folder: Annotated[Path | None, typer.Argument(help="Folder with png, jpg or webp images.")] = None,
     reward: Annotated[
         list[str] | None, typer.Option(help="NAME or NAME=WEIGHT; repeat. A path/file.py is a reward of your own.")
@@ -28,13 +56,7 @@ def command(
         Path | None, typer.Option(help=".txt (a line per image), .json {file: prompt}, or .csv with file,prompt.")
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", help="Subfolders too.")] = False,
-    models: Annotated[
-        list[Path] | None, typer.Option(help="Folder with weights; repeat. Default: ComfyUI's models/reward_models.")
-    ] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch missing weights (up to 4 GB a reward).")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Of the weights: float32, float16 or bfloat16.")] = "float32",
-    scale: Annotated[str, typer.Option(help="none, or a paper's: diffusion-blend, flow-grpo.")] = "none",
+    models: RewardModels,
     batch_size: Annotated[int, typer.Option(help="Images per pass, where they have one size.", min=1)] = 8,
     top: Annotated[int, typer.Option(help="Images in the table that is printed; 0: means only.", min=0)] = 20,
     out: Annotated[Path | None, typer.Option(help="For scores.csv and scores.json. Default: FOLDER.")] = None,
@@ -45,10 +67,9 @@ def command(
     that was stopped goes on when the same command is given again; images that have not changed are not scored twice.
     """
     from ...blend_core import BlendError
-    from ..scores.chosen_rewards import Settings, library_of
     from ..scores.run import run
 
-    library, settings = library_of(models or [], download), Settings.of(device, dtype, scale)
+    library, settings = models.library(), models.settings()
     if show:
         print_rewards(reward or [], library, settings)
         return

@@ -6,13 +6,15 @@ from typing import Annotated
 
 import typer
 
-from ...trainers.settings.config import PRESETS, Config, settings_help
+from ...trainers.settings.config import PRESETS, Config
+from ...trainers.settings.fields import settings_help
+from ...trainers.settings.rules import RULES
 
 
 def _show_help(context: typer.Context, wanted: bool) -> None:
     if wanted:
         print(context.get_help())
-        print(settings_help(Config, PRESETS, "Presets"))
+        print(settings_help(Config, PRESETS, "Presets", RULES))
         raise typer.Exit()
 
 
@@ -30,7 +32,8 @@ def command(
 
     On several GPUs: accelerate launch -m diffusion_blend.lab train ...
     """
-    from ...trainers.settings.config import read_config, to_flat
+    from ...trainers.settings.config import read_config
+    from ...trainers.settings.fields import to_flat
 
     config = read_config(preset or [], set or [])
     if show:

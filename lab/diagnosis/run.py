@@ -114,13 +114,12 @@ class _Sampler:
         self.attachment = self.bank.attach(self.base.network)
         self.items = request.items()
         self.prompts = [item["prompt"] for item in self.items]
-        self.cfg, self.eta = request.cfg, request.eta
+        self.eta = request.eta
         self.flow = self.base.family.transition == "flow"
         self.family = "flow" if self.flow else "ve"
         self.steps = self.base.chain(SamplingSettings(steps=request.steps, eta=0, noise_level=0))
         self.sigmas = [step.noise if self.flow else step.noise / step.signal for step in self.steps] + [0.0]
-        self.told = self.base.told(self.prompts, self.cfg)
-        self.branches = len(self.told["text"]) // len(self.prompts)  # 1 too where guidance is an input of the network
+        self.guidance = self.base.guidance(self.prompts, request.cfg)
         self.progress: tqdm | None = None
 
     def noise(self, *purpose) -> Callable[[], Tensor]:
@@ -136,14 +135,11 @@ class _Sampler:
         """The guided prediction of x0 by one variant (0: the base) before step k."""
         step = self.steps[k]
         own = x if self.flow else x * step.signal
-        rows = torch.cat([own] * self.branches)
+        rows = self.guidance.rows(own)
         with self.attachment.using([variant] * len(rows)):
-            prediction = self.base.call(self.base.network, rows, step.timestep, self.told)
-        if self.branches == 2:
-            empty, prompted = prediction.chunk(2)
-            prediction = empty + self.cfg * (prompted - empty)
+            predictions = self.base.call(self.base.network, rows, step.timestep, self.guidance.conditions)
         self.progress.update()
-        return step.x0(own, prediction)
+        return step.x0(own, self.guidance.guided(predictions))
 
     def recorded(self, coefficients: Sequence[float]) -> tuple[list[Disagreement], list[Tensor]]:
         """The blend's run: how the bases disagree before every step, and the states there."""

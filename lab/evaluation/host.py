@@ -124,8 +124,7 @@ class Batch:
 
     def __init__(self, host: Host, prompts: Sequence[str], seeds: Sequence[int], charged: bool = False):
         self.host, self.prompts, self.seeds = host, list(prompts), list(seeds)
-        self.told = host.base.told(self.prompts, host.sampling.cfg)
-        self.chunks = len(self.told["text"]) // len(self.prompts)
+        self.guidance = host.base.guidance(self.prompts, host.sampling.cfg)
         self.kl = torch.zeros(len(self.seeds), dtype=torch.float64, device=host.base.device) if charged else None
         self.evaluations, self.reference_seconds = 0.0, 0.0
         self.base = self.predictor(host.bank, exact((1.0,) + (0.0,) * host.bank.size, len(host.chain), self.seeds))
@@ -143,7 +142,7 @@ class Batch:
         return ImageNoise(list(others if candidate else made), self.host.base.latent_shape, like)
 
     def variants_at(self, bank: LoRABank, mixtures: Mixtures | None = None):
-        """evaluate(x, k, variants (v, n)) -> unguided predictions (v, chunks * n, ...), unconditional rows first.
+        """evaluate(x, k, variants (v, n)) -> unguided predictions (v, sides * n, ...), unconditional rows first.
 
         mixtures: variants that are several of the bank's at once.
         """
@@ -153,12 +152,13 @@ class Batch:
 
         def evaluate(x: Tensor, k: int, variants: Tensor) -> Tensor:
             self.evaluations += len(variants)
-            inputs = {"x": self.rows(x), "told": self.told}
+            rows = self.guidance.rows(x)
+            inputs = {"x": rows, "conditions": self.guidance.conditions}
 
-            def call(given: dict[str, Any], _variants: Tensor) -> Tensor:
-                return base.call(base.network, given["x"], chain[k].timestep, given["told"])
+            def call(part: dict[str, Any], _variants: Tensor) -> Tensor:
+                return base.call(base.network, part["x"], chain[k].timestep, part["conditions"])
 
-            return evaluate_variants(call, inputs, self.chunks * len(x), variants, attachment, 1)
+            return evaluate_variants(call, inputs, len(rows), variants, attachment, 1)
 
         return evaluate
 
@@ -167,25 +167,14 @@ class Batch:
         evaluate = self.variants_at(bank, plan.mixtures)
 
         def predict(x: Tensor, k: int) -> Tensor:
-            step, rows = self.host.chain[k], self.rows(x)
+            step, rows = self.host.chain[k], self.guidance.rows(x)
             if not plan.needs_denoised:
-                return self.guided(plan(lambda variants: evaluate(x, k, variants), k))
+                return self.guidance.guided(plan(lambda variants: evaluate(x, k, variants), k))
             call = Call(state=State(rows, step.signal, step.noise))
             denoised = plan(lambda variants: step.x0(rows, evaluate(x, k, variants)), k, call=call)
-            return self.guided((denoised - step.x0_keep * rows) / step.x0_gain)
+            return self.guidance.guided((denoised - step.x0_keep * rows) / step.x0_gain)
 
         return predict
-
-    def rows(self, x: Tensor) -> Tensor:
-        """x once for each side of guidance."""
-        return torch.cat([x] * self.chunks)
-
-    def guided(self, predictions: Tensor) -> Tensor:
-        """uncond + cfg (cond - uncond) of rows (..., chunks * n, c, h, w)."""
-        if self.chunks == 1:
-            return predictions
-        empty, prompted = predictions.chunk(2, dim=-4)
-        return empty + self.host.sampling.cfg * (prompted - empty)
 
     def sample(self, predict: Predict, noise: ImageNoise | None = None) -> Tensor:
         """The clean latents of the whole chain, (n, ...)."""

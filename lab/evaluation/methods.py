@@ -90,7 +90,7 @@ def msdda(batch: Batch, point: Point) -> Tensor:
     x = noise()
     for k, step in enumerate(host.chain):
         variants, weights = plan.active(k)
-        denoised = step.x0(x, batch.guided(evaluate(x, k, variants)))
+        denoised = step.x0(x, batch.guidance.guided(evaluate(x, k, variants)))
         (signal, now), (signal_next, after) = levels[k], levels[k + 1]
         scale, scale_next = (1.0, 1.0) if flow else (signal, signal_next)
         used = [etas[variant] for variant in variants[:, 0].tolist()]

@@ -14,7 +14,7 @@ from ...blend_core.rewards import Library, Reward, load_reward
 from ...pipelines import load_base, match
 from ...trainers.model.base import Base
 from ...trainers.places import reward_label
-from ...trainers.settings.config import stated_settings
+from ...trainers.settings.fields import stated_settings
 from ..generation.record import fingerprint, place, sha256
 from ..generation.run import dtype_of, read_rewards
 from ..options import read_prompts

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...trainers.places import last_after, stated, stated_reward
-from ...trainers.settings.config import SamplingSettings, read_settings, setting
+from ...trainers.settings.config import SamplingSettings
+from ...trainers.settings.fields import setting
+from ...trainers.settings.toml import read_settings
 
 PROTOCOLS = Path(__file__).parent / "protocols"
 

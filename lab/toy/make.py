@@ -18,10 +18,11 @@ from pathlib import Path
 
 import torch
 
-from ...trainers.model.policy import Policy
+from ...trainers.model.lora_policy import LoraPolicy
 from ...trainers.model.rollout import rollout
 from ...trainers.seeding import stream
-from ...trainers.settings.config import PRESETS, tomllib
+from ...trainers.settings.config import PRESETS
+from ...trainers.settings.toml import tomllib
 from .data import random_prompts
 from .model import STUDIO
 from .rewards import toy_rewards
@@ -74,7 +75,7 @@ def judge() -> Classifier:
 
 
 @torch.no_grad()
-def samples(policy: Policy, count: int, seed: int) -> tuple[torch.Tensor, list[str], torch.Tensor]:
+def samples(policy: LoraPolicy, count: int, seed: int) -> tuple[torch.Tensor, list[str], torch.Tensor]:
     """Images (count, 3, 32, 32), their prompts, and each image's path KL to the base (count,)."""
     generator = torch.Generator().manual_seed(seed)
     images, prompts, kls = [], [], []

@@ -11,7 +11,7 @@ from ...trainers.settings.config import Config, read_config
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ...trainers.model.policy import Policy
+    from ...trainers.model.lora_policy import LoraPolicy
     from ...trainers.rewards import Rewards
 
 MARK = "toy:"
@@ -31,13 +31,13 @@ def resolved(config: Config) -> tuple[Config, Rewards | None]:
     return config, _rewards(config) if any(MARK in name for name in named) else None
 
 
-def toy_policy(lora: Path | None = None) -> Policy:
+def toy_policy(lora: Path | None = None) -> LoraPolicy:
     """The studio's model with a fresh LoRA, or the one of a file, sampled as the preset says."""
     from ...trainers.model.base import Base
-    from ...trainers.model.policy import Policy
+    from ...trainers.model.lora_policy import LoraPolicy
     from .model import load_base
 
-    policy = Policy(Base(load_base()), read_config(["toy"]))
+    policy = LoraPolicy(Base(load_base()), read_config(["toy"]))
     if lora is not None:
         policy.unwrapped.delete_adapters("default")
         policy.base.pipe.load_lora_weights(lora)

@@ -16,7 +16,8 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusion_blend.trainers.files import lora as export
 from diffusion_blend.trainers.model.base import Base
 from diffusion_blend.trainers.model.families import FAMILIES
-from diffusion_blend.trainers.model.policy import Policy
+from diffusion_blend.trainers.model.guidance import Guidance
+from diffusion_blend.trainers.model.lora_policy import LoraPolicy
 from diffusion_blend.trainers.settings.config import read_config
 from safetensors.torch import save_file
 
@@ -45,9 +46,9 @@ def main(folder: Path) -> None:
     base.pipe, base.family = types.SimpleNamespace(scheduler=scheduler), FAMILIES["StableDiffusionPipeline"]
     base.network, base.size, base.latent_shape = network.requires_grad_(False).eval(), 64, (4, 8, 8)
     weights = {name: value.clone() for name, value in network.state_dict().items()}
-    policy = Policy(base, read_config(lora__rank=4, sampling__steps=10, sampling__cfg=1.0))
+    policy = LoraPolicy(base, read_config(lora__rank=4, sampling__steps=10, sampling__cfg=1.0))
     text, x, target = torch.randn(1, 8, CONTEXT), torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8) * 3
-    encoded = types.SimpleNamespace(guided={"text": text})
+    encoded = types.SimpleNamespace(guidance=Guidance({"text": text}, 1.0, sides=1))
     optimiser = torch.optim.Adam(policy.parameters().values(), 0.03)
     for _ in range(10):
         (policy.predictor(encoded)(x, 5) - target).square().mean().backward()

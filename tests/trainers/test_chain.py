@@ -8,9 +8,9 @@ import torch
 from diffusion_blend.blend_core.errors import BlendError
 from diffusion_blend.trainers.data.prompts import epoch_chunks
 from diffusion_blend.trainers.distributed import Gathering
-from diffusion_blend.trainers.loop.epoch import Updater, run_epoch
-from diffusion_blend.trainers.objectives.all import objective_of
-from diffusion_blend.trainers.settings.checks import check_chain
+from diffusion_blend.trainers.loop.epoch import Updater, collect, update_policy
+from diffusion_blend.trainers.objectives.choice import objective_of
+from diffusion_blend.trainers.objectives.predicted_x0 import check_chain
 from diffusion_blend.trainers.settings.config import read_config
 
 from .chain import ChainPolicy, ddim_chain, flow_chain, linear_reward
@@ -50,7 +50,8 @@ def trained(chain, kl_weight, *, images, epochs, **changes):
     update = Updater(policy.parameters(), optimiser, 1e9, schedule=schedule)
     tail = []
     for epoch in range(epochs):
-        figures = run_epoch(config, objective, epoch_chunks(config, epoch, 2), update, epoch)
+        samples, figures = objective.compare(collect(objective, epoch_chunks(config, epoch, 2)), epoch)
+        figures |= update_policy(config, objective, samples, update, epoch)
         if epoch >= epochs // 2:
             tail.append(policy.shifts.detach().clone())
     return torch.stack(tail).mean(0), policy, figures
@@ -116,7 +117,7 @@ def test_draft_gradients_are_the_derivative_through_all_steps():
     )  # fmt: skip
     objective = objective_of(config, policy, linear_reward, ["one"], Gathering())
     (minibatch,) = epoch_chunks(config, 0, 1)
-    samples, _ = objective.finish([objective.collect(chunk) for chunk in minibatch], 0)
+    samples, _ = objective.compare([objective.collect(chunk) for chunk in minibatch], 0)
     (forward,) = objective.passes(samples, torch.Generator().manual_seed(0))
     forward()[0].backward()
     # at shifts 0 the KL has no slope, and the reward's is sigma * slope of the last state: kl_weight times the optimum

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 import pytest
 import torch
 from diffusion_blend.blend_core.errors import BlendError
@@ -9,15 +12,44 @@ from diffusion_blend.blend_core.rewards import load_reward
 from diffusion_blend.trainers.data.prompts import epoch_chunks, read_prompts, shuffled
 from diffusion_blend.trainers.loop.epoch import Updater
 from diffusion_blend.trainers.rewards import open_rewards
-from diffusion_blend.trainers.settings.checks import check
-from diffusion_blend.trainers.settings.config import PRESETS, Config, fields, read_config, settings_help, to_flat
+from diffusion_blend.trainers.settings.config import PRESETS, Config, read_config
+from diffusion_blend.trainers.settings.fields import expected, fields, settings_help, to_flat
+from diffusion_blend.trainers.settings.rules import RULES, check
 
 
 def test_every_setting_is_explained_with_its_default():
-    text = settings_help(Config, PRESETS, "Presets")
-    for key, each in fields():
+    text = settings_help(Config, PRESETS, "Presets", RULES)
+    for key, each in fields(Config):
         assert len(each.metadata["help"]) > 20 and each.metadata["help"].endswith(".")
         assert f"  {key} = " in text and each.metadata["help"] in text
+
+
+def values_out_of(entry):
+    """Values of the setting's type that are none of its choices, or just outside of its range."""
+    within = entry.metadata["within"]
+    if entry.metadata["choices"]:
+        return ["none of these"]
+    outside = [within.low] if within.open_low else [within.low - 1]
+    if within.high < math.inf:
+        outside.append(within.high if within.open_high else within.high + 1)
+    return [type(entry.default)(value) for value in outside]
+
+
+LIMITED = [(key, entry) for key, entry in fields(Config) if expected(entry)]
+
+
+@pytest.mark.parametrize(("key", "entry"), LIMITED, ids=[key for key, _ in LIMITED])
+def test_help_states_what_a_setting_may_be_and_other_values_are_refused(key, entry):
+    assert f"  {key} = {entry.default}   ({expected(entry)})" in settings_help(Config, PRESETS, "Presets", RULES)
+    for value in values_out_of(entry):
+        message = f"{key} is .*, expected {re.escape(expected(entry))}. Correct it"
+        with pytest.raises(BlendError, match=message):
+            check(read_config(["sd15"], **{key.replace(".", "__"): value}))
+
+
+def test_help_states_what_settings_must_be_together():
+    text = settings_help(Config, PRESETS, "Presets", RULES)
+    assert all(rule.__doc__ and rule.__doc__.endswith(".") and rule.__doc__ in text for rule in RULES)
 
 
 def test_later_sources_win_and_values_keep_their_types(tmp_path):

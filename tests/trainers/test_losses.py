@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusion_blend.trainers.objectives import losses
-from diffusion_blend.trainers.objectives.all import Spread, spread_choice
+from diffusion_blend.trainers.objectives.policy_gradient import Spread
+from diffusion_blend.trainers.objectives.predicted_x0 import spread_choice
 
 OPTIONS = {"kl_weight": 0.0, "spread": 1.0, "clip": 0.1, "dimensions": 1}
 ZERO = torch.zeros(1)

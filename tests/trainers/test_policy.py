@@ -14,17 +14,19 @@ from diffusion_blend.pipelines import network_of, target_index
 from diffusion_blend.trainers.files import lora as export
 from diffusion_blend.trainers.model.base import Base
 from diffusion_blend.trainers.model.families import JOINT_ATTENTION
-from diffusion_blend.trainers.model.policy import Policy
+from diffusion_blend.trainers.model.lora_policy import LoraPolicy
+from diffusion_blend.trainers.model.policy import ImagePolicy, Policy
 from diffusion_blend.trainers.settings.config import read_config
 from peft.utils import get_peft_model_state_dict
 
+from .chain import ChainPolicy, ddim_chain
 from .worlds import FAMILIES, PROMPTS, settings
 
 
 @pytest.fixture(params=FAMILIES)
 def policy(request, tmp_path):
     base = Base(FAMILIES[request.param]())
-    return Policy(base, settings("unused", tmp_path / "run"))
+    return LoraPolicy(base, settings("unused", tmp_path / "run"))
 
 
 def noise(policy, count=2):
@@ -37,6 +39,10 @@ def stir(policy, size=0.3):
     with torch.no_grad():
         for parameter in policy.parameters().values():
             parameter.add_(torch.randn(parameter.shape, generator=draw) * size)
+
+
+def test_objectives_get_all_that_they_ask_of_a_policy(policy):
+    assert isinstance(policy, ImagePolicy) and isinstance(ChainPolicy(ddim_chain()), Policy)
 
 
 def test_a_fresh_lora_is_the_base_and_a_trained_one_switches_off_bit_for_bit(policy):
@@ -73,11 +79,12 @@ def test_guidance_extrapolates_from_the_prediction_of_no_prompt(policy):
         guided = policy.predictor(encoded)(x, 0)
         policy.cfg = 1.0
         prompted = policy.predictor(policy.encode(PROMPTS[:2]))(x, 0)
-        _, told = policy.base.conditions(PROMPTS[:2], cfg)
+        _, unprompted = policy.base.conditions(PROMPTS[:2], cfg)
         if policy.base.distilled:
-            assert told is None and len(encoded.guided["text"]) == 2 and not torch.allclose(guided, prompted)
+            assert unprompted is None and len(encoded.guidance.conditions["text"]) == 2
+            assert not torch.allclose(guided, prompted)
             return
-        empty = policy.base.call(policy.network, x, policy.steps[0].timestep, told)
+        empty = policy.base.call(policy.network, x, policy.steps[0].timestep, unprompted)
     torch.testing.assert_close(guided, empty + cfg * (prompted - empty), rtol=1e-4, atol=1e-5)
 
 
@@ -88,7 +95,7 @@ def test_our_sampler_is_the_pipelines(kind, size, tmp_path):
     pipe = FAMILIES[kind]()
     pipe.set_progress_bar_config(disable=True)
     base = Base(pipe, size)
-    policy = Policy(base, settings("unused", tmp_path / "run"))
+    policy = LoraPolicy(base, settings("unused", tmp_path / "run"))
     silent = replace(settings("unused", tmp_path / "run").sampling, eta=0.0, noise_level=0.0)
     policy.steps = base.family.steps(pipe.scheduler, silent, (base.latent_shape[-1] // 2) ** 2)
     x = noise(policy)
@@ -120,13 +127,13 @@ def test_the_schedule_follows_the_size_as_the_pipelines_does(kind):
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3", "flux"])
 def test_the_file_moves_diffusers_own_pipeline_as_it_moved_the_policy(kind, tmp_path):
-    policy = Policy(Base(FAMILIES[kind]()), settings("unused", tmp_path / "run"))
+    policy = LoraPolicy(Base(FAMILIES[kind]()), settings("unused", tmp_path / "run"))
     stir(policy)
     encoded, x = policy.encode(PROMPTS[:2]), noise(policy)
     tensors = export.lora_tensors(policy.unwrapped, policy.base.family.spelling)
     export.save_lora(tmp_path / "lora.safetensors", tensors, {})
     pipe = FAMILIES[kind]()
-    other = Policy.__new__(Policy)
+    other = LoraPolicy.__new__(LoraPolicy)
     other.__dict__ |= policy.__dict__ | {"base": Base(pipe), "network": network_of(pipe)}
     pipe.load_lora_weights(tmp_path / "lora.safetensors")
     with torch.no_grad():
@@ -136,7 +143,7 @@ def test_the_file_moves_diffusers_own_pipeline_as_it_moved_the_policy(kind, tmp_
 
 
 def test_both_kinds_of_flux_blocks_are_adapted(tmp_path):
-    policy = Policy(Base(FAMILIES["flux"]()), settings("unused", tmp_path / "run"))
+    policy = LoraPolicy(Base(FAMILIES["flux"]()), settings("unused", tmp_path / "run"))
     layers = {(name.split(".")[0], name.partition(".lora_")[0].split(".attn.")[1]) for name in policy.parameters()}
     single = {("single_transformer_blocks", name) for name in ("to_q", "to_k", "to_v")}
     assert layers == single | {("transformer_blocks", name) for name in JOINT_ATTENTION}
@@ -146,7 +153,7 @@ def test_recomputed_gradients_are_the_same(tmp_path):
     gradients = []
     for recompute in (False, True):
         config = settings("unused", tmp_path / "run", optimisation__gradient_checkpointing=recompute)
-        policy = Policy(Base(FAMILIES["sd15"]()), config)
+        policy = LoraPolicy(Base(FAMILIES["sd15"]()), config)
         stir(policy)
         encoded, x = policy.encode(PROMPTS[:2]), noise(policy)
         policy.recomputing(policy.predictor(encoded))(x, 0).square().mean().backward()
@@ -196,7 +203,7 @@ def test_names_of_both_spellings(policy):
 def test_unknown_layers_and_families_are_refused(tmp_path):
     config = settings("unused", tmp_path / "run", lora__targets=("nothing_like_it",))
     with pytest.raises(BlendError, match=r"lora\.targets is nothing_like_it"):
-        Policy(Base(FAMILIES["sd15"]()), config)
+        LoraPolicy(Base(FAMILIES["sd15"]()), config)
     pipe = FAMILIES["sd15"]()
 
     class Unheard(type(pipe)):

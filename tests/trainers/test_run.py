@@ -22,15 +22,16 @@ from accelerate.utils import DistributedType
 from diffusion_blend.blend_core import read_adapter
 from diffusion_blend.blend_core.errors import BlendError
 from diffusion_blend.pipelines import load_base, load_factors
+from diffusion_blend.trainers import accelerator as opening
 from diffusion_blend.trainers import train as loop
 from diffusion_blend.trainers.data.pairing import make_pairs
 from diffusion_blend.trainers.data.pairs import PairSet
 from diffusion_blend.trainers.loop import checkpoint
 from diffusion_blend.trainers.loop.log import hacked, read_log
 from diffusion_blend.trainers.model.base import Base
-from diffusion_blend.trainers.model.policy import Policy
+from diffusion_blend.trainers.model.lora_policy import LoraPolicy
 from diffusion_blend.trainers.rewards import open_rewards
-from diffusion_blend.trainers.settings.config import to_flat
+from diffusion_blend.trainers.settings.fields import to_flat
 from diffusion_blend.trainers.train import train
 from safetensors.torch import load_file, save_file
 
@@ -129,10 +130,10 @@ def test_a_checkpoint_needs_a_config_folder_of_its_kind(bases, tmp_path):
             train(settings(file, tmp_path / "run", base__config=config))
 
 
-def test_dpo_learns_which_picture_is_better(bases, tmp_path):
+def pairs_of_greys(folder: Path) -> str:
+    """A folder of pairs in which the lighter image is the better one."""
     from PIL import Image
 
-    folder = tmp_path / "pairs"
     folder.mkdir()
     lines = []
     for i, prompt in enumerate(PROMPTS):
@@ -140,8 +141,13 @@ def test_dpo_learns_which_picture_is_better(bases, tmp_path):
             Image.new("RGB", (20, 16), (grey, grey, grey + i)).save(folder / f"{name}{i}.png")
         lines.append({"prompt": prompt, "better": f"better{i}.png", "worse": f"worse{i}.png"})
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return str(folder)
+
+
+def test_dpo_learns_which_picture_is_better(bases, tmp_path):
+    pairs = pairs_of_greys(tmp_path / "pairs")
     config = settings(
-        bases["sd15"], tmp_path / "run", algorithm="dpo", prompts__pairs=str(folder), prompts_per_epoch=4, epochs=20,
+        bases["sd15"], tmp_path / "run", algorithm="dpo", prompts__pairs=pairs, prompts_per_epoch=4, epochs=20,
         reward__name="", reward__label="grey", optimisation__learning_rate=1e-2, output__checkpoint_every=0,
         sampling__cfg=1.0, **QUICK,
     )  # fmt: skip
@@ -150,6 +156,18 @@ def test_dpo_learns_which_picture_is_better(bases, tmp_path):
     assert log[0]["preference_loss"] == pytest.approx(0.6931, abs=1e-3)
     late = sum(line["preference_loss"] for line in log[-5:]) / 5
     assert late < 0.69 and path.stem == "grey"
+
+
+def test_pairs_without_a_reward_may_be_watched_by_one(bases, tmp_path):
+    config = settings(
+        bases["sd15"], tmp_path / "run", algorithm="dpo", prompts__pairs=pairs_of_greys(tmp_path / "pairs"),
+        prompts_per_epoch=4, reward__name="", reward__watch=("contrast",), output__validate_every=1,
+        output__validation_images=4, **QUICK,
+    )  # fmt: skip
+    path = train(config)
+    log = read_log(path.parent / "log.jsonl")
+    assert [line["epoch"] for line in log if "valid_contrast" in line] == [-1, 0, 1]
+    assert moved(path)  # the last state: without a trained reward no epoch is the best one
 
 
 def test_a_reward_grows_and_a_huge_kl_weight_holds_it(bases, tmp_path):
@@ -273,7 +291,7 @@ def test_two_processes_equal_one_wherever_the_reward_is(bases, tmp_path):
 SHARING = """
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType
-from diffusion_blend.trainers import train as loop
+from diffusion_blend.trainers import accelerator as opening
 
 class Sharing(Accelerator):
     # accelerate has FSDP for GPUs alone; torch's works on CPUs too
@@ -291,7 +309,7 @@ class Sharing(Accelerator):
         print("parameters are", {type(p.data).__name__ for p in prepared[0].parameters()})
         return prepared
 
-loop.Accelerator = Sharing
+opening.Accelerator = Sharing
 """
 
 
@@ -315,7 +333,7 @@ def test_a_network_that_is_shared_out_by_fsdp_learns_the_same_and_goes_on_exactl
 def test_other_ways_of_sharing_a_network_out_are_refused(kind):
     accelerator = SimpleNamespace(distributed_type=DistributedType[kind], is_fsdp2=False)
     with pytest.raises(BlendError, match=f"configured for {kind}, expected .* fsdp_version 2"):
-        loop._check_distribution(accelerator)
+        opening.check_distribution(accelerator)
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint_and_says_so(bases, tmp_path, monkeypatch):
@@ -431,7 +449,7 @@ def test_tensorboard_gets_the_figures_of_the_log(bases, tmp_path):
 
 def test_a_tracker_without_its_package_is_refused_before_anything_loads(bases, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "open_base", lambda *_: pytest.fail("the base was loaded"))
-    monkeypatch.setattr(loop, "get_available_trackers", lambda: [])
+    monkeypatch.setattr(opening, "get_available_trackers", lambda: [])
     with pytest.raises(BlendError, match=r"names wandb, whose package is not installed \(installed here: none\)"):
         train(settings(bases["sd15"], tmp_path / "run", output__trackers=("wandb",)))
 
@@ -454,7 +472,7 @@ def test_pairs_name_the_image_that_the_reward_prefers(bases, tmp_path):
     file = make_pairs(config, rewards, tmp_path / "pairs", count=3, candidates=3)
     pairs = PairSet(file.parent)
     assert len(pairs) == 3 and set(pairs.prompts) <= set(PROMPTS)
-    policy = Policy(Base(load_base(str(bases["sd15"]))), config)
+    policy = LoraPolicy(Base(load_base(str(bases["sd15"]))), config)
     better, worse = (rewards.trained(pairs._images(range(3), side, policy)) for side in ("better", "worse"))
     assert (better >= worse).all() and (better > worse).any()
     with pytest.raises(BlendError, match=r"pairs.jsonl does not exist"):

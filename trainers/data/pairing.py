@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..loop.log import save_grid
 from ..model.base import open_base
-from ..model.policy import Policy
+from ..model.lora_policy import LoraPolicy
 from ..model.rollout import rollout
 from ..rewards import Rewards
 from ..seeding import stream
@@ -24,7 +24,7 @@ def make_pairs(config: Config, rewards: Rewards, folder: Path, count: int, candi
 
     The base model samples, as the settings say: a fresh LoRA changes nothing.
     """
-    policy = Policy(open_base(config), config)
+    policy = LoraPolicy(open_base(config), config)
     prompts = read_prompts(config.prompts.file)
     folder.mkdir(parents=True, exist_ok=True)
     lines = []

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...blend_core.errors import BlendError
+from ..model.policy import ImagePolicy
 
 
 class PairSet:
@@ -38,11 +38,11 @@ class PairSet:
         """Of all pairs."""
         return [pair["prompt"] for pair in self.pairs]
 
-    def latents(self, policy: Any, items: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def latents(self, policy: ImagePolicy, items: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Clean latents of the better and of the worse images, (n, ...) each."""
         return tuple(policy.encode_images(self._images(items, side, policy)) for side in ("better", "worse"))
 
-    def _images(self, items: Sequence[int], side: str, policy: Any) -> Tensor:
+    def _images(self, items: Sequence[int], side: str, policy: ImagePolicy) -> Tensor:
         """(n, 3, h, w) in [0, 1], at the policy's size."""
         import numpy as np
         from PIL import Image

@@ -18,7 +18,8 @@ import torch
 
 from ...blend_core.errors import BlendError
 from ..places import HIDDEN
-from ..settings.config import Config, stated_settings, to_flat
+from ..settings.config import Config
+from ..settings.fields import stated_settings, to_flat
 
 KEPT = 2
 NAME = "epoch-{:06d}"
@@ -121,6 +122,11 @@ def plain(config: Config) -> dict[str, Any]:
 def _told_apart(stated: Any, full: Any) -> Any:
     digest = hashlib.sha256(repr(full).encode()).hexdigest()[:12]
     return [*stated, digest] if isinstance(stated, list) else f"{stated} {digest}"
+
+
+def checkpoint_bytes(config: Config) -> int:
+    """A generous guess before the network is known: LoRA, its best copy and two moments, three checkpoints of them."""
+    return config.lora.rank * 256 * 4096 * 4 * 4 * 3
 
 
 def check_space(folder: Path, needed: int) -> None:

@@ -1,28 +1,29 @@
-"""One epoch of any objective: collect, compare, update."""
+"""The parts of an epoch that are the same for every objective: collecting samples, and updates from them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from ...blend_core.errors import BlendError
 from ..data.prompts import Chunk
-from ..objectives.all import Stats
+from ..objectives.objective import Objective, Pass, Sample, Stats
 from ..seeding import stream
 from ..settings.config import Config
 from ..sharding import whole
 from .average import Average
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 RATIO_TOLERANCE = 1e-5
-
-
-class Stopped(Exception):
-    """A stop was asked for while nothing of the epoch had been learnt yet: the state is that of its start."""
 
 
 class Updater:
@@ -34,25 +35,28 @@ class Updater:
         optimiser: torch.optim.Optimizer,
         grad_clip: float,
         *,
-        accelerator: Any = None,
+        accelerator: Accelerator | None = None,
         network: nn.Module | None = None,
-        schedule: Any = None,
+        schedule: LRScheduler | None = None,
         average: Average | None = None,
     ):
         self.parameters, self.optimiser, self.grad_clip = list(parameters), optimiser, grad_clip
         self.accelerator, self.network, self.schedule = accelerator, network, schedule
         self.average = average
 
-    def __call__(self, passes: Sequence[Callable[[], tuple[Tensor, Stats]]]) -> list[Stats]:
-        """One optimiser update from the sum of the passes' losses. Raises BlendError where it is not a number."""
-        figures = []
+    def __call__(self, passes: Sequence[Pass]) -> list[Stats]:
+        """One optimiser update from the sum of the passes' losses; the passes' figures, in the last the update's too.
+
+        Raises BlendError where the loss or its gradient is not a finite number.
+        """
+        figures, total = [], 0.0
         for number, forward in enumerate(passes, 1):
             with self._synchronised(number == len(passes)):
                 loss, stats = forward()
                 self._backward(loss)
-            figures.append(stats | {"_loss": loss.item()})
+            figures.append(dict(stats))
+            total += loss.item()
         norm = self._clip()
-        total = sum(each.pop("_loss") for each in figures)
         scaled = getattr(self.accelerator, "scaler", None) is not None  # fp16's scaler skips overflows by itself
         if not (math.isfinite(total) and (scaled or torch.isfinite(norm))):
             raise BlendError(
@@ -69,7 +73,7 @@ class Updater:
         figures[-1] |= {"gradient_norm": norm.item(), "loss": total}
         return figures
 
-    def _synchronised(self, last: bool) -> Any:
+    def _synchronised(self, last: bool) -> AbstractContextManager:
         if self.accelerator is None or last:
             return nullcontext()
         return self.accelerator.no_sync(self.network)
@@ -85,37 +89,35 @@ class Updater:
         return whole(torch.as_tensor(clip(self.parameters, self.grad_clip)).detach()).cpu()
 
 
-def run_epoch(
-    config: Config,
-    objective: Any,
-    minibatches: Sequence[Sequence[Chunk]],
-    update: Updater,
-    epoch: int,
-    asked_to_stop: Callable[[], bool] = lambda: False,
-) -> Stats:
-    """Collect every chunk, then go through the minibatches; the epoch's figures, of this process's passes.
-
-    Raises Stopped where a stop is asked for before the first update, and BlendError where the policy that collected
-    and the policy that is trained disagree.
-    """
-    collected: list[Any] = []
-    for chunk in (chunk for minibatch in minibatches for chunk in minibatch):
+def collect(
+    objective: Objective, minibatches: Sequence[Sequence[Chunk]], asked_to_stop: Callable[[], bool] = lambda: False
+) -> list[Sample] | None:
+    """What the policy makes of an epoch's chunks, in their order; None where a stop was asked for in between."""
+    samples = []
+    for chunk in chain.from_iterable(minibatches):
         if asked_to_stop():
-            raise Stopped
-        collected.append(objective.collect(chunk))
-    samples, figures = objective.finish(collected, epoch)
-    logged: list[Stats] = []
+            return None
+        samples.append(objective.collect(chunk))
+    return samples
+
+
+def update_policy(
+    config: Config, objective: Objective, samples: Sequence[Sample], update: Updater, epoch: int
+) -> Stats:
+    """One update per minibatch of the compared samples, as often as `reuse` says; the figures of all passes.
+
+    Raises BlendError where the policy that collected and the policy that is trained disagree.
+    """
+    size = len(samples) // config.updates_per_epoch
+    figures: list[Stats] = []
     for turn in range(config.reuse):
-        start = 0
-        for number, minibatch in enumerate(minibatches):
-            own = samples[start : start + len(minibatch)]
-            start += len(minibatch)
+        for number in range(config.updates_per_epoch):
             draw = stream(config.seed, "steps", epoch, turn, number)
-            stats = update(objective.passes(own, draw))
+            stats = update(objective.passes(samples[number * size : (number + 1) * size], draw))
             if turn == number == 0:
                 _check_ratio(stats)
-            logged += stats
-    return figures | objective.gathering.mean(_averages(logged))
+            figures += stats
+    return _averages(figures)
 
 
 def _check_ratio(stats: Sequence[Stats]) -> None:

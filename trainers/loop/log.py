@@ -6,10 +6,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 SHOWN = ("reward", "valid_reward", "path_kl", "clip_fraction", "gradient_norm")
 
@@ -17,7 +20,7 @@ SHOWN = ("reward", "valid_reward", "path_kl", "clip_fraction", "gradient_norm")
 class Log:
     """log.jsonl, one line per epoch, and the progress bar; silent on all processes but the main one."""
 
-    def __init__(self, folder: Path, epochs: int, done: int, accelerator: Any):
+    def __init__(self, folder: Path, epochs: int, done: int, accelerator: Accelerator):
         self.accelerator, self.path = accelerator, folder / "log.jsonl"
         self.active = accelerator.is_main_process
         if self.active:

@@ -17,6 +17,7 @@ from ...pipelines import load_base, network_of
 from ..settings.config import Config, SamplingSettings
 from .chain import Step, check_noise
 from .families import Conditions, Sides, family_of
+from .guidance import Guidance
 
 
 class Base:
@@ -54,10 +55,12 @@ class Base:
         """(of the prompts, of no prompt), by the pipeline's own encoder; the latter None where cfg needs none."""
         return self.family.conditions(self.pipe, prompts, self.size, cfg)
 
-    def told(self, prompts: Sequence[str], cfg: float) -> Conditions:
-        """What a guided pass is told: [no prompt..., prompts...], or the prompts alone where cfg needs no more."""
+    def guidance(self, prompts: Sequence[str], cfg: float) -> Guidance:
+        """What guided calls for these prompts need."""
         prompted, empty = self.conditions(prompts, cfg)
-        return prompted if empty is None else {name: torch.cat([empty[name], prompted[name]]) for name in prompted}
+        if empty is None:
+            return Guidance(prompted, cfg, 1)
+        return Guidance({name: torch.cat([empty[name], prompted[name]]) for name in prompted}, cfg, 2)
 
     def call(self, network: nn.Module, x: Tensor, timestep: float, conditions: Conditions) -> Tensor:
         """The network's prediction at x (rows, ...), in x's dtype."""

@@ -1,1 +1,1 @@
-"""The algorithms: dpok, grpo, draft and dpo, with their losses as pure functions."""
+"""The algorithms: dpok, grpo, draft and dpo, one file each, with their losses as pure functions (losses.py)."""

@@ -63,6 +63,11 @@ def policy_gradient(
     return (surrogate + kl_weight * kl / dimensions) / spread
 
 
+def kl_charge(kl: Tensor, *, kl_weight: float, spread: float, dimensions: int) -> Tensor:
+    """The KL term of `policy_gradient` alone, kl_weight / spread * KL / dimensions, shaped as kl."""
+    return kl_weight / spread * kl / dimensions
+
+
 def clipped_share(ratio_log: Tensor, advantages: Tensor, clip: float) -> Tensor:
     """The share of (image, step) pairs whose surrogate has no gradient left."""
     ratio = ratio_log.exp()
