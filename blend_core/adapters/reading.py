@@ -227,8 +227,7 @@ def _scale_source(
     nothing_found = typed is None and config is None and not any(key.role == "alpha" for key in keys)
     by_peft = any(key.style == "peft" for key in keys) and not any(key.dialect == _NATIVE for key in keys)
     if nothing_found and by_peft and _SOFTWARE not in file.metadata:
-        second = file.path.parent / "adapter_config.json"
-        text += f"; peft keeps alpha in a second file, which would have to be {second}"
+        text += "; peft keeps alpha in a second file, adapter_config.json, which would have to be in the same folder"
     return text
 
 
