@@ -10,7 +10,8 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed $(VENV)/.originals
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest tests --ignore tests/comfyui
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/comfyui --ignore tests/browser -n 2 --dist worksteal
+	$(BIN)/python -m pytest tests/browser
 	$(BIN)/python tests/comfyui/run.py
 
 toy: $(VENV)/.installed
