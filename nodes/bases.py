@@ -131,21 +131,19 @@ class LoadRewardLoRA(io.ComfyNode):
         return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
 
     @classmethod
-    def validate_inputs(cls, lora_name: str | None = "", expert: str | None = AS_CHOSEN) -> bool | str:
+    def validate_inputs(cls, lora_name: str | None = "", expert: str | None = AS_CHOSEN) -> bool:
         """Refuse a file or a partner that is not there before anything runs; None where a link brings one of the two.
 
-        Raises BlendError where there is no file to choose, since ComfyUI then has no input to put an answer to.
+        Raises BlendError, since ComfyUI would put an answer to each of the two inputs, and has none to put it to where
+        there is no file to choose.
         """
         if lora_name == "":
             raise BlendError(
                 "lora_name is missing, because there is no LoRA in models/loras. Put the reward LoRA's file there, "
                 "press R, and choose it."
             )
-        try:
-            if lora_name is not None:
-                _path_of(lora_name if expert is None else _of_pair(lora_name, expert))
-        except BlendError as error:
-            return str(error)
+        if lora_name is not None:
+            _path_of(lora_name if expert is None else _of_pair(lora_name, expert))
         return True
 
 

@@ -127,21 +127,19 @@ class BlendWeights(io.ComfyNode):
     @classmethod
     def validate_inputs(
         cls, weights: str | None = None, normalise: bool | None = None, loras: dict | None = None
-    ) -> bool | str:
+    ) -> bool:
         """Refuse weights that make no blend, before anything runs; None where a link brings them, or what is on.
 
         loras: ComfyUI hands growing inputs over whether asked or not, here with nothing in their slots. What a stack
-        brings is not known yet, so that too many weights are refused when the node runs.
+        brings is not known yet, so that too many weights are refused when the node runs. Raises BlendError, since
+        ComfyUI would put an answer to each of the two inputs.
         """
         slots = list(loras or {})
-        try:
-            numbers = parse_numbers(weights or "", "weights", "reward LoRA", "0.6, 0.4")
-            if numbers:
-                (normalised if normalise else shares)(numbers)
-            if len(numbers) < len(slots):
-                parse_weights(weights or "", len(slots), names=slots)
-        except BlendError as error:
-            return str(error)
+        numbers = parse_numbers(weights or "", "weights", "reward LoRA", "0.6, 0.4")
+        if numbers:
+            (normalised if normalise else shares)(numbers)
+        if len(numbers) < len(slots):
+            parse_weights(weights or "", len(slots), names=slots)
         return True
 
 

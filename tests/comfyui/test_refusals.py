@@ -103,11 +103,12 @@ def test_weights_as_they_are_that_are_no_probabilities_of_one_basis_per_step(
         graph.stochastic(base, blend, evaluation)
 
 
-def test_weights_below_0_are_shares_of_nothing_before_anything_runs(nodes):
+def test_weights_below_0_are_shares_of_nothing_before_anything_runs(nodes, error):
     check = nodes["BlendWeights"].validate_inputs
     assert check(weights="1, -1", normalise=False) is True
     assert check(weights="1, -1") is True, "a link brings normalise, so that the run decides"
-    assert "normalise off" in check(weights="1, -1", normalise=True)
+    with pytest.raises(error, match="normalise off"):
+        check(weights="1, -1", normalise=True)
 
 
 @pytest.mark.parametrize("evaluation", ["stratified", "random"])
@@ -124,8 +125,9 @@ def test_a_budget_below_one(graph, base, files, error):
         graph.applied(base, graph.blend(files), evaluation="budget", budget=0.5)
 
 
-def test_a_file_that_is_gone(nodes):
-    assert "not in models/loras" in nodes["LoadRewardLoRA"].validate_inputs(lora_name="gone.safetensors")
+def test_a_file_that_is_gone(nodes, error):
+    with pytest.raises(error, match="not in models/loras"):
+        nodes["LoadRewardLoRA"].validate_inputs(lora_name="gone.safetensors")
 
 
 def test_a_file_that_is_no_lora(graph, lora_folder, error):

@@ -101,8 +101,9 @@ def test_gradients_pass_through_a_model_that_a_node_loaded(nodes, images, clipsc
 
 def test_missing_files_are_refused_before_anything_runs(nodes, weights_folder):
     check = nodes["LoadRewardModel"].validate_inputs
-    assert "PickScore_v1" in check(reward_name="pickscore")
-    assert str(weights_folder / "pickscore" / "model.safetensors") in check(reward_name="pickscore")
+    with pytest.raises(submodule("blend_core").BlendError, match="PickScore_v1") as refused:
+        check(reward_name="pickscore")
+    assert str(weights_folder / "pickscore" / "model.safetensors") in str(refused.value)
     assert check(reward_name="pickscore", allow_download=True) is True
     assert check(reward_name="brightness") is True
 
