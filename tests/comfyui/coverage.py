@@ -22,6 +22,11 @@ Where the last column says so, no pass of the network holds two variants, whatev
 
 """
 _END = """
+Not among them: networks that make shapes in space (Hunyuan3D 2, Trellis 2, TripoSplat), and networks that read pictures
+and make none (RT-DETR, SAM 3, Depth Anything 3). Other classes of ComfyUI share the network of a family above
+(`VARIANTS` in tests/comfyui/newer_families.py): SDXL inpainting, PixArt Alpha, Flux dev, Wan's Fun control and the like.
+0 spellings: the smallest network of the class is too large for a file of each.
+
 Families that are not listed run through the same engine, which knows none by name but those of the last column. A layer
 that gets another number of rows than the blend passed, or the tokens of all images in one list, is noticed, and the run
 goes on one variant at a time. What is not noticed: layers that get the batch on another axis than the first, where that
