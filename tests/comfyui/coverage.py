@@ -24,7 +24,7 @@ Where the last column says so, no pass of the network holds two variants, whatev
 _END = """
 Not among them: networks that make shapes in space (Hunyuan3D 2, Trellis 2, TripoSplat), and networks that read pictures
 and make none (RT-DETR, SAM 3, Depth Anything 3). Other classes of ComfyUI share the network of a family above
-(`VARIANTS` in tests/comfyui/newer_families.py): SDXL inpainting, PixArt Alpha, Flux dev, Wan's Fun control and the like.
+(`VARIANTS` in tests/comfyui/newer_families.py): SDXL inpainting, PixArt Alpha, Flux dev, Wan's Fun control and others.
 0 spellings: the smallest network of the class is too large for a file of each.
 
 Families that are not listed run through the same engine, which knows none by name but those of the last column. A layer
