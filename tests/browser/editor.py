@@ -12,7 +12,12 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE = 180  # seconds
-QUIET = {"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "1.45.0", "Comfy.Minimap.Visible": False}
+QUIET = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.InstalledVersion": "1.45.0",
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Locale": "en",  # a server keeps what the test before has set
+}
 EXAMPLES = {
     "two_rewards": "01 Two rewards and a dial",
     "kl_dial": "02 How far from the base model",
