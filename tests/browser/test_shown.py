@@ -1,20 +1,17 @@
 """What a person sees after a run: texts on the nodes, in both editors, on both canvases."""
 
-import pytest
-
 from .editor import node_of, runnable
 
 LOADER, WEIGHTS, SAMPLER = "DiffusionBlendLoadRewardLoRA", "DiffusionBlendBlendWeights", "DiffusionBlendKSampler"
 FORMULA = "0.6 preferred + 0.4 beautiful"
-known = pytest.mark.xfail(reason="classic canvas: the text of one of two loaders is not found; its cause is not known")
 
 
 def texts(editor) -> dict[str, list[str]]:
-    """The texts on the nodes of two_rewards."""
+    """The texts on the nodes of two_rewards, all of which are brought into view: the classic canvas hides others."""
+    editor.centre("CheckpointLoaderSimple", 0.7)  # below 0.6 it draws no texts
     return {node: editor.shown(node) for node in (LOADER, WEIGHTS, SAMPLER)}
 
 
-@known
 def test_after_a_run_every_node_shows_its_text_with_its_lines(visit):
     editor = visit(runnable("two_rewards"), WEIGHTS)
     assert editor.shown(WEIGHTS) == []
@@ -45,7 +42,6 @@ def test_texts_are_there_after_switching_tabs_and_after_a_reload(visit):
     assert texts(editor) == before
 
 
-@known
 def test_nodes_answered_from_the_cache_show_their_texts(visit):
     graph = runnable("two_rewards")
     editor = visit(graph, WEIGHTS)
