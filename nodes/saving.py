@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from ..blend_core import BlendError, LoadReport, resolve
 from ..blend_core.adapters.exporting import exported
 from ..blend_core.adapters.factors import METADATA_PREFIX
+from ..blend_core.adapters.files import sha256
 from .showing import shown
 from .sockets import CATEGORY, Basis, LoRABlend, RewardLoRA, blend_input, blend_of
 from .targets import target_index
@@ -66,9 +66,8 @@ class SaveBlendAsLoRA(io.ComfyNode):
         folder, name, counter, *_ = folder_paths.get_save_image_path(filename_prefix, output)
         path = Path(folder) / f"{name}_{counter:05}_.safetensors"
         save_file(merged.tensors, path, {METADATA_PREFIX + "parts": json.dumps(_parts(blend, chosen))})
-        layers = len({key.partition(".lora_")[0].removesuffix(".alpha") for key in merged.tensors})
         lost = f"; {merged.lost:.2%} of the change is lost" if rank else ""
-        written = f"written: output/{path.relative_to(output).as_posix()}, {layers} layers{lost}"
+        written = f"written: output/{path.relative_to(output).as_posix()}, {merged.modules} modules{lost}"
         return shown("\n".join([written, blend.schedule.formula(), *map(str, reports)]))
 
 
@@ -95,6 +94,6 @@ def _parts(blend: LoRABlend, coefficients: list[float]) -> list[dict]:
     parts = []
     for name, basis, coefficient in zip(blend.names, blend.bases, coefficients, strict=True):
         file = Path(basis.adapter.path)
-        digest = {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()} if file.is_file() else {}
+        digest = {"sha256": sha256(file)} if file.is_file() else {}
         parts.append({"name": name, "file": file.name, "coefficient": coefficient, **digest})
     return parts

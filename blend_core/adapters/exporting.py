@@ -19,9 +19,11 @@ Part = tuple[float, Target, Factors | Change]
 
 @dataclass(frozen=True)
 class Exported:
-    """tensors: of the file, by its keys.  lost: the norm that a lower rank left out, over that of all changes."""
+    """tensors: of the file, by its keys.  modules: how many it changes.  lost: the norm that a lower rank left out,
+    over that of all changes."""
 
     tensors: dict[str, Tensor]
+    modules: int
     lost: float
 
 
@@ -39,25 +41,25 @@ def exported(
         for target, change in adapter.items() if coefficient != 0 else ():
             parts.setdefault((target.module, target.parameter), []).append((coefficient, target, change))
     tensors: dict[str, Tensor] = {}
-    kept = lost = 0.0
+    all_changes = lost = 0.0
     for (module, parameter), of_place in parts.items():
         if parameter != "weight":
             tensors[f"{module}.{parameter}.diff"] = _difference(of_place)
         elif all(isinstance(change, Factors) for _, _, change in of_place):
             down, up = _pair(of_place)
-            if rank is not None and down.shape[0] > rank:
+            all_changes += _squared_norm(down, up) if rank else 0
+            if rank and down.shape[0] > rank:
                 down, up, squares = _cut(down, up, rank)
                 lost += float(squares[rank:].sum())
-                kept += float(squares[:rank].sum())
-            else:
-                kept += _squared_norm(down, up)
             tensors[f"{module}.lora_down.weight"] = down
             tensors[f"{module}.lora_up.weight"] = up.view(*up.shape, *[1] * (down.dim() - 2))
             tensors[f"{module}.alpha"] = torch.tensor(float(down.shape[0]))  # divided by the rank: a scale of 1
         else:
             tensors |= _differences(module, of_place)
     whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
-    return Exported(whole, (lost / ((kept + lost) or 1)) ** 0.5)
+    differences = (tensor for key, tensor in whole.items() if key.endswith((".diff", ".diff_b")))
+    all_changes += sum(float(tensor.double().square().sum()) for tensor in differences)
+    return Exported(whole, len({module for module, _ in parts}), (lost / (all_changes or 1)) ** 0.5)
 
 
 def _differences(module: str, parts: Sequence[Part]) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ A LoRA may lie in several files: shards (`...-00001-of-00002`) are opened togeth
 
 import difflib
 import fnmatch
+import hashlib
 import math
 import os
 import pickle
@@ -138,6 +139,15 @@ def adapter_files(folder: str | os.PathLike) -> list[Path]:
     folder = Path(folder).expanduser()
     found = (Path(root) / name for root, _, names in os.walk(folder) for name in names)
     return without_references([file for file in found if is_adapter_file(file)])
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """The file's SHA-256, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def is_adapter_file(path: str | os.PathLike) -> bool:

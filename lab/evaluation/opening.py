@@ -10,12 +10,13 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from ...blend_core import BlendError, read_adapter
+from ...blend_core.adapters.files import sha256
 from ...blend_core.rewards import Library, Reward, load_reward
 from ...pipelines import load_base, match
 from ...trainers.model.base import Base
 from ...trainers.places import reward_label
 from ...trainers.settings.fields import stated_settings
-from ..generation.record import fingerprint, place, sha256
+from ..generation.record import fingerprint, place
 from ..generation.run import dtype_of, read_rewards
 from ..options import read_prompts
 from ..scores.chosen_rewards import library_of

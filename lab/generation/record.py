@@ -20,6 +20,7 @@ import torch
 
 from ... import __version__
 from ...blend_core import BlendError
+from ...blend_core.adapters.files import sha256
 from ...trainers.places import Stated, reopened, stated
 
 RECORD = "generation.json"
@@ -170,15 +171,6 @@ def write(path: Path, content: bytes) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def sha256(path: Path) -> str:
-    """The file's SHA-256, in hexadecimal."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def fingerprint(pipe) -> str:

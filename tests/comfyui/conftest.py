@@ -4,7 +4,7 @@ import json
 import os
 from collections import Counter
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,7 @@ if OBSTACLE is None:
     from .families import named
     from .family_cases import Case
     from .graphs import Graph
+    from .kind_cases import Case as KindCase
 
     comfy.utils.set_progress_bar_enabled(False)
 
@@ -148,6 +149,12 @@ def cases(nodes, lora_folder):
         return made[name]
 
     return make
+
+
+@pytest.fixture(scope="module")
+def kind_case(nodes, lora_folder):
+    """kind_case(family, kind): a family with a file of that kind made ready, once."""
+    return cache(lambda name, kind: KindCase(name, kind, nodes, lora_folder))
 
 
 @pytest.fixture(scope="session")

@@ -8,68 +8,14 @@ from .families import named
 from .family_cases import coefficients
 from .graphs import Graph, latent
 from .host import submodule
+from .kind_cases import ALIGNMENT, FAMILIES, KINDS
 from .reference import ROUNDING, assert_differ, assert_equal, blended_reference, fused_reference
-
-ALIGNMENT = 1.2
-KINDS = ["loha", "loha_with_cores", "lokr", "lokr_whole", "difference", "dora_of_columns"]
-# LoKr with Tucker cores is held against peft (tests/core/test_changes.py): ComfyUI fails to merge it.
-FAMILIES = {
-    "SD 1.5": lambda name: "lora_unet_" + name.replace(".", "_"),
-    "SD3": "transformer.{}".format,
-    "Flux": "transformer.{}".format,
-}
-
-
-class Case:
-    """A family with a file of some kind, and a plain LoRA on some of the layers it changes."""
-
-    def __init__(self, name, kind, nodes, folder):
-        family, stem = named(name), FAMILIES[name]
-        self.model, self.graph = family.load(), Graph(nodes, family.prompt(51), family.prompt(52))
-        layers = family.layers(self.model)
-        plain = loras.random_lora(f"{family.kind}_{kind}_plain", layers[::2], rank=2, alpha=2.0, seed=2)
-        file = self._tensors(kind, layers, stem)
-        loras.save(file, folder, f"{family.kind}_{kind}.safetensors")
-        write = loras.write_kohya if family.is_unet else loras.write_transformer  # which ComfyUI reads
-        self.files = [f"{family.kind}_{kind}.safetensors", write(plain, folder)]
-        self.networks = [
-            self.model.model,
-            self._merged(kind, family.load(), file),
-            plain.merge_into(family.load().model),
-        ]
-        self.inputs = {"latent_image": latent(2, family.latent), "cfg": 3.0, "steps": 2}
-
-    def _tensors(self, kind, layers, stem):
-        if kind == "norms_and_biases":
-            return kinds.norms_and_biases(self.model.model, seed=1)
-        if kind == "dora_of_columns":  # ComfyUI reads the magnitudes of a square weight as those of its rows
-            layers = [layer for layer in layers if layer.shape[0] != layer.shape[1] != 1]
-        return kinds.written(getattr(kinds, kind), layers, stem, seed=1)
-
-    def _merged(self, kind, model, file):
-        return kinds.merged(model, file)
-
-    def blend(self, alignment=ALIGNMENT):
-        return self.graph.blend(self.files, "0.6, 0.4", alignment=alignment)
-
-
-@pytest.fixture(scope="module")
-def case(nodes, lora_folder):
-    """case(family, kind), made once."""
-    made = {}
-
-    def make(name, kind):
-        if (name, kind) not in made:
-            made[name, kind] = Case(name, kind, nodes, lora_folder)
-        return made[name, kind]
-
-    return make
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "norms_and_biases"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_blend_equals_copies_that_comfyui_merged(case, name, kind, caplog):
-    this = case(name, kind)
+def test_a_blend_equals_copies_that_comfyui_merged(kind_case, name, kind, caplog):
+    this = kind_case(name, kind)
     reference = blended_reference(this.model, this.networks, coefficients(ALIGNMENT))
     expected = this.graph.plain(reference, **this.inputs)
     assert "not loaded" not in caplog.text and "ERROR" not in caplog.text  # what ComfyUI says of keys it drops
@@ -79,9 +25,9 @@ def test_a_blend_equals_copies_that_comfyui_merged(case, name, kind, caplog):
 
 
 @pytest.mark.parametrize("kind", ["lokr", "dora_of_columns"])
-def test_one_per_step_and_msdda(case, kind):
+def test_one_per_step_and_msdda(kind_case, kind):
     """Images of a batch under unlike variants, and the fusion of steps."""
-    this = case("SD 1.5", kind)
+    this = kind_case("SD 1.5", kind)
     whole = {**this.inputs, "steps": 3}
     both, choices = this.graph.stochastic(this.model, this.blend(1.0), **whole)
     assert len(set(choices.flatten().tolist())) > 1
@@ -127,8 +73,8 @@ def test_dora_of_rows_is_what_was_trained(nodes, lora_folder, name):
         assert_equal(graph.blended(model, blend, execution, **inputs), expected, ROUNDING)
 
 
-def test_memory_is_stated_beside_the_formula(case):
-    this, patching = case("SD 1.5", "lokr"), submodule("nodes.patching")
+def test_memory_is_stated_beside_the_formula(kind_case):
+    this, patching = kind_case("SD 1.5", "lokr"), submodule("nodes.patching")
     exact = submodule("blend_core").exact
     report = patching.apply_blend(this.model, this.blend(), exact, "auto", seed=0).report
     assert "LoKr in" in report and "slower than plain LoRA" in report and "one layer at a time" in report

@@ -14,26 +14,12 @@ from . import loras
 from .families import named
 from .graphs import Graph, latent
 from .host import submodule
+from .kind_cases import ALIGNMENT, FAMILIES, KINDS
 from .reference import ROUNDING, assert_differ, assert_equal
-from .test_changes import FAMILIES, KINDS, Case
 
-ALIGNMENT = 1.2
 STRENGTHS = (0.6 * ALIGNMENT, 0.4 * ALIGNMENT)
 SUMS = [kind for kind in (*KINDS, "norms_and_biases") if not kind.startswith("dora")]
 """The kinds of which two add up; what DoRA adds depends on what was added before it."""
-
-
-@pytest.fixture(scope="module")
-def case(nodes, lora_folder):
-    """case(family, kind), made once."""
-    made = {}
-
-    def make(name, kind):
-        if (name, kind) not in made:
-            made[name, kind] = Case(name, kind, nodes, lora_folder)
-        return made[name, kind]
-
-    return make
 
 
 def stacked(model, files, strengths):
@@ -54,8 +40,8 @@ def saved(case, blend, lora_folder, name, rank=0):
 
 @pytest.mark.parametrize("kind", SUMS)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_merged_and_its_file_are_stacked_loras(case, name, kind, lora_folder, caplog):
-    this = case(name, kind)
+def test_merged_and_its_file_are_stacked_loras(kind_case, name, kind, lora_folder, caplog):
+    this = kind_case(name, kind)
     expected = this.graph.plain(stacked(this.model, this.files, STRENGTHS), **this.inputs)
     assert_differ(expected, this.graph.plain(this.model, **this.inputs))
     applied = this.graph.applied(this.model, this.blend(ALIGNMENT), "batched", "merged")
@@ -67,8 +53,8 @@ def test_merged_and_its_file_are_stacked_loras(case, name, kind, lora_folder, ca
     assert "not loaded" not in caplog.text
 
 
-def test_the_header_names_the_parts_and_no_folder(case, lora_folder):
-    this = case("SD 1.5", "lokr")
+def test_the_header_names_the_parts_and_no_folder(kind_case, lora_folder):
+    this = kind_case("SD 1.5", "lokr")
     file, _ = saved(this, this.blend(ALIGNMENT), lora_folder, "with_header.safetensors")
     with safe_open(lora_folder / file, "pt") as opened:
         metadata = opened.metadata()
@@ -79,7 +65,7 @@ def test_the_header_names_the_parts_and_no_folder(case, lora_folder):
     assert str(lora_folder) not in json.dumps(metadata)
 
 
-def test_a_lower_rank_says_what_it_lost(case, nodes, lora_folder):
+def test_a_lower_rank_says_what_it_lost(nodes, lora_folder):
     family = named("SD 1.5")
     model, graph = family.load(), Graph(nodes, family.prompt(51), family.prompt(52))
     made = [loras.random_lora(f"rank_{i}", family.layers(model), rank=4, alpha=4.0, seed=i) for i in range(2)]
@@ -95,8 +81,8 @@ def test_a_lower_rank_says_what_it_lost(case, nodes, lora_folder):
     assert errors[0] > errors[1] > 10 * errors[2]
 
 
-def test_what_no_file_can_hold_is_refused(case, graph, nodes):
-    this = case("SD 1.5", "lokr")
+def test_what_no_file_can_hold_is_refused(kind_case, nodes):
+    this = kind_case("SD 1.5", "lokr")
     error, save = submodule("blend_core").BlendError, nodes["SaveBlendAsLoRA"].execute
     both = {"blend_0": this.graph.blend(this.files, "1, 0"), "blend_1": this.graph.blend(this.files, "0, 1")}
     (schedule,) = nodes["BlendSchedule"].execute(blends=both, curve="linear").result
@@ -106,4 +92,4 @@ def test_what_no_file_can_hold_is_refused(case, graph, nodes):
     with pytest.raises(error, match="whole is a whole model"):
         save(model=this.model, blend=whole, filename_prefix="x")
     with pytest.raises(error, match="DoRA came"):
-        save(model=this.model, blend=case("SD 1.5", "dora_of_columns").blend(), filename_prefix="x")
+        save(model=this.model, blend=kind_case("SD 1.5", "dora_of_columns").blend(), filename_prefix="x")

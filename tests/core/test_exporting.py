@@ -80,7 +80,7 @@ def test_the_file_is_the_sum(tmp_path, kind):
     adapters = ADAPTERS[kind]
     expected = output(adapters, 3, dict(enumerate(COEFFICIENTS, start=1)))
     merged = exported(adapters, COEFFICIENTS)
-    assert merged.lost == 0
+    assert merged.lost == 0 and merged.modules == len({target.module for adapter in adapters for target in adapter})
     torch.testing.assert_close(output([read(merged.tensors, tmp_path)], 1), expected, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(expected, output(adapters, 0))
 
@@ -104,6 +104,14 @@ def test_a_lower_rank_is_the_nearest_and_says_what_it_lost(tmp_path):
     assert away == pytest.approx(float(values[LINEAR][2:].norm()), rel=1e-4)
     lost, every = torch.cat([v[2:] for v in values.values()]), torch.cat(list(values.values()))
     assert merged.lost == pytest.approx(float(lost.norm() / every.norm()), rel=1e-4)
+
+
+def test_what_is_lost_is_a_share_of_whole_differences_too():
+    pairs, difference = {CONV: pair(CONV, 3, 3)}, {LINEAR: whole(LINEAR, 5, drawn(WIDTH, seed=9))}
+    alone, both = exported([pairs], [1.0], rank=1).lost, exported([pairs, difference], [1.0, 1.0], rank=1).lost
+    pair_norm = float((0.7 * pairs[CONV].up @ pairs[CONV].down.flatten(1)).norm())
+    other = float(torch.cat([(0.5 * drawn(WIDTH, WIDTH, seed=5)).flatten(), drawn(WIDTH, seed=9)]).norm())
+    assert both == pytest.approx(alone * pair_norm / (pair_norm**2 + other**2) ** 0.5, rel=1e-4)
 
 
 def test_a_coefficient_of_0_takes_no_rank():

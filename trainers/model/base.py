@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
+from ...blend_core.adapters.files import sha256
 from ...blend_core.errors import BlendError
 from ...pipelines import load_base, network_of
 from ..settings.config import Config, SamplingSettings
@@ -112,8 +112,4 @@ def base_sha256(config: Config) -> str:
         files = [Path(file) for file in cached if isinstance(file, str)]
     if not files:
         return ""
-    digest = hashlib.sha256()
-    with files[0].open("rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()
+    return sha256(files[0])
