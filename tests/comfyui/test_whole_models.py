@@ -316,7 +316,7 @@ def test_two_whole_models(small):
 def test_the_kl_weight_counts_as_a_loras_does(small):
     bases = [small.graph.whole(small.tuned, kl_weight=w) for w in (0.1, 0.3)]
     blend = small.graph.blend(bases, "0.5, 0.5", target_kl_weight=0.2)
-    assert blend.layers(1)[0][0].tolist() == pytest.approx([0, 0.25, 0.75])
+    assert blend.coefficients(1)[0][0].tolist() == pytest.approx([0, 0.25, 0.75])
     assert small.bases[1].kl_weight is None
 
 
