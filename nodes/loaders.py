@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -142,14 +143,14 @@ class LoadRewardLoRA(io.ComfyNode):
         return True
 
 
-class ModelAsBasis(io.ComfyNode):
+class ModelAsRewardLoRA(io.ComfyNode):
     """A basis that is a model of its own: a full fine-tune, or a LoRA of a kind that is no low-rank addition."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's inputs and outputs."""
         return io.Schema(
-            node_id="DiffusionBlendModelAsBasis",
+            node_id="DiffusionBlendModelAsRewardLoRA",
             display_name="Model as Reward LoRA",
             category=CATEGORY,
             description="A whole model in the place of a reward LoRA: a checkpoint that was fully fine-tuned towards a "
@@ -188,6 +189,18 @@ class ModelAsBasis(io.ComfyNode):
         basis = whole_model(model, label.strip() or _LABEL, kl_weight or None, own_copy)
         held = f"{network_name(basis.model)}, {megabytes(basis.model):.0f} MB beside the base"
         return shown(f"{basis.label}\n{held}\nKL weight: {_stated(basis.kl_weight)}", basis)
+
+
+class ModelAsBasis(ModelAsRewardLoRA):
+    """The same under the id it had first, for graphs that were saved then.
+
+    Not ComfyUI's replacement of nodes: versions before 0.33 have none, and that one needs every optional input.
+    """
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        return replace(super().define_schema(), node_id="DiffusionBlendModelAsBasis", is_deprecated=True)
 
 
 _Row = tuple[str, float]
