@@ -65,7 +65,7 @@ class Figures:
     def broken(self) -> list[str]:
         """A sentence for each limit that does not hold."""
         low, high = MEDIAN_LINES
-        said = [f"a circle of imports: {' -> '.join([*circle, circle[0]])}" for circle in self.circles]
+        said = [f"files that import one another: {', '.join(circle)}" for circle in self.circles]
         said += [f"an arrow upward: {arrow}" for arrow in self.upward]
         said += [f"{folder}/ holds {count} modules, at most {MOST_MODULES}" for folder, count in self.crowded.items()]
         said += [f"{path} has {count} lines, at most {MOST_LINES}" for path, count in self.long_files.items()]
