@@ -12,15 +12,16 @@ from __future__ import annotations
 import ast
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # The rooms from the lowest: a file may import its own room and lower ones. Rooms of one line do not import one another.
 FLOORS = (("blend_core",), ("pipelines", "nodes"), ("trainers",), ("lab",))
-ROOMS = tuple(room for floor in FLOORS for room in floor)
+BARRED = {("lab", "nodes"), ("trainers", "nodes")}  # lower, and yet not to be imported: it needs ComfyUI
 MOST_MODULES = 14  # in a folder, its __init__ included
 MOST_LINES = 350  # of a file
 MEDIAN_LINES = (5, 10)  # of a function, from `def` to its end
@@ -28,19 +29,20 @@ MEDIAN_LINES = (5, 10)  # of a function, from `def` to its end
 
 @dataclass(frozen=True)
 class Module:
-    """One file. path: from the pack's root, with slashes.  functions: the lines of its functions and methods.
+    """One file. path: from the tree's root, with slashes.  functions: the lines of its functions and methods.
 
-    imports: the paths of the pack's files that it imports.
+    imports: (level, module, names) of every import statement.  arrows: the paths of the tree's files that it imports.
     """
 
     path: str
     lines: int
     functions: tuple[int, ...]
-    imports: frozenset[str]
+    imports: tuple[tuple[int, str, tuple[str, ...]], ...]
+    arrows: frozenset[str]
 
     @property
     def room(self) -> str:
-        """The folder of the pack's root that it lies in."""
+        """The folder of the root that it lies in."""
         return self.path.split("/")[0]
 
     @property
@@ -49,147 +51,135 @@ class Module:
         return self.path.rpartition("/")[0]
 
 
-@dataclass(frozen=True)
-class Figures:
-    """What the limits are about."""
+class Tree:
+    """The Python files of the rooms below a root."""
 
-    modules: int
-    functions: int
-    arrows: int
-    median_lines: float
-    circles: list[list[str]]
-    upward: list[str]
-    crowded: dict[str, int]
-    long_files: dict[str, int] = field(default_factory=dict)
+    def __init__(self, root: Path = ROOT):
+        self.root = root
+
+    @cached_property
+    def paths(self) -> tuple[str, ...]:
+        """The paths of all files, sorted."""
+        rooms = [self.root / room for floor in FLOORS for room in floor]
+        return tuple(sorted(path.relative_to(self.root).as_posix() for room in rooms for path in room.rglob("*.py")))
+
+    @cached_property
+    def modules(self) -> Mapping[str, Module]:
+        """Every file by its path."""
+        return {path: self._module(path) for path in self.paths}
+
+    def circles(self) -> list[list[str]]:
+        """Groups of files in which one can be reached from another and the other way round, sorted."""
+        reached = {path: self._reached(path) for path in self.paths}
+        groups = {frozenset(other for other in reached[path] if path in reached[other]) for path in self.paths}
+        return sorted(sorted(group) for group in groups if group)
+
+    def upward(self) -> list[str]:
+        """Imports of a room that does not lie below, as `from -> to`."""
+        floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+        arrows = [(module, target) for module in self.modules.values() for target in sorted(module.arrows)]
+        rooms = [(module.room, target.split("/")[0]) for module, target in arrows]
+        return [
+            f"{module.path} -> {target}"
+            for (module, target), (above, below) in zip(arrows, rooms, strict=True)
+            if above != below and (floor[below] >= floor[above] or (above, below) in BARRED)
+        ]
+
+    def crowded(self) -> dict[str, int]:
+        """Folders with too many modules, and how many they hold."""
+        counts = Counter(module.folder for module in self.modules.values())
+        return {folder: count for folder, count in sorted(counts.items()) if count > MOST_MODULES}
+
+    def long_files(self) -> dict[str, int]:
+        """Files of too many lines, and how many they have."""
+        return {module.path: module.lines for module in self.modules.values() if module.lines > MOST_LINES}
+
+    def median_lines(self) -> float:
+        """Lines of the median function."""
+        return statistics.median(lines for module in self.modules.values() for lines in module.functions)
 
     def broken(self) -> list[str]:
         """A sentence for each limit that does not hold."""
         low, high = MEDIAN_LINES
-        said = [f"files that import one another: {', '.join(circle)}" for circle in self.circles]
-        said += [f"an arrow upward: {arrow}" for arrow in self.upward]
-        said += [f"{folder}/ holds {count} modules, at most {MOST_MODULES}" for folder, count in self.crowded.items()]
-        said += [f"{path} has {count} lines, at most {MOST_LINES}" for path, count in self.long_files.items()]
-        if not low <= self.median_lines <= high:
-            said.append(f"the median function has {self.median_lines:g} lines, expected {low} to {high}")
-        return said
+        lines = [f"files that import one another: {', '.join(circle)}" for circle in self.circles()]
+        lines += [f"an arrow upward: {arrow}" for arrow in self.upward()]
+        lines += [f"{folder}/ has {count} modules, at most {MOST_MODULES}" for folder, count in self.crowded().items()]
+        lines += [f"{path} has {count} lines, at most {MOST_LINES}" for path, count in self.long_files().items()]
+        if not low <= (median := self.median_lines()) <= high:
+            lines.append(f"the median function has {median:g} lines, expected {low} to {high}")
+        return lines
 
-    def __str__(self) -> str:
-        rows = [
-            ("modules", self.modules),
-            ("functions", self.functions),
-            ("arrows between files", self.arrows),
-            ("circles between files", len(self.circles)),
-            ("arrows upward between rooms", len(self.upward)),
-            (f"folders with more than {MOST_MODULES} modules", len(self.crowded)),
-            (f"files over {MOST_LINES} lines", len(self.long_files)),
-            ("median lines of a function", f"{self.median_lines:g}"),
-        ]
-        return "\n".join([f"{name:34}{value:>6}" for name, value in rows] + self.broken())
+    def report(self) -> str:
+        """All figures as text, then what is broken."""
+        every = self.modules.values()
+        rows = {
+            "modules": len(every),
+            "functions": sum(len(module.functions) for module in every),
+            "arrows between files": sum(len(module.arrows) for module in every),
+            "circles between files": len(self.circles()),
+            "arrows upward between rooms": len(self.upward()),
+            f"folders with more than {MOST_MODULES} modules": len(self.crowded()),
+            f"files over {MOST_LINES} lines": len(self.long_files()),
+            "median lines of a function": self.median_lines(),
+        }
+        return "\n".join([f"{name:34}{value:>6g}" for name, value in rows.items()] + self.broken())
+
+    def _module(self, path: str) -> Module:
+        text = (self.root / path).read_text(encoding="utf-8")
+        tree = ast.parse(text)
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        lines = tuple(node.end_lineno - node.lineno + 1 for node in functions if node.end_lineno)
+        imports = tuple(imports_of(tree))
+        return Module(path, len(text.splitlines()), lines, imports, frozenset(self._arrows(path, imports)))
+
+    def _arrows(self, path: str, imports: tuple[tuple[int, str, tuple[str, ...]], ...]) -> Iterator[str]:
+        folder = path.split("/")[:-1]
+        for level, module, names in imports:
+            if level:
+                start = [*folder[: len(folder) - level + 1], *filter(None, module.split("."))]
+                inner = [self._file([*start, name]) for name in names]
+                yield from (target for target in inner if target)
+                if not all(inner) and (target := self._file(start)):
+                    yield target
+
+    def _file(self, parts: list[str]) -> str | None:
+        """The path of a module or package."""
+        name = "/".join(parts)
+        return next((path for path in (f"{name}.py", f"{name}/__init__.py") if path in self.paths), None)
+
+    def _reached(self, path: str) -> set[str]:
+        """All files that `path` imports, through others too; itself if there is a way back."""
+        reached: set[str] = set()
+        pending = [*self.modules[path].arrows]
+        while pending:
+            target = pending.pop()
+            if target not in reached:
+                reached.add(target)
+                pending += self.modules[target].arrows
+        return reached
 
 
-def imports(tree: ast.AST) -> Iterator[tuple[int, str, tuple[str, ...]]]:
-    """(level, module, names) of every import in a file; level 0 is absolute."""
-    for node in ast.walk(tree):
+def imports_of(tree: ast.AST, within_functions: bool = True) -> Iterator[tuple[int, str, tuple[str, ...]]]:
+    """(level, module, names) of every import; level 0 is absolute.
+
+    within_functions=False: of those alone that importing the file runs.
+    """
+    pending = [tree]
+    while pending:
+        node = pending.pop()
         if isinstance(node, ast.Import):
             yield from ((0, alias.name, ()) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node.level, node.module or "", tuple(alias.name for alias in node.names)
+        elif within_functions or not (isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or _is_for_types(node)):
+            pending += ast.iter_child_nodes(node)
 
 
-@cache
-def files() -> tuple[str, ...]:
-    """The paths of the pack's Python files, sorted."""
-    return tuple(sorted(path.relative_to(ROOT).as_posix() for room in ROOMS for path in (ROOT / room).rglob("*.py")))
-
-
-@cache
-def modules() -> Mapping[str, Module]:
-    """Every file of the pack, by its path."""
-    return {path: _module(path) for path in files()}
-
-
-def _module(path: str) -> Module:
-    text = (ROOT / path).read_text(encoding="utf-8")
-    tree = ast.parse(text)
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    return Module(
-        path,
-        len(text.splitlines()),
-        tuple(node.end_lineno - node.lineno + 1 for node in functions if node.end_lineno),
-        frozenset(_arrows(path, tree)),
-    )
-
-
-def _arrows(path: str, tree: ast.AST) -> Iterator[str]:
-    folder = path.split("/")[:-1]
-    for level, module, names in imports(tree):
-        if level:
-            start = [*folder[: len(folder) - level + 1], *filter(None, module.split("."))]
-            found = _file(start)
-            inner = [_file([*start, name]) for name in names]
-            yield from (target for target in inner if target)
-            if found and not all(inner):
-                yield found
-
-
-def _file(parts: list[str]) -> str | None:
-    """The path of a module or package."""
-    name = "/".join(parts)
-    return next((path for path in (f"{name}.py", f"{name}/__init__.py") if path in files()), None)
-
-
-def circles() -> list[list[str]]:
-    """Groups of files in which each reaches every other one by imports, sorted."""
-    reach = {path: _reached(path) for path in files()}
-    groups = {frozenset(other for other in reach[path] if path in reach[other]) for path in files()}
-    return sorted(sorted(group) for group in groups if group)
-
-
-def _reached(path: str) -> set[str]:
-    """All files that `path` imports, through others too; itself if there is a way back."""
-    seen: set[str] = set()
-    pending = [*modules()[path].imports]
-    while pending:
-        target = pending.pop()
-        if target not in seen:
-            seen.add(target)
-            pending += modules()[target].imports
-    return seen
-
-
-def upward() -> list[str]:
-    """Imports of a room that does not lie below, as `from -> to`."""
-    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-    arrows = ((module, target) for module in modules().values() for target in sorted(module.imports))
-    return [
-        f"{module.path} -> {target}"
-        for module, target in arrows
-        if (room := target.split("/")[0]) != module.room and floor[room] >= floor[module.room]
-    ]
-
-
-def crowded() -> dict[str, int]:
-    """Folders with too many modules."""
-    folders = [module.folder for module in modules().values()]
-    return {folder: count for folder in sorted({*folders}) if (count := folders.count(folder)) > MOST_MODULES}
-
-
-def figures() -> Figures:
-    """All of them, of the tree as it lies on the disk."""
-    every = modules().values()
-    lines = [count for module in every for count in module.functions]
-    return Figures(
-        modules=len(every),
-        functions=len(lines),
-        arrows=sum(len(module.imports) for module in every),
-        median_lines=statistics.median(lines),
-        circles=circles(),
-        upward=upward(),
-        crowded=crowded(),
-        long_files={module.path: module.lines for module in every if module.lines > MOST_LINES},
-    )
+def _is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
 if __name__ == "__main__":
-    print(measured := figures())
-    sys.exit(bool(measured.broken()))
+    tree = Tree()
+    print(tree.report())
+    sys.exit(bool(tree.broken()))

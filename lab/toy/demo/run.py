@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from .demo_points import REWARDS, SWEPT, Point, Setting, standard_error
+from .points import REWARDS, SWEPT, Point, Setting, standard_error
 
 WEIGHTS = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the first reward
 ALIGNMENTS = (0.0, 0.5, 1.0, 1.5, 2.0)
@@ -44,7 +44,7 @@ def command(
     seeds: Annotated[int, typer.Option(help="Images per prompt and point; 8 prompts, 28 points.", min=1)] = 8,
 ) -> None:
     """Sample the toy studio over sweeps of preference and alignment; write pictures and a report."""
-    from .demo_pictures import draw_grid, draw_pareto
+    from .pictures import draw_grid, draw_pareto
 
     out.mkdir(parents=True, exist_ok=True)
     points = measure(seeds)
@@ -88,9 +88,9 @@ def open_studio() -> tuple:
     import torch
     import transformers
 
-    from ...pipelines import load_factors
-    from .model import STUDIO, load_base
-    from .rewards import toy_rewards
+    from ....pipelines import load_factors
+    from ..model import STUDIO, load_base
+    from ..rewards import toy_rewards
 
     torch.set_num_threads(1)
     for library in (diffusers, transformers):
@@ -105,8 +105,8 @@ def measure_one(setting: Setting, seeds: int) -> Point:
     """Sample and score one setting."""
     import time
 
-    from ...blend_core import Blend
-    from ...pipelines import Method, Sampling, generate
+    from ....blend_core import Blend
+    from ....pipelines import Method, Sampling, generate
 
     pipe, factors, rewards = open_studio()
     blend = Blend(REWARDS, setting.weights, setting.alignment)
