@@ -10,8 +10,8 @@ from comfy_api.latest import io
 from safetensors.torch import save_file
 
 from ..blend_core import BlendError, LoadReport, resolve
+from ..blend_core.adapters.adapter import METADATA_PREFIX
 from ..blend_core.adapters.exporting import exported
-from ..blend_core.adapters.factors import METADATA_PREFIX
 from ..blend_core.adapters.files import sha256
 from .host.targets import target_index
 from .inputs import CATEGORY, blend_input, model_input
