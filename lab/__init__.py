@@ -3,6 +3,7 @@
     cli.py          the program; commands/ the options of each command
     options.py      what several commands read: prompts, device
     tables.py       tables in the terminal
+    chain.py        prompts sampled on a base model's chain, for diagnosis and evaluation
     generation/     images of a blend, and the record that repeats them
     diagnosis/      how far bases disagree on a run
     evaluation/     methods side by side, into a report

@@ -16,6 +16,25 @@ KNOWN = (DDIMScheduler, FlowMatchEulerDiscreteScheduler)
 
 
 @dataclass(frozen=True)
+class Level:
+    """A noise level: latents = signal * x0 + noise * n.
+
+    blend_core/gaussian has x = latents / scale at sigma = noise / scale, in a family of noise, ve or flow.
+    """
+
+    signal: float
+    noise: float
+
+    def scale(self, family: str) -> float:
+        """What blend_core/gaussian's x is multiplied by to be latents."""
+        return 1.0 if family == "flow" else self.signal
+
+    def sigma(self, family: str) -> float:
+        """blend_core/gaussian's noise level."""
+        return self.noise / self.scale(family)
+
+
+@dataclass(frozen=True)
 class Reading:
     """x = signal * x0 + noise * n, and denoised = keep * x + gain * prediction."""
 

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from ...blend_core import ESTIMATORS, Blend, BlendError, LoRABank, exact
-from ...blend_core.gaussian import basis_etas, fused_step
+from ...blend_core.gaussian import basis_etas
+from ...pipelines.fusion import fused_latents
 from .host import Batch, LoRAs
 from .protocol import Protocol, Search
 
@@ -81,29 +82,24 @@ def oracle(batch: Batch, point: Point) -> Tensor:
 
 def msdda(batch: Batch, point: Point) -> Tensor:
     """Each basis takes its own reverse step, at the eta its file states (else the chain's); the steps are fused."""
-    host, loras = batch.host, batch.host.loras
-    flow = host.base.family.transition == "flow"
-    own = host.sampling.eta if not flow and host.sampling.eta > 0 else 1.0
-    etas = basis_etas((), [eta or own for eta in loras.etas], own)
-    plan = exact(coefficients(loras, point), len(host.chain), batch.seeds)
-    evaluate, noise, levels = batch.variants_at(host.bank), batch.noise(), host.levels
+    loras, sampling = batch.host.loras, batch.host.sampling
+    chain_eta = sampling.eta if batch.family == "ve" and sampling.eta > 0 else 1.0
+    etas = basis_etas((), [eta or chain_eta for eta in loras.etas], chain_eta)
+    plan = exact(coefficients(loras, point), len(batch.steps), batch.seeds)
+    evaluate, noise, levels = batch.evaluation_of(batch.host.bank), batch.noise(), batch.levels
     x = noise()
-    for k, step in enumerate(host.chain):
+    for k in range(len(batch.steps)):
         variants, weights = plan.active(k)
-        denoised = step.x0(x, batch.guidance.guided(evaluate(x, k, variants)))
-        (signal, now), (signal_next, after) = levels[k], levels[k + 1]
-        scale, scale_next = (1.0, 1.0) if flow else (signal, signal_next)
+        denoised = batch.denoised(evaluate, x, k, variants)
         used = [etas[variant] for variant in variants[:, 0].tolist()]
-        sigmas = now / scale, after / scale_next
-        x, spread = fused_step(x / scale, denoised, *sigmas, used, weights.tolist(), "flow" if flow else "ve")
-        x = scale_next * (x + spread * noise())
+        x = fused_latents(x, denoised, (levels[k], levels[k + 1]), used, weights.tolist(), batch.family, noise)
     return x
 
 
 def best_of_n(batch: Batch, point: Point) -> Tensor:
     """The best of n images of the base by weighted reward; n = 1 is the base."""
-    ends = [batch.sample(batch.base, batch.noise(i)) for i in range(point.search.candidates)]
-    return _best(batch, ends, len(batch.host.chain), point.preference)
+    ends = [batch.sample(batch.base, batch.candidate_noise(i)) for i in range(point.search.candidates)]
+    return _best(batch, ends, len(batch.steps), point.preference)
 
 
 def code(batch: Batch, point: Point) -> Tensor:
@@ -111,8 +107,8 @@ def code(batch: Batch, point: Point) -> Tensor:
 
     With n = 1 it is the base.
     """
-    steps = range(len(batch.host.chain))
-    sources = [batch.noise(i) for i in range(point.search.candidates)]
+    steps = range(len(batch.steps))
+    sources = [batch.candidate_noise(i) for i in range(point.search.candidates)]
     x = sources[0]()
     for start in steps[:: point.search.block]:
         block = steps[start : start + point.search.block]
@@ -128,7 +124,7 @@ def rgg(batch: Batch, point: Point) -> Tensor:
     """
 
     def predict(x: Tensor, k: int) -> Tensor:
-        step = batch.host.chain[k]
+        step = batch.steps[k]
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             prediction = batch.base(leaf, k)
@@ -153,7 +149,7 @@ def rlg_coefficients(basis: Sequence[float], scale: float) -> tuple[float, ...]:
 
 
 def _planned(batch: Batch, bank: LoRABank, weights: Sequence[float], estimator: str = "exact") -> Tensor:
-    plan = ESTIMATORS[estimator](weights, len(batch.host.chain), batch.choice_seeds)
+    plan = ESTIMATORS[estimator](weights, len(batch.steps), batch.choice_seeds)
     return batch.sample(batch.predictor(bank, plan))
 
 
