@@ -43,7 +43,7 @@ def command(
 
 def _network(base: str) -> tuple[nn.Module, str]:
     from ...pipelines import load_base, network_of
-    from ..generation.record import place
+    from ..toy import place
 
     pipe = load_base(place(base))
     return network_of(pipe), "unet" if getattr(pipe, "unet", None) is not None else "transformer"

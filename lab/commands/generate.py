@@ -59,8 +59,8 @@ def command(
 def _repeat(record_file: Path, options: GenerateOptions, base_moved: bool, out: Path) -> None:
     """The images of a record again, its models in other places where options name them. base_moved: --base came."""
     from ..generation.record import Request, read_record
-    from ..generation.run import read_rewards, run
-    from ..options import chosen_device
+    from ..generation.run import run
+    from ..options import chosen_device, read_rewards
 
     record = read_record(record_file)
     request = Request(**record["request"]).reopened(record_file.parent)

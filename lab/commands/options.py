@@ -51,8 +51,7 @@ class RunOptions:
     def request(self) -> Request:
         """The run that they ask for. Raises BlendError for options that cannot be read."""
         from ..generation.record import Request
-        from ..generation.run import read_rewards
-        from ..options import chosen_device, read_prompts
+        from ..options import chosen_device, read_prompts, read_rewards
 
         names = {entry.name for entry in dataclasses.fields(Request)}
         options = {name: value for name, value in vars(self).items() if name in names}

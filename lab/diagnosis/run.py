@@ -10,10 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from tqdm import tqdm
-from transformers.utils import logging as transformers_logging
 
 from ...blend_core import Adapter, BlendError, LoRABank, read_adapter
 from ...blend_core.diagnostics import (
@@ -29,13 +27,17 @@ from ...blend_core.gaussian import reverse_step
 from ...blend_core.pictures.diagnosis import draw
 from ...blend_core.rewards import Library, Rescaled, Reward, Scale, load_reward
 from ...pipelines import Sampling, load_base, match
+from ...pipelines.loading import hide_loading_bars
 from ...trainers.model.base import Base
 from ...trainers.places import stated_reward
 from ...trainers.seeding import stream
 from ...trainers.settings.config import SamplingSettings
 from ..chain import Sampler
-from ..generation.record import Request, place, write
-from ..generation.run import blend_of, check, dtype_of
+from ..files import write, write_json
+from ..generation.record import Request
+from ..generation.run import blend_of, check
+from ..options import dtype_of
+from ..toy import place
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,7 @@ def run(request: Request, probe: Probe, library: Library, out: Path) -> Diagnosi
 
 def _opened(request: Request, adapters: Sequence[Adapter]) -> tuple[Sampler, LoRABank]:
     """The request's models and LoRAs. Raises BlendError for what cannot be opened, or not be sampled so."""
-    for logging in (diffusers_logging, transformers_logging):
-        logging.disable_progress_bar()
+    hide_loading_bars()
     pipe = load_base(place(request.base), request.config, dtype_of(request.dtype))
     Sampling(request.steps, request.eta, request.cfg).options_for(pipe)  # refuses an eta that it cannot take
     factors, _ = match(pipe, adapters)
@@ -187,7 +188,7 @@ def _write(diagnosis: Diagnosis, request: Request, probe: Probe, out: Path) -> N
     rewards = {label: stated_reward(name, out) for label, name in probe.rewards.items()}
     said = {"request": asdict(request.stated(out)), "probe": asdict(replace(probe, rewards=rewards))}
     content = {**said, **json.loads(diagnosis.to_json())}
-    write(out / "diagnosis.json", json.dumps(content, indent=1, ensure_ascii=False).encode("utf8"))
+    write_json(out / "diagnosis.json", content)
     buffer = io.BytesIO()
     draw(diagnosis).save(buffer, "PNG")
     write(out / "diagnosis.png", buffer.getvalue())

@@ -29,11 +29,11 @@ from ...blend_core import ESTIMATORS, Blend, BlendError, LoRABank, exact
 from ...blend_core.gaussian import basis_etas
 from ...pipelines.fusion import fused_latents
 from .host import Batch, LoRAs
-from .protocol import Protocol, Search
+from .protocol import Protocol, Search, oracle_files
 
 
 @dataclass(frozen=True)
-class Point:
+class EvaluationPoint:
     """What one row of the tables is about. preference: over the rewards, () for the base.  alignment: lambda."""
 
     method: str
@@ -50,37 +50,37 @@ class Method:
     """
 
     title: str
-    sample: Callable[[Batch, Point], Tensor]
+    sample: Callable[[Batch, EvaluationPoint], Tensor]
     points: Callable[[Protocol], list[tuple[tuple[float, ...], float]]]
     blends: bool = True
 
 
-def base(batch: Batch, point: Point) -> Tensor:
+def base(batch: Batch, point: EvaluationPoint) -> Tensor:
     """The pretrained model."""
     return batch.sample(batch.base)
 
 
-def blended(batch: Batch, point: Point, estimator: str = "exact") -> Tensor:
+def blended(batch: Batch, point: EvaluationPoint, estimator: str = "exact") -> Tensor:
     """sum_i c_i prediction_i with c_i = alignment * w_i * alpha_i / alpha_target, by an estimator of blend_core."""
     return _planned(batch, batch.host.bank, coefficients(batch.host.loras, point), estimator)
 
 
-def estimated(estimator: str) -> Callable[[Batch, Point], Tensor]:
+def estimated(estimator: str) -> Callable[[Batch, EvaluationPoint], Tensor]:
     """The blend by another estimator than exact."""
     return lambda batch, point: blended(batch, point, estimator)
 
 
-def rlg(batch: Batch, point: Point) -> Tensor:
+def rlg(batch: Batch, point: EvaluationPoint) -> Tensor:
     """base + scale * (basis - base) at a one-hot preference; scale is the point's alignment."""
     return _planned(batch, batch.host.bank, rlg_coefficients(point.preference, point.alignment))
 
 
-def oracle(batch: Batch, point: Point) -> Tensor:
+def oracle(batch: Batch, point: EvaluationPoint) -> Tensor:
     """The LoRA trained for this preference, at the point's alignment."""
     return _planned(batch, batch.host.oracle(point.preference), rlg_coefficients((1.0,), point.alignment))
 
 
-def msdda(batch: Batch, point: Point) -> Tensor:
+def msdda(batch: Batch, point: EvaluationPoint) -> Tensor:
     """Each basis takes its own reverse step, at the eta its file states (else the chain's); the steps are fused."""
     loras, sampling = batch.host.loras, batch.host.sampling
     chain_eta = sampling.eta if batch.family == "ve" and sampling.eta > 0 else 1.0
@@ -96,13 +96,13 @@ def msdda(batch: Batch, point: Point) -> Tensor:
     return x
 
 
-def best_of_n(batch: Batch, point: Point) -> Tensor:
+def best_of_n(batch: Batch, point: EvaluationPoint) -> Tensor:
     """The best of n images of the base by weighted reward; n = 1 is the base."""
     ends = [batch.sample(batch.base, batch.candidate_noise(i)) for i in range(point.search.candidates)]
     return _best(batch, ends, len(batch.steps), point.preference)
 
 
-def code(batch: Batch, point: Point) -> Tensor:
+def code(batch: Batch, point: EvaluationPoint) -> Tensor:
     """CoDe: n ways on through every block of steps, of which the one with the best predicted image goes on.
 
     With n = 1 it is the base.
@@ -117,7 +117,7 @@ def code(batch: Batch, point: Point) -> Tensor:
     return x
 
 
-def rgg(batch: Batch, point: Point) -> Tensor:
+def rgg(batch: Batch, point: EvaluationPoint) -> Tensor:
     """Every mean moves by scale * sigma * sqrt(d) * g / |g|, g the gradient at x of the weighted reward of x0(x).
 
     d: dimensions of an image's latents, so that scale 1 is as long as the step's noise. Scale 0 is the base.
@@ -138,7 +138,7 @@ def rgg(batch: Batch, point: Point) -> Tensor:
     return batch.sample(predict)
 
 
-def coefficients(loras: LoRAs, point: Point) -> tuple[float, ...]:
+def coefficients(loras: LoRAs, point: EvaluationPoint) -> tuple[float, ...]:
     """(1 + m,), base first: what the LoRAs' own KL weights and the point's alignment make of its preference."""
     return Blend(loras.names, point.preference, point.alignment, loras.kl_weights).coefficients
 
@@ -175,11 +175,11 @@ def _preferences(protocol: Protocol):
 
 
 def _dial(protocol: Protocol):
-    return [(preference, each) for preference in protocol.dial_preferences for each in protocol.alignments]
+    return [(preference, alignment) for preference in protocol.dial_preferences for alignment in protocol.alignments]
 
 
 def _scales(protocol: Protocol):
-    return [(preference, each) for preference, _ in _one_hot(protocol) for each in protocol.alignments]
+    return [(preference, alignment) for preference, _ in _one_hot(protocol) for alignment in protocol.alignments]
 
 
 def _with_oracles(protocol: Protocol):
@@ -187,8 +187,8 @@ def _with_oracles(protocol: Protocol):
 
 
 def _oracle_dial(protocol: Protocol):
-    known = oracle_files(protocol)
-    return [(preference, each) for preference, each in _dial(protocol) if preference in known]
+    files = oracle_files(protocol)
+    return [(preference, alignment) for preference, alignment in _dial(protocol) if preference in files]
 
 
 DIALS = ("kla", "merged_dial", "oracle_dial")  # one preference at several alignments
@@ -213,28 +213,10 @@ METHODS: dict[str, Method] = {
 }
 
 
-def points_of(protocol: Protocol) -> Iterator[Point]:
+def points_of(protocol: Protocol) -> Iterator[EvaluationPoint]:
     """Every point of an evaluation, in the order of its tables. Raises BlendError for an unknown method."""
     for name in dict.fromkeys(protocol.methods):
         if name not in METHODS:
             raise BlendError(f"a method is {name!r}, expected some of {', '.join(METHODS)}. Correct methods.")
         for preference, alignment in METHODS[name].points(protocol):
-            yield Point(name, preference, alignment, protocol.search)
-
-
-def oracle_files(protocol: Protocol) -> dict[tuple[float, ...], str]:
-    """preference -> LoRA file. Raises BlendError for another form than '0.5, 0.5=PATH'."""
-    files = {}
-    for option in protocol.models.oracles:
-        words, _, path = option.partition("=")
-        try:
-            preference = tuple(float(word) for word in words.replace(",", " ").split())
-        except ValueError:
-            preference = ()
-        if not path or preference not in protocol.preferences:
-            raise BlendError(
-                f"an oracle is {option!r}, expected one of the protocol's preferences and a file, such as "
-                f"'{', '.join(map(str, protocol.preferences[0]))}=oracle.safetensors'. Correct models.oracles."
-            )
-        files[preference] = path
-    return files
+            yield EvaluationPoint(name, preference, alignment, protocol.search)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from diffusers.utils import logging as diffusers_logging
-from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
-from transformers.utils import logging as transformers_logging
 
 from ...blend_core import ESTIMATORS, Blend, BlendError, normalised, parse_numbers, parse_weights, read_adapter
 from ...blend_core.gaussian import basis_etas
 from ...pipelines import EXECUTIONS, METHODS, Method, Sampling, generate, load_base, match
+from ...pipelines.loading import hide_loading_bars
 from ...trainers.places import without_folders
-from .record import Request, check_same_models, claim, fingerprint, new_record, place, write
+from ..files import fingerprint, png, write
+from ..options import dtype_of
+from ..toy import place
+from .record import Request, check_same_models, claim, new_record
 
 
 def run(request: Request, out: Path, former: dict | None = None) -> None:
@@ -29,8 +27,7 @@ def run(request: Request, out: Path, former: dict | None = None) -> None:
     adapters = [read_adapter(file) for file in request.reward_files().values()]
     blend = blend_of(request, [adapter.kl_weight for adapter in adapters])
     etas = _etas(request, [adapter.eta for adapter in adapters])
-    for logging in (diffusers_logging, transformers_logging):
-        logging.disable_progress_bar()  # one bar is enough: the images'
+    hide_loading_bars()  # one bar is enough: the images'
     pipe = load_base(place(request.base), request.config, dtype_of(request.dtype))
     base_fingerprint = fingerprint(pipe)
     sampling = Sampling(request.steps, request.eta, request.cfg, request.size, request.execution)
@@ -52,23 +49,6 @@ def run(request: Request, out: Path, former: dict | None = None) -> None:
     if method.bank is not None:
         method.bank.to(request.device)
     _make(pipe, method, sampling, request, out)
-
-
-def read_rewards(options: Sequence[str], base: str) -> dict[str, str]:
-    """label -> file from options such as NAME=PATH; with the toy base a NAME is enough."""
-    rewards = {}
-    for option in options:
-        name, given, path = option.partition("=")
-        if not given and base == "toy":
-            path = f"toy:{name}"
-        elif not (name and path):
-            raise BlendError(
-                f"--reward is {option!r}, expected NAME=PATH, such as beautiful=loras/aesthetic.safetensors."
-            )
-        if name in rewards:
-            raise BlendError(f"two rewards are named {name}. Give one of them another name.")
-        rewards[name] = path
-    return rewards
 
 
 def _make(pipe, method: Method, sampling: Sampling, request: Request, out: Path) -> None:
@@ -115,10 +95,10 @@ def blend_of(request: Request, kl_weights: Sequence[float | None]) -> Blend | No
 
 def _etas(request: Request, stated: Sequence[float | None]) -> tuple[float, ...]:
     """eta of each reward for msdda, none for other methods."""
-    given = parse_numbers(request.etas, "etas", "reward LoRA", "1, 0.6")
+    etas = parse_numbers(request.etas, "etas", "reward LoRA", "1, 0.6")
     if request.method != "msdda":
-        return given  # refused with the method
-    return basis_etas(given, stated, request.base_eta)[1:]
+        return etas  # refused with the method
+    return basis_etas(etas, stated, request.base_eta)[1:]
 
 
 def _with_choices(request: Request, method: Method) -> list[dict]:
@@ -130,18 +110,3 @@ def _with_choices(request: Request, method: Method) -> list[dict]:
     plan = method.plan(request.steps, [item["seed"] for item in items])
     choices = plan.variants[:, 0].T.tolist()  # (images, steps)
     return [item | {"choices": [names[i] for i in steps]} for item, steps in zip(items, choices, strict=True)]
-
-
-def png(image: Tensor) -> bytes:
-    """A PNG file of an image (3, h, w) in [0, 1]."""
-    buffer = io.BytesIO()
-    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def dtype_of(name: str) -> torch.dtype:
-    """The dtype that --dtype names."""
-    if name not in ("float32", "float16", "bfloat16"):
-        raise BlendError(f"--dtype is {name!r}, expected float32, float16 or bfloat16.")
-    return getattr(torch, name)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +13,8 @@ from tqdm import tqdm
 
 from ...blend_core import BlendError
 from ...blend_core.rewards import Library, weighted
-from ..generation.record import write
+from ..files import write, write_json
+from ..tables import as_csv
 from .chosen_rewards import Chosen, Settings, chosen_rewards, sources_of
 from .image_folder import Item, batches, find_items, listed
 from .image_prompts import given_prompts
@@ -173,15 +172,13 @@ def _save(out: Path, items: Sequence[Item], rewards: Sequence[Chosen], settings:
         ],
     }
     labels = [reward.label for reward in rewards]
-    text = io.StringIO(newline="")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["file", "prompt", *labels, *(["weighted"] if total else [])])
+    rows = [["file", "prompt", *labels, *(["weighted"] if total else [])]]
     for item in items:
         scores = [item.scores.get(label) for label in labels] + ([total.get(item.file)] if total else [])
-        table.writerow([item.file, item.prompt or "", *("" if each is None else f"{each:.7g}" for each in scores)])
+        rows.append([item.file, item.prompt or "", *("" if score is None else f"{score:.7g}" for score in scores)])
     out.mkdir(parents=True, exist_ok=True)
-    write(out / RECORD, json.dumps(record, indent=1, ensure_ascii=False).encode("utf8", "replace"))
-    write(out / TABLE, text.getvalue().encode("utf8", "replace"))
+    write_json(out / RECORD, record, errors="replace")
+    write(out / TABLE, as_csv(rows).encode("utf8", "replace"))
 
 
 def _described(reward: Chosen, items: Sequence[Item]) -> dict:

@@ -141,12 +141,14 @@ def open_studio() -> tuple:
     import transformers
 
     from ...pipelines import load_factors
-    from .model import STUDIO, load_base
+    from ...pipelines.loading import hide_loading_bars
+    from . import STUDIO
+    from .model import load_base
     from .rewards import toy_rewards
 
     torch.set_num_threads(1)
+    hide_loading_bars()
     for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
         library.utils.logging.set_verbosity_error()
     pipe = load_base()
     factors, _ = load_factors(pipe, [STUDIO / "loras" / f"{name}.safetensors" for name in REWARDS])

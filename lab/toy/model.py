@@ -11,10 +11,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
+from . import STUDIO
 from .autoencoder import PatchAutoencoder
 from .data import WORDS
 
-STUDIO = Path(__file__).parent / "studio"
 TEXT_LENGTH = 16  # tokens; the longest caption has 10
 TEXT_WIDTH = 96
 LATENT_CHANNELS = 16

@@ -16,8 +16,9 @@ from diffusion_blend.blend_core import Blend, BlendError, exact
 from diffusion_blend.blend_core.rewards import reward_cards
 from diffusion_blend.lab.cli import main
 from diffusion_blend.lab.evaluation.bootstrap import Draws
+from diffusion_blend.lab.evaluation.evaluation import Evaluation
 from diffusion_blend.lab.evaluation.host import Batch
-from diffusion_blend.lab.evaluation.methods import METHODS, Point, coefficients, points_of, rlg_coefficients
+from diffusion_blend.lab.evaluation.methods import METHODS, EvaluationPoint, coefficients, points_of, rlg_coefficients
 from diffusion_blend.lab.evaluation.opening import open_host
 from diffusion_blend.lab.evaluation.protocol import PROTOCOLS, Search, read_protocol
 from diffusion_blend.lab.evaluation.queue import finished
@@ -64,7 +65,7 @@ def studio(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def host(studio):
-    return open_host(read_protocol([studio / "protocol.toml"]), "cpu")
+    return open_host(Evaluation.of(read_protocol([studio / "protocol.toml"])), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def command(studio, out, *more):
 
 
 def outcome(host, method, preference=(), alignment=1.0, **search):
-    point = Point(method, preference, alignment, Search(**search))
+    point = EvaluationPoint(method, preference, alignment, Search(**search))
     return host.run(METHODS[method], point, *PAIRS)
 
 
@@ -124,7 +125,7 @@ def test_the_oracle_of_a_basis_is_that_basis_to_rounding(host):
 @pytest.mark.parametrize("scale", [0.0, 0.3, 1.0, 1.7])
 def test_rlg_is_kla_coefficient_for_coefficient(host, scale):
     for basis in (FIRST, (0.0, 1.0)):
-        blend = coefficients(host.loras, Point("kla", basis, scale))
+        blend = coefficients(host.loras, EvaluationPoint("kla", basis, scale))
         assert rlg_coefficients(basis, scale) == pytest.approx(blend, abs=1e-12)
     assert torch.equal(outcome(host, "rlg", FIRST, scale).images, outcome(host, "kla", FIRST, scale).images)
 

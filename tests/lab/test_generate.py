@@ -10,7 +10,7 @@ import torch
 from diffusion_blend.blend_core import Blend
 from diffusion_blend.lab.cli import main
 from diffusion_blend.lab.generation import run as making
-from diffusion_blend.lab.generation.record import TOY, place
+from diffusion_blend.lab.toy import STUDIO, place
 from diffusion_blend.pipelines import Method, Sampling, generate, load_base, load_factors
 from PIL import Image
 
@@ -235,8 +235,8 @@ def test_prompts_come_from_a_file_too(studio, tmp_path):
 
 def test_the_toy_studios_short_names_travel(tmp_path):
     assert making.read_rewards(["calm"], "toy") == {"calm": "toy:calm"}
-    assert place("toy:calm") == str(TOY / "loras" / "calm.safetensors")
-    assert place("toy") == str(TOY / "base")
+    assert place("toy:calm") == str(STUDIO / "loras" / "calm.safetensors")
+    assert place("toy") == str(STUDIO / "base")
 
 
 def test_help_answers_without_loading_torch():
