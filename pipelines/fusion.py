@@ -66,7 +66,7 @@ def check_scheduler(pipe: DiffusionPipeline) -> None:
     if not isinstance(scheduler, KNOWN):
         raise BlendError(
             f"{type(pipe).__name__} samples with {type(scheduler).__name__}, but msdda fuses the steps of "
-            "DDIMScheduler and FlowMatchEulerDiscreteScheduler. Set one of those, or choose the method exact."
+            "DDIMScheduler and FlowMatchEulerDiscreteScheduler. Set one of those, or choose the evaluation exact."
         )
     clips = [name for name in ("clip_sample", "thresholding") if scheduler.config.get(name)]
     if clips:

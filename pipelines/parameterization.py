@@ -68,7 +68,7 @@ def read_scheduler(scheduler, timestep: Tensor | float) -> Reading:
         return Reading(1 - noise, noise, *x0_map("flow", 1 - noise, noise))
     raise BlendError(
         f"the pipeline samples with {type(scheduler).__name__}, but this evaluation knows the noise levels of "
-        f"{' and '.join(each.__name__ for each in KNOWN)}. Set one of those, or choose the method exact."
+        f"{' and '.join(each.__name__ for each in KNOWN)}. Set one of those, or choose the evaluation exact."
     )
 
 

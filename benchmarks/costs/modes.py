@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -14,7 +15,8 @@ import comfy.sd
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...blend_core import ESTIMATORS, read_adapter
+from ...blend_core import EVALUATIONS, budget, read_adapter
+from ...blend_core.estimators import Estimator
 from ...blend_core.network import low_rank
 from ...nodes.patching import KEY, apply_blend
 from ...nodes.sockets import LoRABlend, RewardLoRA
@@ -43,11 +45,14 @@ def plain(network: Network, sampling: Sampling) -> Mode:
     return Mode(lambda: network.sample(sampling), lambda: 0, lambda: (Passes(sampling.steps),), low_rank=False)
 
 
-def blended(evaluation: str, execution: str) -> Callable[[Network, Sampling, Sequence[State]], Mode]:
-    """Our way: one network, low-rank factors."""
+def blended(
+    evaluation: str, execution: str, estimator: Estimator | None = None
+) -> Callable[[Network, Sampling, Sequence[State]], Mode]:
+    """Our way: one network, low-rank factors. estimator: by default the evaluation's."""
 
     def mode(network: Network, sampling: Sampling, loras: Sequence[State]) -> Mode:
-        applied = apply_blend(network.model, _even_blend(loras), ESTIMATORS[evaluation], execution, seed=1)
+        chosen = estimator or EVALUATIONS[evaluation]
+        applied = apply_blend(network.model, _even_blend(loras), chosen, execution, seed=1)
         (bank,) = (patcher.model for patcher in applied.model.get_additional_models_with_key(KEY))
 
         def passes() -> tuple[Passes, ...]:
@@ -140,8 +145,8 @@ MODES = {
     "merged": blended("merged", "sequential"),
     "stratified": blended("stratified", "sequential"),
     "stratified, two products": two_products("stratified", "sequential"),
-    "sampled": blended("sampled", "sequential"),
-    "control variate": blended("control_variate", "batched"),
+    "random": blended("random", "sequential"),
+    "budget 1": blended("budget", "batched", partial(budget, evaluations=1.0)),
     "budget 1.1": blended("budget", "batched"),
     "ComfyUI's LoRA hooks": hooked,
     COPIES: copied,

@@ -18,15 +18,15 @@ REPEATABLE = {"repeat", "out", "device", *MODELS}  # the options that go with --
 class GenerateOptions(RunOptions):
     """A run whose images are kept."""
 
-    method: Annotated[
+    evaluation: Annotated[
         str,
         typer.Option(
-            help="exact, budget, control_variate, stratified, sampled, anchored (blends of predictions), merged (all "
-            "LoRAs added up), msdda or base."
+            help="exact, budget, stratified, random (blends of predictions), merged (all LoRAs added up), msdda or "
+            "base."
         ),
     ] = "exact"
     budget: Annotated[
-        float | None, typer.Option(help="Evaluations per step of the methods budget and anchored; default 1.1.", min=1)
+        float | None, typer.Option(help="Evaluations per step of the evaluation budget; default 1.1.", min=1)
     ] = None
     etas: Annotated[
         str, typer.Option(help="msdda: eta of each reward's training, such as '1, 0.6'; empty: as the files say, or 1.")

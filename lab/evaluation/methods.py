@@ -5,9 +5,9 @@ basis        each reward LoRA alone
 merged       the LoRAs added up in one network, as stacked LoRAs are (rewarded soup)
 mpa          DB-MPA (arXiv 2505.18547): predictions blended by the preference
 kla          DB-KLA: the same at every alignment
-sampled      DB-MPA-LS: one LoRA per step, drawn
+random       DB-MPA-LS: one LoRA per step, drawn
 stratified   one per step, in its share
-control_variate, budget   one per step or little more, the others remembered
+budget       little more than one per step, the others remembered
 msdda        reverse steps fused (arXiv 2604.14379)
 rlg          RL guidance (arXiv 2508.21016): base + scale * (basis - base)
 best_of_n    n images of the base, the best by weighted reward
@@ -25,7 +25,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...blend_core import ESTIMATORS, Blend, BlendError, LoRABank, exact
+from ...blend_core import EVALUATIONS, Blend, LoRABank, exact
+from ...blend_core.estimators import check_evaluation
 from ...blend_core.gaussian import basis_etas
 from ...pipelines.fusion import fused_latents
 from .host import Batch, LoRAs
@@ -60,14 +61,14 @@ def base(batch: Batch, point: EvaluationPoint) -> Tensor:
     return batch.sample(batch.base)
 
 
-def blended(batch: Batch, point: EvaluationPoint, estimator: str = "exact") -> Tensor:
-    """sum_i c_i prediction_i with c_i = alignment * w_i * alpha_i / alpha_target, by an estimator of blend_core."""
-    return _planned(batch, batch.host.bank, coefficients(batch.host.loras, point), estimator)
+def blended(batch: Batch, point: EvaluationPoint, evaluation: str = "exact") -> Tensor:
+    """sum_i c_i prediction_i with c_i = alignment * w_i * alpha_i / alpha_target, by an evaluation of blend_core."""
+    return _planned(batch, batch.host.bank, coefficients(batch.host.loras, point), evaluation)
 
 
-def estimated(estimator: str) -> Callable[[Batch, EvaluationPoint], Tensor]:
-    """The blend by another estimator than exact."""
-    return lambda batch, point: blended(batch, point, estimator)
+def evaluated(evaluation: str) -> Callable[[Batch, EvaluationPoint], Tensor]:
+    """The blend by another evaluation than exact."""
+    return lambda batch, point: blended(batch, point, evaluation)
 
 
 def rlg(batch: Batch, point: EvaluationPoint) -> Tensor:
@@ -148,8 +149,8 @@ def rlg_coefficients(basis: Sequence[float], scale: float) -> tuple[float, ...]:
     return (1 - scale * sum(basis), *(scale * share for share in basis))
 
 
-def _planned(batch: Batch, bank: LoRABank, weights: Sequence[float], estimator: str = "exact") -> Tensor:
-    plan = ESTIMATORS[estimator](weights, len(batch.steps), batch.choice_seeds)
+def _planned(batch: Batch, bank: LoRABank, coefficients: Sequence[float], evaluation: str = "exact") -> Tensor:
+    plan = EVALUATIONS[evaluation](coefficients, len(batch.steps), batch.choice_seeds)
     return batch.sample(batch.predictor(bank, plan))
 
 
@@ -195,20 +196,19 @@ DIALS = ("kla", "merged_dial", "oracle_dial")  # one preference at several align
 METHODS: dict[str, Method] = {
     "base": Method("base", base, _once),
     "basis": Method("one LoRA", blended, _one_hot),
-    "merged": Method("rewarded soup", estimated("merged"), _preferences),
+    "merged": Method("rewarded soup", evaluated("merged"), _preferences),
     "mpa": Method("DB-MPA", blended, _preferences),
     "kla": Method("DB-KLA", blended, _dial),
-    "sampled": Method("DB-MPA-LS", estimated("sampled"), _preferences),
-    "stratified": Method("stratified", estimated("stratified"), _preferences),
-    "control_variate": Method("control variate", estimated("control_variate"), _preferences),
-    "budget": Method("budget", estimated("budget"), _preferences),
+    "random": Method("DB-MPA-LS", evaluated("random"), _preferences),
+    "stratified": Method("stratified", evaluated("stratified"), _preferences),
+    "budget": Method("budget", evaluated("budget"), _preferences),
     "msdda": Method("MSDDA", msdda, _preferences, blends=False),
     "rlg": Method("RLG", rlg, _scales),
     "best_of_n": Method("best of n", best_of_n, _preferences, blends=False),
     "code": Method("CoDe", code, _preferences, blends=False),
     "rgg": Method("RGG", rgg, _preferences),
     "oracle": Method("MORL oracle", oracle, _with_oracles),
-    "merged_dial": Method("soup, dial", estimated("merged"), _dial),
+    "merged_dial": Method("soup, dial", evaluated("merged"), _dial),
     "oracle_dial": Method("oracle, dial", oracle, _oracle_dial),
 }
 
@@ -216,7 +216,6 @@ METHODS: dict[str, Method] = {
 def points_of(protocol: Protocol) -> Iterator[EvaluationPoint]:
     """Every point of an evaluation, in the order of its tables. Raises BlendError for an unknown method."""
     for name in dict.fromkeys(protocol.methods):
-        if name not in METHODS:
-            raise BlendError(f"a method is {name!r}, expected some of {', '.join(METHODS)}. Correct methods.")
+        check_evaluation("a name in methods", name, METHODS)
         for preference, alignment in METHODS[name].points(protocol):
             yield EvaluationPoint(name, preference, alignment, protocol.search)

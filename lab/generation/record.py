@@ -21,7 +21,7 @@ from ..files import write_json
 from ..toy import place
 
 RECORD = "generation.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Request:
     rewards: dict[str, str] = field(default_factory=dict)
     weights: str = ""
     alignment: float = 1.0
-    method: str = "exact"
+    evaluation: str = "exact"
     budget: float | None = None
     steps: int = 30
     eta: float = 0.0
@@ -101,8 +101,9 @@ def read_record(path: Path) -> dict:
     """The record in a file. Raises BlendError where it is none, or one of another format."""
     try:
         record = json.loads(path.read_text(encoding="utf8"))
-        Request(**record["request"])
         number = record["format"]
+        if number == FORMAT:
+            Request(**record["request"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise BlendError(
             f"{path} is not the record of a run ({type(error).__name__}: {error}). Give the {RECORD} that "

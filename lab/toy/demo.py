@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 REWARDS = ("calm", "vivid")  # the two that are swept, from the first to the second
 WEIGHTS = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the first reward
 ALIGNMENTS = (0.0, 0.5, 1.0, 1.5, 2.0)
-# What the report calls each method, and how the diffusers host calls it.
-SWEPT = {"soup": "merged", "mpa": "exact", "sampled": "sampled", "stratified": "stratified"}
+# What the report calls each method, and its evaluation.
+SWEPT = {"soup": "merged", "mpa": "exact", "random": "random", "stratified": "stratified"}
 PROMPTS = (
     "a green circle on a striped white background",
     "a red triangle on a dotted teal background",
@@ -41,8 +41,8 @@ class Setting:
     alignment: float = 1.0
 
     @property
-    def host_method(self) -> str:
-        """What the diffusers host calls this method."""
+    def evaluation(self) -> str:
+        """How pipelines calls it."""
         return {"base": "base", "single": "exact", "kla": "exact"}.get(self.method) or SWEPT[self.method]
 
 
@@ -160,21 +160,21 @@ def measure_one(setting: Setting, seeds: int) -> Point:
     import time
 
     from ...blend_core import Blend
-    from ...pipelines import Method, Sampling, generate
+    from ...pipelines import BlendEvaluation, Sampling, generate
 
     pipe, factors, rewards = open_studio()
     blend = Blend(REWARDS, setting.weights, setting.alignment)
-    method = Method.of(setting.host_method, blend, factors)
+    evaluation = BlendEvaluation.of(setting.evaluation, blend, factors)
     prompts = [prompt for prompt in PROMPTS for _ in range(seeds)]
     numbers = list(range(1, len(prompts) + 1))
     started = time.perf_counter()
-    images = generate(pipe, method, prompts, numbers, Sampling(STEPS, ETA, CFG))
+    images = generate(pipe, evaluation, prompts, numbers, Sampling(STEPS, ETA, CFG))
     seconds = time.perf_counter() - started
     return Point(
         setting,
         images,
         {name: reward(images, prompts) for name, reward in rewards.items()},
-        method.plan(STEPS, [0]).evaluations_per_step,
+        evaluation.plan(STEPS, [0]).evaluations_per_step,
         seconds / len(images),
     )
 
@@ -220,10 +220,10 @@ def print_findings(points: list[Point]) -> None:
     mpa, soup = at["mpa", 0.5].weighted(), at["soup", 0.5].weighted()
     difference = f"{(mpa - soup).mean():+.3f} ± {_standard_error(mpa - soup):.3f}"
     print(f"weighted reward at 0.5: DB-MPA {mpa.mean():+.3f}, soup {soup.mean():+.3f}; paired difference {difference}")
-    distances = {method: at[method, 0.5].rmse_to_mpa for method in ("sampled", "stratified")}
-    ratio = distances["sampled"] / distances["stratified"]
+    distances = {method: at[method, 0.5].rmse_to_mpa for method in ("random", "stratified")}
+    ratio = distances["random"] / distances["stratified"]
     print(
-        f"distance to DB-MPA at 0.5: sampled {distances['sampled']:.4f}, stratified {distances['stratified']:.4f}",
+        f"distance to DB-MPA at 0.5: random {distances['random']:.4f}, stratified {distances['stratified']:.4f}",
         end="",
     )
     print(f" ({ratio:.1f} times nearer)" if ratio > 1 else " (not nearer)")

@@ -15,7 +15,7 @@ SETTINGS = measuring.Settings("small", 8, SAMPLING.steps, SAMPLING.cfg, rounds=1
 M = 3
 HOOKS = "ComfyUI's LoRA hooks"
 SAME = ("exact, one batch", HOOKS, modes.COPIES)
-EVALUATIONS = {"stratified": 3, "sampled": 3, "control variate": 2 + M, "exact, one batch": 3 * M}
+EVALUATIONS = {"stratified": 3, "random": 3, "budget 1": 2 + M, "exact, one batch": 3 * M}
 
 
 @pytest.fixture(scope="module")
