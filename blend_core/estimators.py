@@ -35,16 +35,16 @@ BUDGET = 1.1  # average evaluations per step: the default of `budget`
 
 def exact(coefficients: Coefficients, steps: int, seeds: Sequence[int]) -> Plan:
     """Every variant whose coefficient is not 0, at every step; no randomness, any sign."""
-    table = per_step(coefficients, steps)
-    variants = (table != 0).any(0).nonzero().flatten()
-    return Plan(variants[None, :, None].expand(steps, -1, len(seeds)), table[:, variants])
+    coefficients = per_step(coefficients, steps)
+    variants = (coefficients != 0).any(0).nonzero().flatten()
+    return Plan(variants[None, :, None].expand(steps, -1, len(seeds)), coefficients[:, variants])
 
 
 def sampled(coefficients: Coefficients, steps: int, seeds: Sequence[int]) -> Plan:
     """One variant per step, drawn independently with probability c_i. Raises BlendError where some c_i < 0."""
-    table = per_step(coefficients, steps)
-    _check_probabilities(table)
-    edges = table.cumsum(1)[:, None, :-1]
+    coefficients = per_step(coefficients, steps)
+    _check_probabilities(coefficients)
+    edges = coefficients.cumsum(1)[:, None, :-1]
     draws = torch.stack([torch.rand(steps, dtype=torch.float64, generator=_generator(seed)) for seed in seeds], dim=1)
     return _one_per_step((draws[..., None] >= edges).sum(-1))
 
@@ -57,9 +57,9 @@ def stratified(coefficients: Coefficients, steps: int, seeds: Sequence[int]) -> 
     A start offset drawn from each image's seed decorrelates the images: with two variants it makes this systematic
     sampling, whose every step picks variant i with probability c_i. Raises BlendError where some c_i < 0.
     """
-    table = per_step(coefficients, steps)
-    _check_probabilities(table)
-    return _one_per_step(torch.stack([_diffused(table, _generator(seed)) for seed in seeds], dim=1))
+    coefficients = per_step(coefficients, steps)
+    _check_probabilities(coefficients)
+    return _one_per_step(torch.stack([_diffused(coefficients, _generator(seed)) for seed in seeds], dim=1))
 
 
 def merged(coefficients: Coefficients, steps: int, seeds: Sequence[int]) -> MergedPlan:
@@ -67,9 +67,9 @@ def merged(coefficients: Coefficients, steps: int, seeds: Sequence[int]) -> Merg
 
     Not the blend of their predictions but, to second order in what they change, near it.
     """
-    table = per_step(coefficients, steps)
+    coefficients = per_step(coefficients, steps)
     mixtures: dict[int, dict[int, float]] = {}
-    variants = [_mixture(row, table.shape[1], mixtures) for row in table.tolist()]
+    variants = [_mixture(row, coefficients.shape[1], mixtures) for row in coefficients.tolist()]
     return MergedPlan(
         torch.tensor(variants)[:, None, None].expand(-1, 1, len(seeds)),
         torch.ones(steps, 1, dtype=torch.float64),
@@ -93,13 +93,13 @@ def budget(coefficients: Coefficients, steps: int, seeds: Sequence[int], evaluat
     evaluations: the average per step, 1 or more. The first step is always full; at 1 no other one is, above it those
     are where the bases are measured to drift most. Raises BlendError below 1.
     """
-    table = per_step(coefficients, steps)
-    variants = (table != 0).any(0).nonzero().flatten()
+    coefficients = per_step(coefficients, steps)
+    variants = (coefficients != 0).any(0).nonzero().flatten()
     spare = _spare(evaluations, steps)
-    shares = table.abs() / table.abs().sum(1, keepdim=True)
+    shares = coefficients.abs() / coefficients.abs().sum(1, keepdim=True)
     later = torch.stack([_diffused(shares[1:], _generator(seed)) for seed in seeds], dim=1)  # the first is full
     choices = torch.cat([later.new_full((1, len(seeds)), int(variants[0])), later])
-    return TrackedPlan.of(choices, variants, table[:, variants], spare)
+    return TrackedPlan.of(choices, variants, coefficients[:, variants], spare)
 
 
 EVALUATIONS: dict[str, Estimator] = {
@@ -181,14 +181,14 @@ def _feasible(counts: Tensor, choice: int, owed: Tensor, steps_left: Tensor) -> 
     return bool(((owed - after).clamp(min=0).sum(-1) <= steps_left).all())
 
 
-def _check_probabilities(table: Tensor) -> None:
-    for coefficients in table.unique(dim=0).tolist():
-        if min(coefficients) < 0:
-            listed = ", ".join(f"{c:.3g}" for c in coefficients)
+def _check_probabilities(coefficients: Tensor) -> None:
+    for row in coefficients.unique(dim=0).tolist():
+        if min(row) < 0:
+            listed = ", ".join(f"{c:.3g}" for c in row)
             raise BlendError(
                 f"the coefficients (base first) are {listed}; one variant per step needs none below 0, because they "
                 "serve as probabilities. Lower alignment to 1 or less, or choose budget, which takes them, as exact "
                 "and merged do. Weights that are taken as they are have to be 0 or more and sum to at most 1."
             )
-        if not math.isclose(math.fsum(coefficients), 1, abs_tol=1e-6):
-            raise BlendError(f"coefficients sum to {math.fsum(coefficients):g}, expected 1; take them from a Blend.")
+        if not math.isclose(math.fsum(row), 1, abs_tol=1e-6):
+            raise BlendError(f"coefficients sum to {math.fsum(row):g}, expected 1; take them from a Blend.")

@@ -3,6 +3,12 @@
     with fused(pipe, bank, plan, etas, generators):
         images = pipe(prompts, generator=generators).images
 
+With the reverse steps N(mean_i, s_i^2 I) of the bases and coefficients c_i that sum to 1, the step is their normalised
+product N(mean, s^2 I):
+
+    1 / s^2 = sum_i c_i / s_i^2                   (1)
+    mean = s^2 sum_i c_i mean_i / s_i^2           (2)
+
 While open, the network predicts all bases side by side along the last axis, the pipeline's own guidance acts on each
 of them, and the scheduler's `step` takes them apart again. Two schedulers are understood, both as x = a x0 + sigma n:
 
@@ -25,7 +31,7 @@ from torch import Tensor
 from ..blend_core import BlendError, LoRABank, Plan
 from ..blend_core.gaussian import fused_step
 from ..blend_core.plan import UNNAMED, Call, Evaluate
-from .host import TimestepClock, blended
+from .host import TimestepClock, blended, replaced
 from .parameterization import KNOWN, Level, Reading, read_scheduler
 
 _TINY = 1e-8  # the signal of pure noise, where schedules with zero terminal signal have 0
@@ -47,17 +53,10 @@ def fused(
     scheduler are left as they were found. Raises BlendError for a scheduler whose step is not known here.
     """
     check_scheduler(pipe)
-    own = pipe.scheduler.__dict__
-    former = own.get("step")
-    with blended(pipe, bank, _SideBySide(plan.variants, plan.weights), execution):
-        own["step"] = _FusedStep(pipe.scheduler, plan, etas, generators)
-        try:
-            yield
-        finally:
-            if former is None:
-                del own["step"]
-            else:
-                own["step"] = former
+    step = _FusedStep(pipe.scheduler, plan, etas, generators)
+    side_by_side = _SideBySide(plan.variants, plan.weights)
+    with blended(pipe, bank, side_by_side, execution), replaced(pipe.scheduler, "step", step):
+        yield
 
 
 def check_scheduler(pipe: DiffusionPipeline) -> None:
@@ -94,7 +93,7 @@ def fused_latents(
     family: str,
     noise: Callable[[], Tensor],
 ) -> Tensor:
-    """Latents (batch, ...) after MSDDA's step, a draw from the product of the bases' Gaussians (blend_core/gaussian).
+    """Latents (batch, ...) after MSDDA's step: a draw from N(mean, s^2 I), (1) and (2), in blend_core/gaussian's x.
 
     denoised: (k, batch, ...), the guided prediction of x0 by every basis that counts.  levels: before the step and
     after it.  etas, coefficients: one per basis.  family: ve or flow.  noise(): standard normal, shaped as latents;

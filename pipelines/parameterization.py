@@ -1,4 +1,4 @@
-"""Where a diffusers scheduler stands, and what its model's predictions mean there."""
+"""The noise level of a diffusers scheduler at a timestep, and x0 from the model's predictions there."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def read_scheduler(scheduler, timestep: Tensor | float) -> Reading:
         return Reading(1 - noise, noise, *x0_map("flow", 1 - noise, noise))
     raise BlendError(
         f"the pipeline samples with {type(scheduler).__name__}, but this evaluation knows the noise levels of "
-        f"{' and '.join(each.__name__ for each in KNOWN)}. Set one of those, or choose the evaluation exact."
+        f"{' and '.join(kind.__name__ for kind in KNOWN)}. Set one of those, or choose the evaluation exact."
     )
 
 

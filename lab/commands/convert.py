@@ -53,7 +53,7 @@ def _tuned(file: Path) -> dict:
     from ...blend_core import BlendError
     from ...blend_core.rewards.files import read_state_dict
 
-    found = file / "diffusion_pytorch_model.safetensors" if file.is_dir() else file
-    if not found.is_file():
-        raise BlendError(f"{found} does not exist. Give the tuned network's folder or its .safetensors file.")
-    return read_state_dict(found)
+    weights = file / "diffusion_pytorch_model.safetensors" if file.is_dir() else file
+    if not weights.is_file():
+        raise BlendError(f"{weights} does not exist. Give the tuned network's folder or its .safetensors file.")
+    return read_state_dict(weights)

@@ -54,7 +54,7 @@ def command(
         return
     for table in tables:
         print_rows(table)
-    print(f"Written: {out / 'report.html'}, and scores.parquet, costs.parquet, summary.md, .csv and .json beside it")
+    print(f"Written: {out / 'report.html'}, and scores.parquet, costs.parquet, summary.md, .csv and .json next to it")
 
 
 def _work(evaluation: Evaluation, out: Path, processes: int, device: str) -> None:

@@ -77,7 +77,7 @@ def _refuse_other_options(context: typer.Context) -> None:
     others = [f"--{name.replace('_', '-')}" for name in _typed(context) if name not in REPEATABLE]
     if others:
         raise BlendError(
-            f"{', '.join(others)} came beside --repeat, which takes all settings from the record. Leave out everything "
+            f"{', '.join(others)} came with --repeat, which takes all settings from the record. Leave out everything "
             "but --out, --device and where the models lie now (--base, --reward, --config), or start a new run without "
             "--repeat."
         )

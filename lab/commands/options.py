@@ -34,7 +34,7 @@ class RunOptions:
     reward: Annotated[
         list[str] | None, typer.Option(help="NAME=PATH of a reward LoRA; repeat. With --base toy a NAME is enough.")
     ] = None
-    weights: Annotated[str, typer.Option(help="One number per reward, such as '0.6, 0.4'; empty: all alike.")] = ""
+    weights: Annotated[str, typer.Option(help="One number per reward, such as '0.6, 0.4'; empty: all equal.")] = ""
     alignment: Annotated[float, typer.Option(help="0 the base model, 1 as trained, above 1 beyond.")] = 1.0
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; repeat for more.")] = None
     prompts: Annotated[Path | None, typer.Option(help="A text file with one prompt per line.")] = None

@@ -12,7 +12,7 @@ from .options import Device, WeightFolders, with_tables
 
 if TYPE_CHECKING:
     from ...blend_core.rewards import Library
-    from ..scores.chosen_rewards import Chosen, Settings
+    from ..scores.chosen_rewards import Chosen, ScoreSettings
     from ..scores.image_folder import Item
 
 SPACE = 3  # columns of the terminal between two of a table's
@@ -34,11 +34,11 @@ class RewardModels:
 
         return library_of(self.models or [], self.download)
 
-    def settings(self) -> Settings:
+    def settings(self) -> ScoreSettings:
         """What scores depend on. Raises BlendError for a device or dtype that does not exist."""
-        from ..scores.chosen_rewards import Settings
+        from ..scores.chosen_rewards import ScoreSettings
 
-        return Settings.of(self.device, self.dtype, self.scale)
+        return ScoreSettings.of(self.device, self.dtype, self.scale)
 
 
 @with_tables
@@ -76,8 +76,8 @@ def command(
     if prompt is not None and prompts is not None:
         raise BlendError("both --prompt and --prompts came. Give one of them.")
     out = out or folder
-    given = prompts if prompt is None else prompt
-    items, rewards = run(folder, reward or [], library, settings, out, given, recursive, batch_size)
+    source = prompts if prompt is None else prompt
+    items, rewards = run(folder, reward or [], library, settings, out, source, recursive, batch_size)
     print_scores(items, rewards, top)
     print(f"Scores of all images: {out / 'scores.csv'}, {out / 'scores.json'}")
 
@@ -101,14 +101,14 @@ def print_scores(items: list[Item], rewards: list[Chosen], top: int) -> None:
         table.add_row(Text(file), *(f"{column[file]:.4g}" for column in columns.values()))
     table.add_section()
     means = [statistics(column.values()) for column in columns.values()]
-    table.add_row("mean", *(f"{each['mean']:.4g}" for each in means))
+    table.add_row("mean", *(f"{figures['mean']:.4g}" for figures in means))
     if len(items) > 1:
-        table.add_row("standard error", *(f"± {each['standard_error']:.2g}" for each in means))
+        table.add_row("standard error", *(f"± {figures['standard_error']:.2g}" for figures in means))
     width = 20 + sum(max(len(name), 9) + SPACE for name in columns)
     print_table(table, width)
 
 
-def print_rewards(more: list[str], library: Library, settings: Settings) -> None:
+def print_rewards(more: list[str], library: Library, settings: ScoreSettings) -> None:
     """All rewards, `more` of the user's own among them, and where the weights come from."""
     from rich.text import Text
 
@@ -116,8 +116,8 @@ def print_rewards(more: list[str], library: Library, settings: Settings) -> None
     from ..scores.chosen_rewards import card_of
     from ..tables import plain_table, print_table
 
-    own = {place: place for place in more if place not in reward_cards()}
-    names = dict.fromkeys([*reward_cards(), *installed_rewards()]) | library.own_rewards() | own
+    places = {place: place for place in more if place not in reward_cards()}
+    names = dict.fromkeys([*reward_cards(), *installed_rewards()]) | library.own_rewards() | places
     table = plain_table("prompt: reads it; gradient: reaches the pixels")
     for column in ("reward", "measures", "usual range", "prompt", "gradient"):
         table.add_column(column, no_wrap=column != "measures", overflow="fold")
@@ -130,7 +130,7 @@ def print_rewards(more: list[str], library: Library, settings: Settings) -> None
             files += [f"{name}: {error}"]
             continue
         ends = "not stated" if card.usual_range is None else "{:g} to {:g}".format(*card.usual_range)
-        facts = [ends, *("yes" if each else "-" for each in (card.reads_prompt, card.differentiable))]
+        facts = [ends, *("yes" if applies else "-" for applies in (card.reads_prompt, card.differentiable))]
         table.add_row(Text(name), Text(card.measures), *facts)
         if card.licence != "no weights":
             files += [f"{name}, licence: {card.licence}"]

@@ -1,4 +1,4 @@
-"""Diagnosing a request: the blend sampled with every prediction recorded, then the base model's posterior probed."""
+"""A run's diagnosis: all bases' predictions at every step, and the Jensen gap from the base model's posterior."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ...blend_core.diagnostics import (
 )
 from ...blend_core.gaussian import reverse_step
 from ...blend_core.pictures.diagnosis import draw
-from ...blend_core.rewards import Library, Rescaled, Reward, Scale, load_reward
+from ...blend_core.rewards import Library, Rescaled, Reward, RewardScale, load_reward
 from ...pipelines import Sampling, load_base, match
 from ...pipelines.loading import hide_loading_bars
 from ...trainers.model.base import Base
@@ -41,7 +41,7 @@ from ..toy import place
 
 
 @dataclass(frozen=True)
-class Probe:
+class GapProbe:
     """What is probed. rewards: label of a reward LoRA -> name of a reward.  kl_weight: where its file states none."""
 
     rewards: dict[str, str] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Probe:
     steps: int = 3
 
     @classmethod
-    def of(cls, options: Sequence[str], labels: Sequence[str], kl_weight, samples: int, steps: int) -> Probe:
+    def of(cls, options: Sequence[str], labels: Sequence[str], kl_weight, samples: int, steps: int) -> GapProbe:
         """From options such as pickscore=beautiful. Raises BlendError for a label that is not there, or twice."""
         rewards = {}
         for option in options:
@@ -74,7 +74,7 @@ class Probe:
         return stated
 
 
-def run(request: Request, probe: Probe, library: Library, out: Path) -> Diagnosis:
+def run(request: Request, probe: GapProbe, library: Library, out: Path) -> Diagnosis:
     """Diagnose, and write diagnosis.json and diagnosis.png into `out`.
 
     Raises BlendError for input that cannot be used, before any model is loaded where that can be known.
@@ -86,7 +86,7 @@ def run(request: Request, probe: Probe, library: Library, out: Path) -> Diagnosi
     kl_weights = {label: probe.kl_weight_of(label, adapter) for label, adapter in probed_adapters.items()}
     blend = blend_of(request, [adapter.kl_weight for adapter in adapters])
     rewards = {
-        label: Rescaled(load_reward(name, library, request.device), Scale(probed_adapters[label].reward_factor))
+        label: Rescaled(load_reward(name, library, request.device), RewardScale(probed_adapters[label].reward_factor))
         for label, name in probe.rewards.items()
     }
     sampler, bank = _opened(request, adapters)
@@ -145,12 +145,12 @@ class _BlendRun:
         noise, family = self.sampler.noise(), self.sampler.family
         x = noise() * (1 / self.scales[0])
         disagreements, states = [], []
-        weights = torch.tensor(coefficients, dtype=x.dtype, device=x.device).view(-1, *[1] * x.dim())
+        multipliers = torch.tensor(coefficients, dtype=x.dtype, device=x.device).view(-1, *[1] * x.dim())
         for k, (sigma, sigma_next) in enumerate(pairwise(self.sigmas)):
             denoised = self.denoised(x, k, range(len(coefficients)))
             disagreements.append(disagreement(x, denoised, coefficients, k, sigma))
             states.append(x)
-            x, spread = reverse_step(x, (weights * denoised).sum(0), sigma, sigma_next, eta, family)
+            x, spread = reverse_step(x, (multipliers * denoised).sum(0), sigma, sigma_next, eta, family)
             x = x + spread * noise() if spread > 0 else x
         return disagreements, states
 
@@ -169,7 +169,7 @@ def _gaps(
     rewards: dict[str, Reward],
     kl_weights: dict[str, float],
     coefficients: Sequence[float],
-    probe: Probe,
+    probe: GapProbe,
 ) -> list[Gap]:
     """The gaps of every probed reward before step k, all from the same samples."""
     scores = {label: [] for label in rewards}
@@ -183,7 +183,7 @@ def _gaps(
     ]
 
 
-def _write(diagnosis: Diagnosis, request: Request, probe: Probe, out: Path) -> None:
+def _write(diagnosis: Diagnosis, request: Request, probe: GapProbe, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     rewards = {label: stated_reward(name, out) for label, name in probe.rewards.items()}
     said = {"request": asdict(request.stated(out)), "probe": asdict(replace(probe, rewards=rewards))}

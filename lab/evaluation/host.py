@@ -1,4 +1,4 @@
-"""What every method samples with: one network, one chain, one noise per image, and counters of what was spent.
+"""The models of an evaluation, and the images of a pass: one chain and one noise for every method, path KL, costs.
 
     x_next = mean(x, prediction) + sigma * noise        (trainers/model/chain.py)
 
@@ -90,7 +90,7 @@ class Host:
         with torch.no_grad():
             images = self.base.decode(method.sample(batch, point))
             seconds, peak_bytes = self.now() - started - batch.reference_seconds, peak.bytes()
-            scores = {name: each.cpu() for name, each in self.score(images, prompts).items()}
+            scores = {name: values.cpu() for name, values in self.score(images, prompts).items()}
         kl = None if batch.kl is None else batch.kl.cpu()
         return Outcome(images.float().cpu(), scores, batch.evaluations, seconds, peak_bytes, kl)
 

@@ -63,7 +63,7 @@ def base(batch: Batch, point: EvaluationPoint) -> Tensor:
 
 def blended(batch: Batch, point: EvaluationPoint, evaluation: str = "exact") -> Tensor:
     """sum_i c_i prediction_i with c_i = alignment * w_i * alpha_i / alpha_target, by an evaluation of blend_core."""
-    return _planned(batch, batch.host.bank, coefficients(batch.host.loras, point), evaluation)
+    return _planned(batch, batch.host.bank, coefficients_of(batch.host.loras, point), evaluation)
 
 
 def evaluated(evaluation: str) -> Callable[[Batch, EvaluationPoint], Tensor]:
@@ -86,14 +86,14 @@ def msdda(batch: Batch, point: EvaluationPoint) -> Tensor:
     loras, sampling = batch.host.loras, batch.host.sampling
     chain_eta = sampling.eta if batch.family == "ve" and sampling.eta > 0 else 1.0
     etas = basis_etas((), [eta or chain_eta for eta in loras.etas], chain_eta)
-    plan = exact(coefficients(loras, point), len(batch.steps), batch.seeds)
+    plan = exact(coefficients_of(loras, point), len(batch.steps), batch.seeds)
     evaluate, noise, levels = batch.evaluation_of(batch.host.bank), batch.noise(), batch.levels
     x = noise()
     for k in range(len(batch.steps)):
-        variants, weights = plan.active(k)
+        variants, coefficients = plan.active(k)
         denoised = batch.denoised(evaluate, x, k, variants)
         used = [etas[variant] for variant in variants[:, 0].tolist()]
-        x = fused_latents(x, denoised, (levels[k], levels[k + 1]), used, weights.tolist(), batch.family, noise)
+        x = fused_latents(x, denoised, (levels[k], levels[k + 1]), used, coefficients.tolist(), batch.family, noise)
     return x
 
 
@@ -139,7 +139,7 @@ def rgg(batch: Batch, point: EvaluationPoint) -> Tensor:
     return batch.sample(predict)
 
 
-def coefficients(loras: LoRAs, point: EvaluationPoint) -> tuple[float, ...]:
+def coefficients_of(loras: LoRAs, point: EvaluationPoint) -> tuple[float, ...]:
     """(1 + m,), base first: what the LoRAs' own KL weights and the point's alignment make of its preference."""
     return Blend(loras.names, point.preference, point.alignment, loras.kl_weights).coefficients
 

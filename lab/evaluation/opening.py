@@ -1,4 +1,4 @@
-"""Opening what a protocol names: base model, LoRAs, rewards."""
+"""The base model, LoRAs and rewards of an evaluation, opened on a device, and the record of their files."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class EvaluationPrompts:
     """What is sampled: every prompt with every seed."""
 
     texts: tuple[str, ...] = setting((), "Prompts.")
-    file: str = setting("", "Text file with one prompt per line, beside texts.", stated)
+    file: str = setting("", "Text file with one prompt per line, added to texts.", stated)
     seeds: int = setting(4, "Images of each prompt. Intervals shrink with its root, and with that of the prompts.")
     first_seed: int = setting(1, "Seeds count up from it; the same ones for every prompt.")
 

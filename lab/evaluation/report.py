@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: scores.parquet, summary.md, .csv and .json, plots; report.html has all of it."""
+"""Files of a finished evaluation: scores.parquet, summary.md, .csv and .json, plots, and report.html with all of it."""
 
 from __future__ import annotations
 

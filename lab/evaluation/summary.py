@@ -1,4 +1,4 @@
-"""The tables of an evaluation.
+"""The figures of an evaluation: means, intervals, hypervolumes, and methods at equal path KL.
 
 An evaluation is a cube: every point has an image for every prompt and seed, from the same noise. So two methods are
 compared image by image.

@@ -121,7 +121,7 @@ def _fit_refinement(autoencoder: PatchAutoencoder, images: Tensor, generator: to
 def save_base(unet, text_encoder, tokenizer, autoencoder, folder: Path) -> None:
     """Write a folder that `StableDiffusionPipeline.from_pretrained` loads, the network in float16.
 
-    The small parts stay in float32: transformers would otherwise load the text encoder in float16 beside a float32
+    The small parts stay in float32: transformers would otherwise load the text encoder in float16 for a float32
     network wherever no dtype is asked for.
     """
     pipe = StableDiffusionPipeline(

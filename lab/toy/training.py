@@ -43,8 +43,8 @@ def toy_policy(lora: Path | None = None) -> LoraPolicy:
 
 
 def _rewards(config: Config) -> Rewards:
-    """The studio's rewards, in units of the base's spread, times the scale that makes the bases move alike."""
-    from ...blend_core.rewards import Scale
+    """The studio's rewards, in units of the base's spread, times the scale that makes the bases move equally far."""
+    from ...blend_core.rewards import RewardScale
     from ...trainers.rewards import Term, open_rewards
     from .rewards import toy_rewards
 
@@ -59,6 +59,6 @@ def _rewards(config: Config) -> Rewards:
             )
         reward = rewards[label]
         factor = reward.scale / reward.std
-        return Term(label, reward, Scale(factor, -reward.mean * factor))
+        return Term(label, reward, RewardScale(factor, -reward.mean * factor))
 
     return open_rewards(config, "cpu", load=load)

@@ -30,6 +30,8 @@ MATHS = (
     "control_variates",
     "duels",
 )
+NO_NOUNS = {"each", "own", "told", "found", "given", "taken", "there", "alone", "beside"}
+NAMED_BY_NOUNS = ("pipelines", "trainers", "lab")  # folders in which no variable has one of these names
 SOURCES = sorted(file for folder in MAY_IMPORT for file in (ROOT / folder).rglob("*.py"))
 IDS = [str(file.relative_to(ROOT)) for file in SOURCES]
 
@@ -137,3 +139,35 @@ def test_all_lists_every_public_name(name):
     assert sorted(module.__all__) == sorted(imported)
     assert len(set(module.__all__)) == len(module.__all__)
     assert all(hasattr(module, public) for public in module.__all__)
+
+
+def test_no_two_classes_have_one_name():
+    files = [*SOURCES, *(ROOT / "benchmarks").rglob("*.py")]
+    places = {}
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(file.relative_to(ROOT).as_posix())
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def bound_names(node):
+    """The names that a node gives a value to."""
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        yield node.id
+    elif isinstance(node, ast.arg):
+        yield node.arg
+    elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+        yield node.name
+
+
+@pytest.mark.parametrize("folder", NAMED_BY_NOUNS)
+def test_variables_are_named_by_nouns(folder):
+    wrong = [
+        f"{file.relative_to(ROOT)}:{node.lineno} {name}"
+        for file in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        for name in bound_names(node)
+        if name.strip("_") in NO_NOUNS
+    ]
+    assert wrong == []

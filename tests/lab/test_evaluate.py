@@ -18,7 +18,13 @@ from diffusion_blend.lab.cli import main
 from diffusion_blend.lab.evaluation.bootstrap import Draws
 from diffusion_blend.lab.evaluation.evaluation import Evaluation
 from diffusion_blend.lab.evaluation.host import Batch
-from diffusion_blend.lab.evaluation.methods import METHODS, EvaluationPoint, coefficients, points_of, rlg_coefficients
+from diffusion_blend.lab.evaluation.methods import (
+    METHODS,
+    EvaluationPoint,
+    coefficients_of,
+    points_of,
+    rlg_coefficients,
+)
 from diffusion_blend.lab.evaluation.opening import open_host
 from diffusion_blend.lab.evaluation.protocol import PROTOCOLS, Search, read_protocol
 from diffusion_blend.lab.evaluation.queue import finished
@@ -125,7 +131,7 @@ def test_the_oracle_of_a_basis_is_that_basis_to_rounding(host):
 @pytest.mark.parametrize("scale", [0.0, 0.3, 1.0, 1.7])
 def test_rlg_is_kla_coefficient_for_coefficient(host, scale):
     for basis in (FIRST, (0.0, 1.0)):
-        blend = coefficients(host.loras, EvaluationPoint("kla", basis, scale))
+        blend = coefficients_of(host.loras, EvaluationPoint("kla", basis, scale))
         assert rlg_coefficients(basis, scale) == pytest.approx(blend, abs=1e-12)
     assert torch.equal(outcome(host, "rlg", FIRST, scale).images, outcome(host, "kla", FIRST, scale).images)
 

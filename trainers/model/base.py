@@ -63,8 +63,8 @@ class Base:
 
     def call(self, network: nn.Module, x: Tensor, timestep: float, conditions: Conditions) -> Tensor:
         """The network's prediction at x (rows, ...), in x's dtype."""
-        given = x.to(next(self.network.parameters()).dtype)
-        return self.family.call(network, given, timestep, conditions).to(x.dtype)
+        inputs = x.to(next(self.network.parameters()).dtype)
+        return self.family.call(network, inputs, timestep, conditions).to(x.dtype)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (n, 3, size, size) in [0, 1], with gradient where latents have one."""
