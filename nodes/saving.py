@@ -86,8 +86,8 @@ def _resolved(blend: LoRABlend, model) -> tuple[list[dict], list[LoadReport]]:
             "from before Blend Schedule or Blend Region."
         )
     index = target_index(model.model)
-    found = [resolve(basis.adapter, index, allow_partial=basis.allow_partial) for basis in blend.bases]
-    return [changes for changes, _ in found], [report for _, report in found]
+    resolved = [resolve(basis.adapter, index, allow_partial=basis.allow_partial) for basis in blend.bases]
+    return [changes for changes, _ in resolved], [report for _, report in resolved]
 
 
 def _parts(blend: LoRABlend, coefficients: list[float]) -> list[dict]:
