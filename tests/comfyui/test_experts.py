@@ -146,7 +146,7 @@ def test_a_schedule_counts_the_steps_of_the_job(nodes, graph, base, low, files, 
     (schedule,) = nodes["BlendSchedule"].execute(blends={"blend_0": first, "blend_1": last}, curve="linear").result
     applied = halves((base, low[0]), schedule, "exact")
     in_two(*(each.model for each in applied), cfg=1.0)
-    table = torch.cat([each.plan.weights for each in applied])
+    table = torch.cat([each.wrappers.last.plan.weights for each in applied])
     falling = torch.linspace(1, 0, STEPS, dtype=torch.float64)
     torch.testing.assert_close(table, torch.stack([falling, 1 - falling], 1))
     alone = halves((base, low[0]), schedule, "exact", RUNS)
