@@ -151,7 +151,7 @@ def test_a_schedule_counts_the_steps_of_the_job(nodes, graph, base, low, files, 
     torch.testing.assert_close(table, torch.stack([falling, 1 - falling], 1))
     alone = halves((base, low[0]), schedule, "exact", RUNS)
     in_two(*(each.model for each in alone), cfg=1.0)
-    assert alone[1].plan.weights[0].tolist() == [1, 0], "without a job every run counts its own steps"
+    assert alone[1].wrappers.last.plan.weights[0].tolist() == [1, 0], "without a job every run counts its own steps"
 
 
 def test_a_region_counts_the_steps_of_the_job(nodes, graph, base, low, files, in_two):
