@@ -38,7 +38,8 @@ class Memory:
 
 @dataclass(frozen=True)
 class RememberingPlan(Plan):
-    """variants: what a step asks that is not full.  bases: (k,), all variants.  coefficients: (steps, k), theirs.
+    """variants: what a step asks that is not full.  bases: (k,), all variants that are blended.  coefficients: (steps,
+    k), theirs; where a step has one at most, it is the prediction of its variant, exactly.
 
     spare: evaluations that may be made beyond one per step. A run that begins again at an earlier step forgets.
     """
@@ -69,6 +70,17 @@ class RememberingPlan(Plan):
     def cost_of_full(self) -> int:
         """Evaluations that a full step makes beyond one."""
         return len(self.bases) - 1
+
+    def is_blend(self, step: int) -> bool:
+        """Whether `step` blends several variants; else it asks one, and nothing of it is remembered."""
+        return int((self.coefficients[step] != 0).sum()) > 1
+
+    def alone(self, evaluate: Evaluate, step: int, images: int) -> Tensor:
+        """The prediction, (rows, ...), of a step that is no blend."""
+        if step < self.memory.step:
+            self.memory.__init__()
+        self.memory.evaluated[step] = 1
+        return evaluate(self.for_images(step, images))[0]
 
     @property
     def left(self) -> int:
@@ -152,6 +164,8 @@ class TrackedPlan(RememberingPlan):
     def __call__(self, evaluate: Evaluate, step: int, images: int | None = None, call: Call = UNNAMED) -> Tensor:
         """The estimate of `step`, (rows, ...). A call that has no track yet is evaluated in full."""
         images = images or self.batch
+        if not self.is_blend(step):
+            return self.alone(evaluate, step, images)
         choices = self.for_images(step, images)
         self._begin(step)
         track = self.memory.tracks.get(call.name)
@@ -189,7 +203,7 @@ class TrackedPlan(RememberingPlan):
         return bool(drifts) and bool(drifts[-1] >= sum(drifts) / len(drifts))
 
     def _enough_for_all_from(self, step: int) -> bool:
-        return self.left >= self.cost_of_full * (len(self.variants) - step)
+        return self.left >= self.cost_of_full * sum(map(self.is_blend, range(step, len(self.variants))))
 
     def _estimate(self, track: Track, places: Tensor, predictions: Tensor) -> Tensor:
         """The estimate, and `track` brought up to date; places (n, images) in `bases`, predictions (n, rows, ...)."""
@@ -232,11 +246,10 @@ class AnchoredPlan(RememberingPlan):
     """
 
     @classmethod
-    def of(cls, soup: int, bases: Tensor, coefficients: Tensor, spare: int, images: int) -> AnchoredPlan:
-        """soup: the soup's variant number in the bank."""
-        steps = len(coefficients)
-        variants = torch.full((steps, 1, images), soup)
-        return cls(variants, torch.ones(steps, 1, dtype=torch.float64), bases, coefficients, spare)
+    def of(cls, asked: Tensor, bases: Tensor, coefficients: Tensor, spare: int, images: int) -> AnchoredPlan:
+        """asked: (steps,), the soup's variant number in the bank, or the base's where a step is the base's alone."""
+        variants = asked[:, None, None].expand(-1, 1, images)
+        return cls(variants, torch.ones(len(asked), 1, dtype=torch.float64), bases, coefficients, spare)
 
     @property
     def cost_of_full(self) -> int:
@@ -246,12 +259,15 @@ class AnchoredPlan(RememberingPlan):
     @property
     def full_steps(self) -> set[int]:
         """Steps that compare the soup with DB-MPA."""
-        count = max(self.spare // self.cost_of_full, 1)
-        return {round(i * len(self.variants) / count) for i in range(count)}
+        blends = [step for step in range(len(self.variants)) if self.is_blend(step)]
+        count = min(max(self.spare // self.cost_of_full, 1), len(blends))
+        return {blends[round(i * len(blends) / count)] for i in range(count)}
 
     def __call__(self, evaluate: Evaluate, step: int, images: int | None = None, call: Call = UNNAMED) -> Tensor:
         """The estimate of `step`, (rows, ...)."""
         images, memory = images or self.batch, self.memory
+        if not self.is_blend(step):
+            return self.alone(evaluate, step, images)
         full = step in self.full_steps or call.name not in memory.tables
         if step < memory.step:
             memory.evaluated.clear()

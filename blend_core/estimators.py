@@ -100,11 +100,11 @@ def budget(coefficients: Coefficients, steps: int, seeds: Sequence[int], evaluat
     below 1.
     """
     table = per_step(coefficients, steps)
-    variants = (table != 0).any(0).nonzero().flatten()
+    variants = _blended(table)
     spare = _spare(evaluations, steps)
     shares = table.abs() / table.abs().sum(1, keepdim=True)
     later = torch.stack([_diffused(shares[1:], _generator(seed)) for seed in seeds], dim=1)  # the first is full
-    choices = torch.cat([later.new_full((1, len(seeds)), int(variants[0])), later])
+    choices = torch.cat([shares[:1].argmax(1).expand(1, len(seeds)), later])
     return TrackedPlan.of(choices, variants, table[:, variants], spare)
 
 
@@ -112,13 +112,15 @@ def anchored(coefficients: Coefficients, steps: int, seeds: Sequence[int], evalu
     """The soup, variant 1 + m of a bank that holds it too, corrected by DB-MPA - soup; see AnchoredPlan.
 
     Any sign. Raises BlendError for an `evaluations` below 1, and for coefficients that change over the run, because
-    the soup's weights do not.
+    the soup's weights do not; steps of the base alone are not of it.
     """
     table = per_step(coefficients, steps)
-    if not bool((table == table[:1]).all()):
+    acting = (table[:, 1:] != 0).any(1)
+    if bool((table[acting] != table[acting][:1]).any()):
         raise BlendError("anchored evaluation needs one soup for the whole run. Choose budget for a schedule.")
-    variants = (table[0] != 0).nonzero().flatten()
-    return AnchoredPlan.of(table.shape[1], variants, table[:, variants], _spare(evaluations, steps), len(seeds))
+    variants = _blended(table)
+    asked = torch.where(acting, table.shape[1], 0)
+    return AnchoredPlan.of(asked, variants, table[:, variants], _spare(evaluations, steps), len(seeds))
 
 
 ESTIMATORS: dict[str, Estimator] = {
@@ -156,6 +158,12 @@ def _spare(evaluations: float, steps: int) -> int:
     return math.floor((evaluations - 1) * steps + 1e-9)
 
 
+def _blended(table: Tensor) -> Tensor:
+    """The variants of the steps that blend several, (k,); of all steps where none does. table: (steps, 1 + m)."""
+    several = (table != 0).sum(1) > 1
+    return (table[several if bool(several.any()) else slice(None)] != 0).any(0).nonzero().flatten()
+
+
 def _one_per_step(choices: Tensor) -> Plan:
     return Plan(choices[:, None, :], torch.ones(len(choices), 1, dtype=torch.float64))
 
@@ -165,8 +173,13 @@ def _diffused(shares: Tensor, generator: torch.Generator) -> Tensor:
 
     Keeping every count within 1 of its share is a scheduling problem: by time t variant i must have run as often as
     the whole part of its share until then. A choice is feasible while, for every later t, the runs still owed fit into
-    the steps that are left.
+    the steps that are left. A step of one variant leaves no choice and no debt: it takes that variant.
     """
+    several = (shares != 0).sum(1) > 1
+    if not bool(several.all()):
+        choices = shares.argmax(1)
+        choices[several] = _diffused(shares[several], generator)
+        return choices
     steps, variants = shares.shape
     offset = torch.empty(variants, dtype=shares.dtype).exponential_(generator=generator)
     offset = offset / offset.sum()  # uniform on the simplex

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .blend import Blend, parse_numbers
 from .errors import BlendError
+from .plan import check_until, cut
 
 CURVES: Mapping[str, Callable[[float], float]] = {
     "linear": lambda t: t,
@@ -25,11 +26,13 @@ class Schedule:
 
     positions: rising, 0 is the first step and 1 the last; before the first and after the last, coefficients stay.
     curve: a name of CURVES. Between two keyframes c = c_a + curve(t) (c_b - c_a): the sum stays 1.
+    until: the share of the run's steps that the blends act in; the base model makes the steps after it.
     """
 
     positions: tuple[float, ...]
     blends: tuple[Blend, ...]
     curve: str = "linear"
+    until: float = 1.0
 
     def __post_init__(self):
         object.__setattr__(self, "positions", tuple(map(float, self.positions)))
@@ -47,6 +50,7 @@ class Schedule:
                 f"the positions are {_listed(self.positions)}, expected numbers from 0 (the first step) to 1 (the "
                 "last), each above the one before. Correct them, such as 0, 0.5, 1."
             )
+        check_until(self.until)
         if len({blend.names for blend in self.blends}) > 1:
             raise BlendError("the blends of a schedule are of unlike bases. Express all of them over the same bases.")
 
@@ -58,7 +62,7 @@ class Schedule:
 
     def coefficients(self, steps: int) -> Tensor:
         """(steps, 1 + m) float64, base first; every row sums to 1."""
-        return torch.stack([self._at(step / max(steps - 1, 1)) for step in range(steps)])
+        return cut(torch.stack([self._at(step / max(steps - 1, 1)) for step in range(steps)]), steps, self.until)
 
     def _at(self, progress: float) -> Tensor:
         table = [torch.tensor(blend.coefficients, dtype=torch.float64) for blend in self.blends]
@@ -73,16 +77,31 @@ class Schedule:
         """The same schedule at `alignment` times the present distance from the base (DB-KLA of every keyframe)."""
         return replace(self, blends=tuple(blend.aligned(alignment) for blend in self.blends))
 
+    def cut(self, until: float) -> Schedule:
+        """The same schedule up to the share `until` of the run, or to its present end where that comes first."""
+        check_until(until)
+        return replace(self, until=min(self.until, until))
+
     def formula(self) -> str:
         """The keyframes as a person reads them, such as `0%: 1 calm -> 100%: 1 vivid (linear)`."""
+        return f"{self._keyframes()}{self.ending()}"
+
+    def describe(self) -> str:
+        """The formula, with every coefficient where there is one blend only."""
+        if len(self.blends) > 1:
+            return self.formula()
+        formula, *lines = self.blends[0].describe().splitlines()
+        return "\n".join([formula + self.ending(), *lines])
+
+    def ending(self) -> str:
+        """What follows a formula: nothing, or from where on the base model is alone."""
+        return "" if self.until == 1 else f"; the base alone after {100 * self.until:.4g}% of the steps"
+
+    def _keyframes(self) -> str:
         if len(self.blends) == 1:
             return self.blends[0].formula()
         frames = (f"{100 * p:g}%: {blend.formula()}" for p, blend in zip(self.positions, self.blends, strict=True))
         return f"{' -> '.join(frames)} ({self.curve})"
-
-    def describe(self) -> str:
-        """The formula, with every coefficient where there is one blend only."""
-        return self.blends[0].describe() if len(self.blends) == 1 else self.formula()
 
     def __str__(self) -> str:
         return self.formula()

@@ -15,6 +15,8 @@ code         CoDe (arXiv 2502.00968): the best of n after every block of steps
 rgg          reward gradient on the predicted x0, normalised
 oracle       a LoRA trained for the very preference (MORL)
 merged_dial, oracle_dial   merged and oracle at every alignment, to be compared with kla at equal path KL
+
+Those of LoRAs are sampled at every `until` of the protocol: after that share of the steps the base model alone.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...blend_core import ESTIMATORS, Blend, BlendError, LoRABank, exact
+from ...blend_core import ESTIMATORS, Blend, BlendError, LoRABank, cut, exact
 from ...blend_core.gaussian import basis_etas, fused_step
 from .host import Batch, LoRAs
 from .protocol import Protocol, Search
@@ -33,12 +35,16 @@ from .protocol import Protocol, Search
 
 @dataclass(frozen=True)
 class Point:
-    """What one row of the tables is about. preference: over the rewards, () for the base.  alignment: lambda."""
+    """What one row of the tables is about. preference: over the rewards, () for the base.  alignment: lambda.
+
+    until: the share of the steps after which the base is alone.
+    """
 
     method: str
     preference: tuple[float, ...]
     alignment: float = 1.0
     search: Search = field(default_factory=Search)
+    until: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -46,12 +52,14 @@ class Method:
     """sample: the function.  points: the (preference, alignment) pairs a protocol asks of it.
 
     blends: whether it moves the means of the base's steps and nothing else, so that the path KL is defined.
+    cuts: whether it has LoRAs that can be left out of the last steps.
     """
 
     title: str
     sample: Callable[[Batch, Point], Tensor]
     points: Callable[[Protocol], list[tuple[tuple[float, ...], float]]]
     blends: bool = True
+    cuts: bool = True
 
 
 def base(batch: Batch, point: Point) -> Tensor:
@@ -61,7 +69,7 @@ def base(batch: Batch, point: Point) -> Tensor:
 
 def blended(batch: Batch, point: Point, estimator: str = "exact") -> Tensor:
     """sum_i c_i prediction_i with c_i = alignment * w_i * alpha_i / alpha_target, by an estimator of blend_core."""
-    return _planned(batch, batch.host.bank, coefficients(batch.host.loras, point), estimator)
+    return _planned(batch, batch.host.bank, coefficients(batch.host.loras, point), point.until, estimator)
 
 
 def estimated(estimator: str) -> Callable[[Batch, Point], Tensor]:
@@ -71,12 +79,13 @@ def estimated(estimator: str) -> Callable[[Batch, Point], Tensor]:
 
 def rlg(batch: Batch, point: Point) -> Tensor:
     """base + scale * (basis - base) at a one-hot preference; scale is the point's alignment."""
-    return _planned(batch, batch.host.bank, rlg_coefficients(point.preference, point.alignment))
+    return _planned(batch, batch.host.bank, rlg_coefficients(point.preference, point.alignment), point.until)
 
 
 def oracle(batch: Batch, point: Point) -> Tensor:
     """The LoRA trained for this preference, at the point's alignment."""
-    return _planned(batch, batch.host.oracle(point.preference), rlg_coefficients((1.0,), point.alignment))
+    bank, weights = batch.host.oracle(point.preference), rlg_coefficients((1.0,), point.alignment)
+    return _planned(batch, bank, weights, point.until)
 
 
 def msdda(batch: Batch, point: Point) -> Tensor:
@@ -85,7 +94,8 @@ def msdda(batch: Batch, point: Point) -> Tensor:
     flow = host.base.family.transition == "flow"
     own = host.sampling.eta if not flow and host.sampling.eta > 0 else 1.0
     etas = basis_etas((), [eta or own for eta in loras.etas], own)
-    plan = exact(coefficients(loras, point), len(host.chain), batch.seeds)
+    weights = cut(coefficients(loras, point), len(host.chain), point.until)
+    plan = exact(weights, len(host.chain), batch.seeds)
     evaluate, noise, levels = batch.variants_at(host.bank), batch.noise(), host.levels
     x = noise()
     for k, step in enumerate(host.chain):
@@ -152,8 +162,9 @@ def rlg_coefficients(basis: Sequence[float], scale: float) -> tuple[float, ...]:
     return (1 - scale * sum(basis), *(scale * share for share in basis))
 
 
-def _planned(batch: Batch, bank: LoRABank, weights: Sequence[float], estimator: str = "exact") -> Tensor:
-    plan = ESTIMATORS[estimator](weights, len(batch.host.chain), batch.choice_seeds)
+def _planned(batch: Batch, bank: LoRABank, weights: Sequence[float], until: float, estimator: str = "exact") -> Tensor:
+    steps = len(batch.host.chain)
+    plan = ESTIMATORS[estimator](cut(weights, steps, until), steps, batch.choice_seeds)
     return batch.sample(batch.predictor(bank, plan))
 
 
@@ -195,9 +206,9 @@ def _oracle_dial(protocol: Protocol):
     return [(preference, each) for preference, each in _dial(protocol) if preference in known]
 
 
-DIALS = ("kla", "merged_dial", "oracle_dial")  # one preference at several alignments
+DIALS = {"kla": "mpa", "merged_dial": "merged", "oracle_dial": "oracle"}  # at alignment 1 each is its method
 METHODS: dict[str, Method] = {
-    "base": Method("base", base, _once),
+    "base": Method("base", base, _once, cuts=False),
     "basis": Method("one LoRA", blended, _one_hot),
     "merged": Method("rewarded soup", estimated("merged"), _preferences),
     "mpa": Method("DB-MPA", blended, _preferences),
@@ -208,9 +219,9 @@ METHODS: dict[str, Method] = {
     "budget": Method("budget", estimated("budget"), _preferences),
     "msdda": Method("MSDDA", msdda, _preferences, blends=False),
     "rlg": Method("RLG", rlg, _scales),
-    "best_of_n": Method("best of n", best_of_n, _preferences, blends=False),
-    "code": Method("CoDe", code, _preferences, blends=False),
-    "rgg": Method("RGG", rgg, _preferences),
+    "best_of_n": Method("best of n", best_of_n, _preferences, blends=False, cuts=False),
+    "code": Method("CoDe", code, _preferences, blends=False, cuts=False),
+    "rgg": Method("RGG", rgg, _preferences, cuts=False),
     "oracle": Method("MORL oracle", oracle, _with_oracles),
     "merged_dial": Method("soup, dial", estimated("merged"), _dial),
     "oracle_dial": Method("oracle, dial", oracle, _oracle_dial),
@@ -222,8 +233,14 @@ def points_of(protocol: Protocol) -> Iterator[Point]:
     for name in dict.fromkeys(protocol.methods):
         if name not in METHODS:
             raise BlendError(f"a method is {name!r}, expected some of {', '.join(METHODS)}. Correct methods.")
-        for preference, alignment in METHODS[name].points(protocol):
-            yield Point(name, preference, alignment, protocol.search)
+        for until in protocol.untils if METHODS[name].cuts else (1.0,):
+            for preference, alignment in METHODS[name].points(protocol):
+                yield Point(name, preference, alignment, protocol.search, until)
+
+
+def title_of(method: str, until: float) -> str:
+    """What the tables call a method, with the share of the steps that its LoRAs act in where it is not all."""
+    return METHODS[method].title + ("" if until == 1 else f", until {until:g}")
 
 
 def oracle_files(protocol: Protocol) -> dict[tuple[float, ...], str]:

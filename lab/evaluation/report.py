@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from ..generation.record import write
 from .bootstrap import Estimate
-from .methods import DIALS, METHODS
+from .methods import DIALS, METHODS, title_of
 from .opening import prompts_of
 from .protocol import Protocol
 from .queue import PICTURES, RECORD, finished, passes_of
@@ -32,6 +32,8 @@ PALETTE = (*plt.get_cmap("tab10").colors, *plt.get_cmap("Dark2").colors)
 COLOURS = dict(zip(METHODS, PALETTE, strict=False)) | {"base": "#777777", "basis": "#222222"}
 MARKERS = dict(zip(METHODS, "osDvPX^<>pd*hH8+x", strict=True))  # methods may coincide
 SWEPT = (*DIALS, "rlg")  # over alignment
+Series = tuple[str, float]
+"""A method and its `until`: a line of the plots."""
 
 
 def publish(protocol: Protocol, out: Path) -> Summary | None:
@@ -64,7 +66,7 @@ def table_of(summary: Summary) -> list[list[str]]:
 
 def volumes_of(summary: Summary) -> list[list[str]]:
     """Hypervolumes as text, headings first."""
-    return [["method", "hypervolume"], *([METHODS[k].title, _interval(v)] for k, v in summary.hypervolumes.items())]
+    return [["method", "hypervolume"], *([k, _interval(v)] for k, v in summary.hypervolumes.items())]
 
 
 def at_kl_of(summary: Summary) -> list[list[str]]:
@@ -75,7 +77,7 @@ def at_kl_of(summary: Summary) -> list[list[str]]:
             shown(each.preference),
             f"{each.kl:.1f}",
             METHODS[each.of].title,
-            METHODS[each.method].title,
+            title_of(each.method, each.until),
             _interval(each.weighted),
             "" if each.against_kla is None else _interval(each.against_kla),
         ]
@@ -93,10 +95,10 @@ def draw_pareto(summary: Summary) -> Figure:
     pairs = list(combinations(summary.rewards, 2)) or [summary.rewards * 2]
     figure, axes = _panels(len(pairs))
     for axis, pair in zip(axes, pairs, strict=True):
-        for method, rows in _by_method(summary, skip=SWEPT).items():
+        for series, rows in _by_series(summary, skip=SWEPT).items():
             values, errors = ([[row.rewards[name][i] for row in rows] for name in pair] for i in (0, 1))
-            style = "" if method in ("base", "basis") else "-"
-            _line(axis, method, *values, style, xerr=errors[0], yerr=errors[1])
+            style = "" if series[0] in ("base", "basis") else "-"
+            _line(axis, series, *values, style, xerr=errors[0], yerr=errors[1])
         axis.set_xlabel(f"mean {pair[0]}")
         axis.set_ylabel(f"mean {pair[1]}")
     _legend(figure, axes)
@@ -104,9 +106,9 @@ def draw_pareto(summary: Summary) -> Figure:
 
 
 def draw_alignment(summary: Summary) -> Figure:
-    """Each reward over alignment, a line per preference of kla; rlg as rings."""
+    """Each reward over alignment, a line per preference of kla without a cut; rlg as rings."""
     figure, axes = _panels(len(summary.rewards))
-    dials = [row for row in summary.rows if row.method in ("kla", "rlg")]
+    dials = [row for row in summary.rows if row.method in ("kla", "rlg") and row.until == 1]
     preferences = list(dict.fromkeys(row.preference for row in dials))
     for axis, name in zip(axes, summary.rewards, strict=True):
         for i, preference in enumerate(preferences):
@@ -133,11 +135,11 @@ def draw_kl(summary: Summary) -> Figure:
     shared = [preference for preference, found in methods.items() if len(found) > 2]
     figure, axes = _panels(max(len(shared), 1))
     for axis, preference in zip(axes, shared, strict=False):
-        for method, rows in _by_method(summary).items():
+        for series, rows in _by_series(summary).items():
             rows = sorted((r for r in rows if r.kl is not None and r.preference == preference), key=lambda row: row.kl)
             if rows:
                 xs, (ys, errors) = [row.kl for row in rows], zip(*(row.weighted for row in rows), strict=True)
-                _line(axis, method, xs, ys, "-" if method in SWEPT else "", yerr=errors)
+                _line(axis, series, xs, ys, "-" if series[0] in SWEPT else "", yerr=errors)
         axis.set_title(shown(preference), fontsize=9)
         axis.set_xlabel("path KL to the base (nats)")
         axis.set_ylabel("weighted reward")
@@ -180,7 +182,7 @@ def notes(summary: Summary) -> str:
         "at that preference, image by image. Path KL: nats per image, where a method blends means. Evaluations: of the "
         "network per image, guidance counted as one. Peak MB: of the GPU, or of the process. At equal path KL: "
         f"linearly between two alignments of a dial. Hypervolume: of all rows of a method, above {reference}, the "
-        "lowest mean of each reward."
+        "lowest mean of each reward. Until 0.9: the base model alone after 90% of the steps."
     )
 
 
@@ -193,7 +195,7 @@ def _csv(summary: Summary) -> str:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     ends = [f"{name} {part}" for name in (*summary.rewards, "weighted") for part in ("mean", "standard error")]
-    heads = ["method", "preference", "alignment", "n", *ends]
+    heads = ["method", "preference", "alignment", "until", "n", *ends]
     heads += [f"{name}{end}" for name in ("minus DB-MPA", "oracle share") for end in ("", " low", " high")]
     writer.writerow([*heads, "path KL", "evaluations", "seconds", "peak bytes"])
     for row in summary.rows:
@@ -201,7 +203,7 @@ def _csv(summary: Summary) -> str:
         numbers += [each for estimate in (row.against_mpa, row.oracle_share) for each in _ends(estimate)]
         spent = [row.kl, row.evaluations, row.seconds, row.peak_bytes]
         cells = ["" if each is None else each for each in (*numbers, *spent)]
-        writer.writerow([row.method, shown(row.preference), row.alignment, row.n, *cells])
+        writer.writerow([row.method, shown(row.preference), row.alignment, row.until, row.n, *cells])
     return text.getvalue()
 
 
@@ -212,8 +214,8 @@ def _ends(estimate: Estimate | None) -> tuple[float | None, ...]:
 def _html(protocol: Protocol, prompts: Sequence[str], summary: Summary, out: Path, plots: Sequence[str]) -> str:
     """The report, its pictures inside it."""
     pictures = {
-        METHODS[method].title: [(_caption(row), _inline(out / PICTURES / f"{row.picture:06d}.png")) for row in rows]
-        for method, rows in _by_method(summary, distinct=True).items()
+        title_of(*series): [(_caption(row), _inline(out / PICTURES / f"{row.picture:06d}.png")) for row in rows]
+        for series, rows in _by_series(summary, distinct=True).items()
     }
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(TEMPLATE.read_text(encoding="utf8")).render(
@@ -239,13 +241,13 @@ def _inline(file: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
 
 
-def _by_method(summary: Summary, skip: Sequence[str] = (), distinct: bool = False) -> dict[str, list[Row]]:
+def _by_series(summary: Summary, skip: Sequence[str] = (), distinct: bool = False) -> dict[Series, list[Row]]:
     """distinct: one row per picture; the base has a single one for all its preferences."""
     rows = list({row.picture: row for row in summary.rows}.values()) if distinct else summary.rows
-    found: dict[str, list[Row]] = {}
+    found: dict[Series, list[Row]] = {}
     for row in rows:
         if row.method not in skip:
-            found.setdefault(row.method, []).append(row)
+            found.setdefault((row.method, row.until), []).append(row)
     return found
 
 
@@ -262,9 +264,12 @@ def _panels(count: int):
     return figure, axes[:count]
 
 
-def _line(axis, method: str, xs, ys, style: str, **bars) -> None:
-    look = {"fmt": MARKERS[method] + style, "color": COLOURS[method], "mfc": "none", "ms": 6, "lw": 1.2}
-    axis.errorbar(xs, ys, label=METHODS[method].title, **look, **bars)
+def _line(axis, series: Series, xs, ys, style: str, **bars) -> None:
+    """A method is a colour and a marker; with a cut the marker is filled and the line broken."""
+    method, until = series
+    look = {"fmt": MARKERS[method], "color": COLOURS[method], "ms": 6, "lw": 1.2, "alpha": 0.4 + 0.6 * until**4}
+    look |= {"mfc": "none"} if until == 1 else {}
+    axis.errorbar(xs, ys, label=title_of(*series), ls=style and ("-" if until == 1 else "--"), **look, **bars)
 
 
 def _legend(figure: Figure, axes) -> None:

@@ -346,6 +346,6 @@ def test_help_lists_the_settings_without_loading_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (
         "search.candidates = 4" in done.stdout
-        and "Protocols: msdda, paper, paper_four, paper_three, toy." in done.stdout
+        and "Protocols: msdda, paper, paper_four, paper_three, toy, toy_late_cut." in done.stdout
     )
     assert done.stdout.rstrip().endswith("False")
