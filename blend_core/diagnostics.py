@@ -125,10 +125,11 @@ class Diagnosis:
         if alone is not None:
             what = "the base model" if alone == 0 else f"{self.names[alone - 1]} alone"
             return Verdict("exact", (f"Every step is {what}: nothing is approximated.",))
-        doubts = [*_doubts_of_gaps(self.gaps), *_doubts_of_steps(self.steps, self.names)]
+        steps = [step for step in self.steps if any(step.coefficients[1:])]  # the base alone approximates nothing
+        doubts = [*_doubts_of_gaps(self.gaps), *_doubts_of_steps(steps, self.names)]
         if doubts:
             return Verdict("doubtful", tuple(doubts))
-        return Verdict("fair", tuple(_comforts(self.steps, self.gaps)))
+        return Verdict("fair", tuple(_comforts(steps, self.gaps)))
 
     def rows(self) -> list[list[str]]:
         """A heading, then one row per step: its number from 1, sigma, bends, the blend's, cosines."""

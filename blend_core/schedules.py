@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .blend import Blend, parse_numbers
 from .errors import BlendError
-from .plan import check_until, cut
+from .plan import check_until, cut, kept_steps
 
 CURVES: Mapping[str, Callable[[float], float]] = {
     "linear": lambda t: t,
@@ -82,20 +82,32 @@ class Schedule:
         check_until(until)
         return replace(self, until=min(self.until, until))
 
-    def formula(self) -> str:
-        """The keyframes as a person reads them, such as `0%: 1 calm -> 100%: 1 vivid (linear)`."""
-        return f"{self._keyframes()}{self.ending()}"
+    @property
+    def is_constant(self) -> bool:
+        """Whether every step has the same coefficients."""
+        return len(self.blends) == 1 and self.until == 1
+
+    def formula(self, steps: int = 0) -> str:
+        """The keyframes as a person reads them, such as `0%: 1 calm -> 100%: 1 vivid (linear)`, and where they end.
+
+        steps: of the run; 0 where they are not known.
+        """
+        return self._keyframes() + self._ending(steps)
 
     def describe(self) -> str:
         """The formula, with every coefficient where there is one blend only."""
         if len(self.blends) > 1:
             return self.formula()
         formula, *lines = self.blends[0].describe().splitlines()
-        return "\n".join([formula + self.ending(), *lines])
+        return "\n".join([formula + self._ending(0), *lines])
 
-    def ending(self) -> str:
-        """What follows a formula: nothing, or from where on the base model is alone."""
-        return "" if self.until == 1 else f"; the base alone after {100 * self.until:.4g}% of the steps"
+    def _ending(self, steps: int) -> str:
+        """From where on the base model is alone; nothing where the blends act to the end."""
+        if self.until == 1:
+            return ""
+        if not steps:
+            return f"; the base alone after {100 * self.until:.4g}% of the steps"
+        return f"; the base alone in the last {steps - kept_steps(self.until, steps)} of {steps} steps"
 
     def _keyframes(self) -> str:
         if len(self.blends) == 1:

@@ -121,7 +121,7 @@ class Diagnostics(io.ComfyNode):
         count = len(recorder.steps)
         places = [] if probe is None else probed_steps(count, probes)
         gaps = [] if probe is None else probe.gaps(model, recorder, places, samples, ksampler)
-        plain = applied.calls * blend.evaluated(count)
+        plain = round(applied.calls / count * blend.evaluated(count))
         spent = plain + count * (1 + len(blend.bases)) + samples * sum(count - k for k in places)
         formula = blend.schedule.formula()
         diagnosis = Diagnosis(blend.names, formula, tuple(recorder.steps), tuple(gaps), spent, plain)

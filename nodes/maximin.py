@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..blend_core import Blend, BlendError, exact, parse_numbers
+from ..blend_core import Blend, BlendError, exact, kept_steps, parse_numbers
 from ..blend_core.maximin import attained, personal, worse_first
 from ..blend_core.rewards import check_images
 from .host.apply import EXECUTIONS, sample
@@ -42,17 +42,19 @@ class Panel:
 class WorstFirst:
     """The steering of one run: every image's own preference, moved every few steps.
 
+    until: the share of the steps that the blend acts in.
     moves: (step, preference (batch, m), attained (batch, m) before it) of each change.
     """
 
-    def __init__(self, blend: Blend, panel: Panel, rate: float, every: int):
-        self.blend, self.panel, self.rate, self.every = blend, panel, rate, every
+    def __init__(self, blend: Blend, panel: Panel, rate: float, every: int, until: float = 1.0):
+        self.blend, self.panel, self.rate, self.every, self.until = blend, panel, rate, every, until
         self.preference: Tensor | None = None
         self.moves: list[tuple[int, Tensor, Tensor]] = []
 
     def __call__(self, run: BlendedRun, denoised: Tensor) -> None:
         """Move the weights after each `every`-th step."""
-        if run.step % self.every:
+        steps = len(run.plan.variants)
+        if run.step % self.every or run.step >= kept_steps(self.until, steps):
             return
         found = self.panel.attained(denoised)
         if self.preference is None:
@@ -60,7 +62,7 @@ class WorstFirst:
         self.preference = worse_first(self.preference, found, self.rate)
         self.moves.append((run.step, self.preference, found))
         coefficients = [replace(self.blend, preference=tuple(own)).coefficients for own in self.preference.tolist()]
-        run.plan = personal(torch.tensor(coefficients, dtype=torch.float64), len(run.plan.variants))
+        run.plan = personal(torch.tensor(coefficients, dtype=torch.float64), steps, self.until)
 
     def describe(self) -> str:
         """How the weights moved, image by image."""
@@ -183,7 +185,7 @@ class MaximinKSampler(io.ComfyNode):
             exact,
             execution,
             latent_image,
-            steered=lambda: WorstFirst(start, panel, rate, every),
+            steered=lambda: WorstFirst(start, panel, rate, every, blend.schedule.until),
             **ksampler,
         )
         text = "no step was sampled" if applied.steering is None else applied.steering.describe()

@@ -69,7 +69,7 @@ class AppliedBlend:
     @property
     def report(self) -> str:
         """The formula, the load reports and what whole models take, as the nodes show them."""
-        formula = self.blend.describe() if self.blend.regions else self.blend.schedule.formula()
+        formula = self.blend.formula(self.hooks.steps)
         return "\n".join([formula, *map(str, self.reports), *self._slower(), *self._shared(), *self.hooks.lines])
 
     def _shared(self) -> list[str]:
@@ -225,6 +225,11 @@ class _Hooks:
         self.steering: Steering | None = None
         self.unused: dict[str, list[str]] = {}  # of the last run, see BlendedRun.unused
         self.read: list[str] = []  # the same, see BlendedRun.read
+
+    @property
+    def steps(self) -> int:
+        """Of the job, or of the last run where every run is a job of its own; 0 before one."""
+        return self.job.steps or (0 if self.plan is None else len(self.plan.variants))
 
     @property
     def lines(self) -> list[str]:
