@@ -11,7 +11,20 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from ..blend_core import ESTIMATORS, Blend, BlendError, Factors, LoRABank, Plan, Target, exact, image_seed, soup
+from ..blend_core import (
+    ESTIMATORS,
+    Blend,
+    BlendError,
+    Factors,
+    LoRABank,
+    Plan,
+    Target,
+    cut,
+    exact,
+    image_seed,
+    kept_steps,
+    soup,
+)
 from ..blend_core.estimators import BUDGETED, Estimator
 from ..blend_core.gaussian import basis_etas
 from .fusion import check_scheduler, fused
@@ -51,13 +64,14 @@ class Method:
     """A way to sample a preference: a bank and the coefficients of its variants, evaluated by an estimator.
 
     etas: how ancestral each variant's own step is, base first, where their steps are fused; None: predictions are
-    blended.
+    blended.  until: the share of the steps after which the base model is alone.
     """
 
     bank: LoRABank | None
     coefficients: tuple[float, ...]
     estimator: Estimator
     etas: tuple[float, ...] | None = None
+    until: float = 1.0
 
     @classmethod
     def of(
@@ -68,14 +82,16 @@ class Method:
         etas: Sequence[float] = (),
         base_eta: float = 1.0,
         evaluations: float | None = None,
+        until: float = 1.0,
     ) -> Method:
         """The method of that name, one of METHODS.
 
         Those of ESTIMATORS: the blend of predictions, or under merged one prediction of all LoRAs added up.
         evaluations: for budget and anchored, the average per step, by default BUDGET.  msdda: the bases' steps fused.
         base: no LoRA.  etas: for msdda, one per reward LoRA, above 0 and up to 1; none: all 1, ancestral.  base_eta:
-        the same for the base model.
+        the same for the base model.  until: the share of the steps after which the base model is alone.
         """
+        kept_steps(until, 1)  # refuses what is no share
         if name != "msdda" and (etas or base_eta != 1):
             raise BlendError(
                 f"etas or base_eta came for the method {name}, which fuses no steps. Leave them out, or choose msdda."
@@ -84,7 +100,7 @@ class Method:
             return cls(None, (1.0,), exact)
         if name == "msdda":
             etas = basis_etas(etas, [None] * len(factors), base_eta)
-            return cls(LoRABank(factors), blend.coefficients, exact, etas)
+            return cls(LoRABank(factors), blend.coefficients, exact, etas, until)
         if name not in ESTIMATORS:
             raise BlendError(f"method is {name!r}, expected one of {', '.join(METHODS)}.")
         estimator = ESTIMATORS[name]
@@ -97,13 +113,14 @@ class Method:
             estimator = partial(estimator, evaluations=evaluations)
         if name == "anchored":
             factors = [*factors, soup(factors, blend.coefficients[1:])]
-        method = cls(LoRABank(factors), blend.coefficients, estimator)
+        method = cls(LoRABank(factors), blend.coefficients, estimator, until=until)
         method.plan(1, [0])  # refuses coefficients that this estimator cannot take
         return method
 
     def plan(self, steps: int, seeds: Sequence[int]) -> Plan:
         """The plan of one batch; every image's choices come from its own seed, and from no stream of the sampler's."""
-        return self.estimator(self.coefficients, steps, [image_seed(seed, 0) for seed in seeds])
+        coefficients = cut(self.coefficients, steps, self.until)
+        return self.estimator(coefficients, steps, [image_seed(seed, 0) for seed in seeds])
 
     def check(self, pipe: DiffusionPipeline, sampling: Sampling) -> None:
         """Raise BlendError for what the pipeline, or this method on it, cannot do."""

@@ -13,7 +13,16 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from ...blend_core import ESTIMATORS, Blend, BlendError, normalised, parse_numbers, parse_weights, read_adapter
+from ...blend_core import (
+    ESTIMATORS,
+    Blend,
+    BlendError,
+    Schedule,
+    normalised,
+    parse_numbers,
+    parse_weights,
+    read_adapter,
+)
 from ...blend_core.gaussian import basis_etas
 from ...pipelines import EXECUTIONS, METHODS, Method, Sampling, generate, load_base, match
 from ...trainers.places import without_folders
@@ -35,10 +44,10 @@ def run(request: Request, out: Path, former: dict | None = None) -> None:
     base_fingerprint = fingerprint(pipe)
     sampling = Sampling(request.steps, request.eta, request.cfg, request.size, request.execution)
     factors, reports = match(pipe, adapters)
-    method = Method.of(request.method, blend, factors, etas, request.base_eta, request.budget)
+    method = Method.of(request.method, blend, factors, etas, request.base_eta, request.budget, request.until)
     method.check(pipe, sampling)
     facts = {
-        "formula": blend.formula() if blend and request.method != "base" else "base",
+        "formula": _formula(blend, request) if blend and request.method != "base" else "base",
         "coefficients": dict(zip(("base", *request.rewards), blend.coefficients, strict=True)) if blend else {},
         "etas": dict(zip(("base", *request.rewards), method.etas, strict=True)) if method.etas else {},
         "reports": [without_folders(str(report)) for report in reports],
@@ -97,6 +106,11 @@ def check(request: Request) -> None:
         raise BlendError(f"--execution is {request.execution!r}, expected one of {', '.join(EXECUTIONS)}.")
     if request.method != "base" and not request.rewards:
         raise BlendError("no reward LoRA came. Give --reward NAME=PATH, or --method base for the base model alone.")
+    if request.until != 1 and request.method == "base":
+        raise BlendError(
+            f"--until is {request.until:g} with --method base, which is the base model throughout. Leave it out, or "
+            "choose another method."
+        )
     if request.size is not None and request.size % 8:
         raise BlendError(f"--size is {request.size}, expected a multiple of 8. Take {request.size // 8 * 8}.")
 
@@ -111,6 +125,11 @@ def blend_of(request: Request, kl_weights: Sequence[float | None]) -> Blend | No
     if request.method in ESTIMATORS:
         ESTIMATORS[request.method](blend.coefficients, 1, [0])
     return blend
+
+
+def _formula(blend: Blend, request: Request) -> str:
+    """What the record says was made, for people."""
+    return Schedule.even([blend]).cut(request.until).formula(request.steps)
 
 
 def _etas(request: Request, stated: Sequence[float | None]) -> tuple[float, ...]:
