@@ -277,7 +277,9 @@ def test_every_method_of_loras_is_sampled_at_every_until_and_compared_at_equal_k
     rows = {(row["method"], row["alignment"], row["until"]): row for row in seen}
     dials = [(method, each, until) for method in ("kla", "merged_dial") for until in (1, 0.5) for each in (1, 2, 16)]
     assert list(rows) == [("base", 0, 1), *dials, ("oracle", 1, 1), ("oracle", 1, 0.5)]
-    assert rows["kla", 1, 1]["against_mpa"] == {"mean": 0.0, "low": 0.0, "high": 0.0}  # it is DB-MPA
+    assert rows["kla", 1, 1]["against_mpa"] is None  # it is DB-MPA itself
+    ended, whole = rows["kla", 1, 0.5], rows["kla", 1, 1]
+    assert ended["against_mpa"]["mean"] == pytest.approx(ended["weighted"][0] - whole["weighted"][0])
     found = {(each["method"], each["until"]): each for each in summary["at_kl"] if each["of"] == "mpa"}
     level = rows["kla", 1, 1]["kl"]
     assert found.keys() == {("kla", 1), ("kla", 0.5), ("merged_dial", 1), ("merged_dial", 0.5)}
