@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from ...blend_core import Adapter, BlendError, LoRABank, read_adapter
+from ...blend_core import Adapter, BlendError, LoRABank, merged, read_adapter
 from ...blend_core.diagnostics import (
     Diagnosis,
     Disagreement,
@@ -88,10 +88,12 @@ def run(request: Request, probe: Probe, library: Library, out: Path) -> Diagnosi
     sampler = _Sampler(request, adapters)
     coefficients = blend.coefficients
     probed = probed_steps(request.steps, probe.steps) if rewards else []
-    evaluations = request.steps * len(coefficients) + probe.samples * sum(request.steps - k for k in probed)
+    together = sampler.together(coefficients)
+    variants = len(coefficients) + (together is not None)
+    evaluations = request.steps * variants + probe.samples * sum(request.steps - k for k in probed)
     with tqdm(total=evaluations, unit="evaluation") as progress, torch.no_grad():
         sampler.progress = progress
-        steps, states = sampler.recorded(coefficients)
+        steps, states = sampler.recorded(coefficients, together)
         gaps = [gap for k in probed for gap in _gaps(sampler, k, states[k], rewards, kl_weights, coefficients, probe)]
     spent = request.steps * sum(c != 0 for c in coefficients)
     diagnosis = Diagnosis(tuple(labels), blend.formula(), tuple(steps), tuple(gaps), evaluations, spent)
@@ -141,7 +143,15 @@ class _Sampler:
         self.progress.update()
         return step.x0(own, self.guidance.guided(predictions))
 
-    def recorded(self, coefficients: Sequence[float]) -> tuple[list[Disagreement], list[Tensor]]:
+    def together(self, coefficients: Sequence[float]) -> int | None:
+        """The variant that is all LoRAs added up at these coefficients; None where it is the base or one LoRA."""
+        plan = merged(coefficients, 1, [0])
+        self.attachment.mix(plan.mixtures)
+        return next(iter(plan.mixtures), None)
+
+    def recorded(
+        self, coefficients: Sequence[float], together: int | None
+    ) -> tuple[list[Disagreement], list[Tensor]]:
         """The blend's run: how the bases disagree before every step, and the states there."""
         noise = self.noise()
         x = noise() * (1.0 if self.flow else 1 / self.steps[0].signal)
@@ -149,7 +159,8 @@ class _Sampler:
         weights = torch.tensor(coefficients, dtype=x.dtype, device=x.device).view(-1, *[1] * x.dim())
         for k, sigma in enumerate(self.sigmas[:-1]):
             each = torch.stack([self.denoised(x, k, variant) for variant in range(len(coefficients))])
-            found.append(disagreement(x, each, coefficients, k, sigma))
+            added_up = None if together is None else self.denoised(x, k, together)
+            found.append(disagreement(x, each, coefficients, k, sigma, added_up))
             states.append(x)
             x, spread = reverse_step(x, (weights * each).sum(0), sigma, self.sigmas[k + 1], self.eta, self.family)
             x = x + spread * noise() if spread > 0 else x
