@@ -6,9 +6,12 @@ hand: read them again when the figures change.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Sequence
 
+from ..evaluation.methods import METHODS
 from .make import ENVIRONMENT, RUN
 from .results import DOCS, filled
 
@@ -24,18 +27,55 @@ RUNS = {
 
 def main() -> None:
     """Evaluate what is missing, then copy the tables."""
-    tables = [f"### {name}\n\n{evaluated(name, settings)}" for name, settings in RUNS.items()]
+    tables = [f"### {name}\n\n{tables_of(evaluated(name, settings))}" for name, settings in RUNS.items()]
     page = DOCS / "results.md"
-    page.write_text(filled(page.read_text(encoding="utf8"), "\n".join(tables), "the late cut"), "utf8")
+    page.write_text(filled(page.read_text(encoding="utf8"), "\n\n".join(tables) + "\n", "the late cut"), "utf8")
 
 
-def evaluated(name: str, settings: tuple[str, ...]) -> str:
-    """The tables of one run, as Markdown."""
+def evaluated(name: str, settings: tuple[str, ...]) -> dict:
+    """The summary of one run, as evaluation/summary.py has it."""
     out = RUN / "late_cut" / name.replace(", ", "_").replace(" ", "_")
     options = [f"--set={setting}" for setting in settings]
     command = [sys.executable, "-m", "diffusion_blend.lab", "evaluate", "toy", "toy_late_cut", "--device=cpu"]
     subprocess.run([*command, f"--out={out}", *options], env=ENVIRONMENT, check=True)
-    return (out / "summary.md").read_text(encoding="utf8")
+    return json.loads((out / "summary.json").read_text(encoding="utf8"))
+
+
+def tables_of(summary: dict) -> str:
+    """What the page shows of a run as Markdown: its points, then the dials at the path KL of DB-MPA."""
+    heads = ["method", "until", "alignment", *summary["rewards"], "weighted", "minus DB-MPA [95%]", "path KL"]
+    rows = [
+        [
+            METHODS[row["method"]].title,
+            f"{row['until']:g}",
+            f"{row['alignment']:g}",
+            *(f"{mean:+.3f}" for mean, _ in row["rewards"].values()),
+            "{:+.3f} ± {:.3f}".format(*row["weighted"]),
+            interval(row["against_mpa"]),
+            "" if row["kl"] is None else f"{row['kl']:.1f}",
+            f"{row['evaluations']:.0f}",
+        ]
+        for row in summary["rows"]
+    ]
+    at_kl = [each for each in summary["at_kl"] if each["of"] == "mpa"]
+    level = f"weighted at {at_kl[0]['kl']:.1f} nats [95%]" if at_kl else ""
+    equal = [
+        [METHODS[e["method"]].title, f"{e['until']:g}", *map(interval, (e["weighted"], e["against_kla"]))] for e in at_kl
+    ]
+    found = [table([[*heads, "evaluations"], *rows])]
+    found += [table([["method", "until", level, "minus DB-KLA [95%]"], *equal])] if equal else []
+    return f"n = {summary['rows'][0]['n']} images per row.\n\n" + "\n\n".join(found)
+
+
+def interval(estimate: dict | None) -> str:
+    """A mean and the ends of its interval; nothing for none."""
+    return "" if estimate is None else "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**estimate)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Markdown of rows, headings first."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 if __name__ == "__main__":
