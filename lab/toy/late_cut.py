@@ -60,7 +60,8 @@ def tables_of(summary: dict) -> str:
     at_kl = [each for each in summary["at_kl"] if each["of"] == "mpa"]
     level = f"weighted at {at_kl[0]['kl']:.1f} nats [95%]" if at_kl else ""
     equal = [
-        [METHODS[e["method"]].title, f"{e['until']:g}", *map(interval, (e["weighted"], e["against_kla"]))] for e in at_kl
+        [METHODS[row["method"]].title, f"{row['until']:g}", interval(row["weighted"]), interval(row["against_kla"])]
+        for row in at_kl
     ]
     found = [table([[*heads, "evaluations"], *rows])]
     found += [table([["method", "until", level, "minus DB-KLA [95%]"], *equal])] if equal else []
