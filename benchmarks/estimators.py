@@ -16,7 +16,8 @@ from typing import Annotated
 import torch
 import typer
 from diffusion_blend.blend_core import Blend
-from diffusion_blend.lab.toy.demo import CFG, PROMPTS, REWARDS, open_studio
+from diffusion_blend.lab.toy.demo.points import REWARDS
+from diffusion_blend.lab.toy.demo.run import CFG, PROMPTS, open_studio
 from diffusion_blend.pipelines import Method, Sampling, generate
 from rich.console import Console
 from rich.table import Table

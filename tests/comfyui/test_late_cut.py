@@ -151,6 +151,6 @@ def test_what_would_lose_the_cut_refuses_it(graph, nodes, base, blend, ended):
 def test_a_schedule_takes_the_cut_behind_it(nodes, blend, ended):
     slots = {"blend_0": blend, "blend_1": blend.aligned(1.5)}
     schedule = nodes["BlendSchedule"].execute(blends=slots, curve="linear").result[0]
-    table = ended(schedule).layers(STEPS)[0]
-    assert torch.equal(table[:KEPT], schedule.layers(STEPS)[0][:KEPT])
+    table = ended(schedule).coefficients(STEPS)[0]
+    assert torch.equal(table[:KEPT], schedule.coefficients(STEPS)[0][:KEPT])
     assert table[KEPT:].tolist() == [[1, 0, 0, 0]] * 2

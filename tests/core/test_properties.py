@@ -5,7 +5,7 @@ import math
 import torch
 from diffusion_blend.blend_core import Blend, BlendError, exact, sampled, stratified
 from diffusion_blend.blend_core.adapters import canonical
-from diffusion_blend.blend_core.adapters.spelling import parse
+from diffusion_blend.blend_core.adapters.names.spelling import parse
 from diffusion_blend.blend_core.blend import blend
 from diffusion_blend.blend_core.regions import painted
 from diffusion_blend.blend_core.schedules import CURVES, Schedule

@@ -15,7 +15,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .demo import Point
+    from .points import Point
 
 TITLES = {
     "soup": "rewarded soup\n(weights averaged)",
