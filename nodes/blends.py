@@ -235,8 +235,9 @@ def scheduled(blends: list[LoRABlend], curve: str, positions: tuple[float, ...] 
     """The blends one after another, each expressed over the LoRAs of all. Raises BlendError for a schedule within."""
     if any(not blend.schedule.is_constant or blend.regions for blend in blends):
         raise BlendError(
-            "a schedule or a region came where a blend was expected. Connect Blend Weights or KL Interpolate; a region "
-            "takes schedules, not the other way round, and until of KL Interpolate is set behind Blend Schedule."
+            "a schedule or a region came where a blend was expected, or a blend that ends early. Connect Blend Weights "
+            "or KL Interpolate; a region takes schedules, not the other way round, and until of KL Interpolate is set "
+            "behind Blend Schedule."
         )
     wide = joined(*blends)
     frames = [blend.schedule.blends[0] for blend in wide]
