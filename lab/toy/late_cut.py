@@ -43,7 +43,9 @@ def evaluated(name: str, settings: tuple[str, ...]) -> dict:
 
 def tables_of(summary: dict) -> str:
     """What the page shows of a run as Markdown: its points, then the dials at the path KL of DB-MPA."""
-    heads = ["method", "until", "alignment", *summary["rewards"], "weighted", "minus DB-MPA [95%]", "path KL"]
+    oracle = any(row["oracle_share"] for row in summary["rows"])
+    heads = ["method", "until", "alignment", *summary["rewards"], "weighted", "minus DB-MPA [95%]"]
+    heads += ["of the oracle's gain [95%]"] * oracle + ["path KL", "evaluations"]
     rows = [
         [
             METHODS[row["method"]].title,
@@ -52,6 +54,7 @@ def tables_of(summary: dict) -> str:
             *(f"{mean:+.3f}" for mean, _ in row["rewards"].values()),
             "{:+.3f} ± {:.3f}".format(*row["weighted"]),
             interval(row["against_mpa"]),
+            *[interval(row["oracle_share"], "{:.0%}")] * oracle,
             "" if row["kl"] is None else f"{row['kl']:.1f}",
             f"{row['evaluations']:.0f}",
         ]
@@ -63,14 +66,17 @@ def tables_of(summary: dict) -> str:
         [METHODS[row["method"]].title, f"{row['until']:g}", interval(row["weighted"]), interval(row["against_kla"])]
         for row in at_kl
     ]
-    found = [table([[*heads, "evaluations"], *rows])]
+    found = [table([heads, *rows])]
     found += [table([["method", "until", level, "minus DB-KLA [95%]"], *equal])] if equal else []
     return f"n = {summary['rows'][0]['n']} images per row.\n\n" + "\n\n".join(found)
 
 
-def interval(estimate: dict | None) -> str:
+def interval(estimate: dict | None, form: str = "{:+.3f}") -> str:
     """A mean and the ends of its interval; nothing for none."""
-    return "" if estimate is None else "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**estimate)
+    if estimate is None:
+        return ""
+    mean, low, high = (form.format(estimate[part]) for part in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -21,6 +21,8 @@ from diffusion_blend.lab.evaluation.methods import METHODS, Point, coefficients,
 from diffusion_blend.lab.evaluation.opening import open_host
 from diffusion_blend.lab.evaluation.protocol import PROTOCOLS, Search, read_protocol
 from diffusion_blend.lab.evaluation.queue import finished
+from diffusion_blend.lab.toy import late_cut
+from diffusion_blend.lab.toy.results import filled
 from diffusion_blend.lab.toy.rewards import toy_rewards
 from diffusion_blend.pipelines import Method, Sampling, generate, load_base, load_factors
 from diffusion_blend.trainers.model.rollout import rollout
@@ -292,6 +294,20 @@ def test_every_method_of_loras_is_sampled_at_every_until_and_compared_at_equal_k
     assert "| DB-KLA, until 0.5 | 0.5, 0.5 | 16 |" in text and "MORL oracle, until 0.5" in text
     assert "DB-KLA, until 0.5" in (tmp_path / "report.html").read_text()
     assert set(summary["hypervolumes"]) >= {"base", "DB-KLA", "DB-KLA, until 0.5"}
+    page = late_cut.tables_of(summary)
+    assert "| DB-KLA | 0.5 | 16 |" in page and f"| method | until | weighted at {level:.1f} nats [95%] |" in page
+    widths = {line.count("|") for line in page.splitlines() if line.startswith("| DB-KLA")}
+    heads = {line.count("|") for line in page.splitlines() if line.startswith("| method")}
+    assert widths == heads and len(heads) == 2
+
+
+def test_the_runs_of_the_late_cut_can_be_read_and_their_page_has_a_place_for_them():
+    for settings in late_cut.RUNS.values():
+        protocol = read_protocol(["toy", "toy_late_cut"], settings)
+        assert 1.0 in protocol.untils and protocol.alignments[0] == 1.0  # what the others are compared with
+        assert {point.until for point in points_of(protocol)} == {*protocol.untils}
+    page = (late_cut.DOCS / "results.md").read_text(encoding="utf8")
+    assert "<!-- the late cut -->\ntables<!-- end of the late cut -->" in filled(page, "tables", "the late cut")
 
 
 def test_the_oracles_share_of_itself_is_all_and_of_the_base_nothing(whole):
