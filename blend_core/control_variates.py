@@ -1,6 +1,6 @@
-"""Estimators that remember: one evaluation per step, and what the other variants predicted when they were last asked.
+"""Control variates: one evaluation per step, and what the other variants predicted when they were last asked.
 
-Both speak of denoised predictions. From step to step these drift far less than the bases differ, where eps and v change
+They speak of denoised predictions. From step to step these drift far less than the bases differ, where eps and v change
 with the noise level itself.
 """
 
@@ -21,7 +21,7 @@ FRESH = 0.3  # share of new noise above which a step is taken for one of a stoch
 
 @dataclass
 class Memory:
-    """What a run has seen. evaluated: variants asked for, by step.  tracks, tables: what is remembered, by call.
+    """What a run has seen. evaluated: variants asked for, by step.  tracks: what is remembered, by call.
 
     last: (k, batch), the step of each variant's evaluation before this one.  drifts: of every call after the first
     step, how far predictions moved per step.
@@ -31,16 +31,59 @@ class Memory:
     full: bool = False
     evaluated: dict[int, int] = field(default_factory=dict)
     tracks: dict[Hashable, Track] = field(default_factory=dict)
-    tables: dict[Hashable, Tensor] = field(default_factory=dict)
     last: Tensor | None = None
     drifts: list[Tensor] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class RememberingPlan(Plan):
-    """variants: what a step asks that is not full.  bases: (k,), all variants that are blended.  coefficients: (steps,
-    k), theirs; where a step has one at most, it is the prediction of its variant, exactly.
+@dataclass
+class Track:
+    """What one call of the network remembers of the k variants, for each of its rows.
 
+    known: (k, rows, ...), the last predictions.  slope: their change per step then.  misses: (2, rows), how far new
+    predictions lay from what was foreseen of them by holding and by extending, squared, summed over the run.
+    start: the first state and the prediction made there, until the next one is seen.  fresh: (rows,), whether the step
+    in between added noise.
+    """
+
+    known: Tensor
+    slope: Tensor
+    misses: Tensor
+    fresh: Tensor
+    start: tuple[State, Tensor] | None
+
+    @classmethod
+    def of(cls, predictions: Tensor, estimate: Tensor, state: State | None) -> Track:
+        """The track that begins with predictions of all variants."""
+        rows = predictions.shape[1]
+        misses = torch.zeros(2, rows, device=predictions.device)
+        fresh = torch.zeros(rows, dtype=torch.bool, device=predictions.device)
+        return cls(predictions, torch.zeros_like(predictions), misses, fresh, state and (state, estimate))
+
+    def look(self, state: State | None) -> None:
+        """Note at the second state whether the sampler adds noise."""
+        if self.start is not None and state is not None:
+            self.fresh = state.freshness(*self.start) > FRESH
+        self.start = None
+
+
+@dataclass(frozen=True)
+class TrackedPlan(Plan):
+    """Control variates. P_j: what is foreseen of variant j from its last evaluation, g_j steps ago; D_i: the variant of
+    this step.
+
+        estimate = sum_j c_j P_j + c_i (1 + b(g_i)) (D_i - P_i)
+
+    P_j is the last prediction, held or extended by its slope: per image what was nearer so far. b pays back: while i
+    was not asked, P_i fell behind to the whole difference in a line (held) or a parabola (extended), b(g) times that in
+    all. As in SAGA (arXiv 1407.0202) the estimate is exact where nothing moves, and no error adds up. Any sign of the
+    coefficients. A full step asks all variants: the first; while `spare` lasts the second, which gives every slope at
+    once, and those that follow a drift above the run's average; with enough for all of them, every step.
+
+    Where the sampler adds fresh noise the past foresees little, and an image takes D_i alone: the stratified choice,
+    whose errors cancel over the steps. Blends with coefficients below 0, which have no shares, are always foreseen.
+
+    variants: what a step asks that is not full.  bases: (k,), all variants that are blended.  coefficients: (steps, k),
+    theirs; where a step has one at most, it is the prediction of its variant, exactly.
     spare: evaluations that may be made beyond one per step. A run that begins again at an earlier step forgets.
     """
 
@@ -51,7 +94,13 @@ class RememberingPlan(Plan):
 
     needs_denoised: ClassVar[bool] = True
 
-    def part(self, start: int, steps: int) -> RememberingPlan:
+    @classmethod
+    def of(cls, choices: Tensor, bases: Tensor, coefficients: Tensor, spare: int) -> TrackedPlan:
+        """choices: (steps, batch), one variant per step and image."""
+        ones = torch.ones(len(choices), 1, dtype=torch.float64)
+        return cls(choices[:, None, :], ones, bases, coefficients, spare)
+
+    def part(self, start: int, steps: int) -> TrackedPlan:
         """The plan of some steps, with their share of the spare evaluations and a memory of its own."""
         whole, part = len(self.variants), super().part(start, steps)
         if part is self:
@@ -95,7 +144,6 @@ class RememberingPlan(Plan):
     def release(self) -> None:
         """Let go of the predictions, which lie where the network is."""
         self.memory.tracks.clear()
-        self.memory.tables.clear()
         self.memory.drifts.clear()
 
     def is_full(self, step: int) -> bool:
@@ -105,61 +153,6 @@ class RememberingPlan(Plan):
     def everything(self, images: int) -> Tensor:
         """All variants for every image, (k, images)."""
         return self.bases[:, None].repeat(1, images)
-
-
-@dataclass
-class Track:
-    """What one call of the network remembers of the k variants, for each of its rows.
-
-    known: (k, rows, ...), the last predictions.  slope: their change per step then.  misses: (2, rows), how far new
-    predictions lay from what was foreseen of them by holding and by extending, squared, summed over the run.
-    start: the first state and the prediction made there, until the next one is seen.  fresh: (rows,), whether the step
-    in between added noise.
-    """
-
-    known: Tensor
-    slope: Tensor
-    misses: Tensor
-    fresh: Tensor
-    start: tuple[State, Tensor] | None
-
-    @classmethod
-    def of(cls, predictions: Tensor, estimate: Tensor, state: State | None) -> Track:
-        """The track that begins with predictions of all variants."""
-        rows = predictions.shape[1]
-        misses = torch.zeros(2, rows, device=predictions.device)
-        fresh = torch.zeros(rows, dtype=torch.bool, device=predictions.device)
-        return cls(predictions, torch.zeros_like(predictions), misses, fresh, state and (state, estimate))
-
-    def look(self, state: State | None) -> None:
-        """Note at the second state whether the sampler adds noise."""
-        if self.start is not None and state is not None:
-            self.fresh = state.freshness(*self.start) > FRESH
-        self.start = None
-
-
-@dataclass(frozen=True)
-class TrackedPlan(RememberingPlan):
-    """Control variates. P_j: what is foreseen of variant j from its last evaluation, g_j steps ago; D_i: the variant of
-    this step.
-
-        estimate = sum_j c_j P_j + c_i (1 + b(g_i)) (D_i - P_i)
-
-    P_j is the last prediction, held or extended by its slope: per image what was nearer so far. b pays back: while i
-    was not asked, P_i fell behind to the whole difference in a line (held) or a parabola (extended), b(g) times that in
-    all. As in SAGA (arXiv 1407.0202) the estimate is exact where nothing moves, and no error adds up. Any sign of the
-    coefficients. A full step asks all variants: the first; while `spare` lasts the second, which gives every slope at
-    once, and those that follow a drift above the run's average; with enough for all of them, every step.
-
-    Where the sampler adds fresh noise the past foresees little, and an image takes D_i alone: the stratified choice,
-    whose errors cancel over the steps. Blends with coefficients below 0, which have no shares, are always foreseen.
-    """
-
-    @classmethod
-    def of(cls, choices: Tensor, bases: Tensor, coefficients: Tensor, spare: int) -> TrackedPlan:
-        """choices: (steps, batch), one variant per step and image."""
-        ones = torch.ones(len(choices), 1, dtype=torch.float64)
-        return cls(choices[:, None, :], ones, bases, coefficients, spare)
 
     def __call__(self, evaluate: Evaluate, step: int, images: int | None = None, call: Call = UNNAMED) -> Tensor:
         """The estimate of `step`, (rows, ...). A call that has no track yet is evaluated in full."""
@@ -235,51 +228,6 @@ class TrackedPlan(RememberingPlan):
         """Steps since the variants at `places` (n, images) were asked, (n, rows); rows: groups of the same images."""
         ages = self.memory.step - self.memory.last[:, : places.shape[1]].gather(0, places)
         return ages.repeat(1, like.shape[1] // places.shape[1]).to(like.device, like.dtype)
-
-
-@dataclass(frozen=True)
-class AnchoredPlan(RememberingPlan):
-    """The soup, all adapters at once in one pass, plus what it lacked when it was last compared: DB-MPA - soup.
-
-    The difference is of second order in the adapters. Full steps ask all variants and the soup, evenly spread over the
-    run while `spare` lasts, the first always.
-    """
-
-    @classmethod
-    def of(cls, asked: Tensor, bases: Tensor, coefficients: Tensor, spare: int, images: int) -> AnchoredPlan:
-        """asked: (steps,), the soup's variant number in the bank, or the base's where a step is the base's alone."""
-        variants = asked[:, None, None].expand(-1, 1, images)
-        return cls(variants, torch.ones(len(asked), 1, dtype=torch.float64), bases, coefficients, spare)
-
-    @property
-    def cost_of_full(self) -> int:
-        """The bases come beside the soup."""
-        return len(self.bases)
-
-    @property
-    def full_steps(self) -> set[int]:
-        """Steps that compare the soup with DB-MPA."""
-        blends = [step for step in range(len(self.variants)) if self.is_blend(step)]
-        count = min(max(self.spare // self.cost_of_full, 1), len(blends))
-        return {blends[round(i * len(blends) / count)] for i in range(count)}
-
-    def __call__(self, evaluate: Evaluate, step: int, images: int | None = None, call: Call = UNNAMED) -> Tensor:
-        """The estimate of `step`, (rows, ...)."""
-        images, memory = images or self.batch, self.memory
-        if not self.is_blend(step):
-            return self.alone(evaluate, step, images)
-        full = step in self.full_steps or call.name not in memory.tables
-        if step < memory.step:
-            memory.evaluated.clear()
-        memory.step = step
-        memory.evaluated[step] = 1 + (self.cost_of_full if full else 0)
-        soup = self.for_images(step, images)
-        if not full:
-            return evaluate(soup)[0] + memory.tables[call.name]
-        predictions = evaluate(torch.cat([soup, self.everything(images)]))
-        blended = weighed(self.coefficients[step], predictions[1:])
-        memory.tables[call.name] = blended - predictions[0]
-        return blended
 
 
 def _rms(values: Tensor, axes: int) -> Tensor:

@@ -56,7 +56,7 @@ class LoadRewardModel(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="none: the reward's own scores. diffusion-blend and flow-grpo rescale some rewards as "
-                    "those papers do, so that weighted sums of unlike rewards can be compared with theirs.",
+                    "those papers do, so that weighted sums of different rewards can be compared with theirs.",
                 ),
                 io.Boolean.Input(
                     "allow_download",
@@ -135,7 +135,8 @@ class RewardScorer(io.ComfyNode):
                     default="",
                     optional=True,
                     tooltip="One number per reward, in the order of the slots, taken as they are; a negative one "
-                    "counts against an image. Empty: equal shares. Rewards have unlike scales: see their usual ranges.",
+                    "counts against an image. Empty: equal shares. Rewards have different scales: see their usual "
+                    "ranges.",
                 ),
             ],
             outputs=[
@@ -226,8 +227,8 @@ def one_batch(images: list[Tensor]) -> Tensor:
     if len(sizes) > 1:
         listed = ", ".join(f"{width} x {height}" for height, width, *_ in sorted(sizes))
         raise BlendError(
-            f"the images of the list have unlike sizes or channels ({listed}). Scale them to one size first, or score "
-            "each size apart."
+            f"the images of the list have different sizes or channels ({listed}). Scale them to one size first, or "
+            "score each size apart."
         )
     return torch.cat(images) if len(images) > 1 else images[0]
 
@@ -239,7 +240,7 @@ def ranking(scores: Tensor) -> list[int]:
 
 def score_rows(names: list[str], scores: list[Tensor], total: Tensor, order: list[int]) -> list[list[str]]:
     """A heading, and one row per image, best first: its number (from 0), each reward's score, the weighted score."""
-    rows = [[str(i), *(_number(each[i].item()) for each in (*scores, total))] for i in order]
+    rows = [[str(i), *(_number(column[i].item()) for column in (*scores, total))] for i in order]
     return [["image", *names, "weighted"], *rows]
 
 
@@ -257,7 +258,7 @@ def as_lines(rows: list[list[str]]) -> str:
     """The rows as lines that name each number: a node shows plain text in a font without columns."""
     (_, *names, _), *images = rows
     return "\n".join(
-        f"image {image}: {total}   ({', '.join(f'{name} {each}' for name, each in zip(names, scores, strict=True))})"
+        f"image {image}: {total}   ({', '.join(f'{name} {score}' for name, score in zip(names, scores, strict=True))})"
         for image, *scores, total in images
     )
 
@@ -265,10 +266,11 @@ def as_lines(rows: list[list[str]]) -> str:
 def _picked(latents: list[dict], best: list[int], images: int) -> dict:
     """The latent of the best images, with what a LATENT carries per image."""
     samples = [latent["samples"] for latent in latents]
-    if not all(isinstance(each, Tensor) for each in samples) or sum(map(len, samples)) != images:
-        found = sum(map(len, samples)) if all(isinstance(each, Tensor) for each in samples) else "nested"
+    nested = not all(isinstance(latents_of_one, Tensor) for latents_of_one in samples)
+    if nested or sum(map(len, samples)) != images:
+        count = "nested" if nested else sum(map(len, samples))
         raise BlendError(
-            f"{found} latents came for {images} images. Connect the latents that these images were decoded from, one "
+            f"{count} latents came for {images} images. Connect the latents that these images were decoded from, one "
             "per image (a video's frames share latents and cannot be picked so)."
         )
     picked = {"samples": torch.cat(samples)[best]}

@@ -32,10 +32,10 @@ def main(processes: int = 2) -> None:
 def filled(page: str, tables: str, what: str = "tables") -> str:
     """The page with `tables` between the two marks of `what`. Raises ValueError for a page without them."""
     start, end = f"<!-- {what} -->", f"<!-- end of {what} -->"
-    found = re.subn(f"({start}\n).*({end})", lambda m: f"{m[1]}{tables}{m[2]}", page, flags=re.S)
-    if found[1] != 1:
+    result = re.subn(f"({start}\n).*({end})", lambda m: f"{m[1]}{tables}{m[2]}", page, flags=re.S)
+    if result[1] != 1:
         raise ValueError(f"docs/results.md has no place for the tables: {start} and {end}.")
-    return found[0]
+    return result[0]
 
 
 if __name__ == "__main__":

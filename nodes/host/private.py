@@ -95,12 +95,12 @@ _REPLACED = ("backup", "backup_buffers", "object_patches_backup", "hook_backup")
 
 def own_copy(patcher, network: nn.Module):
     """A clone of `patcher` upon another network in which nothing is replaced yet."""
-    own = patcher.clone()
-    own.model, own.parent, own.pinned = network, None, set()
-    own.clone_base_uuid = uuid.uuid4()
+    copied = patcher.clone()
+    copied.model, copied.parent, copied.pinned = network, None, set()
+    copied.clone_base_uuid = uuid.uuid4()
     for replaced in _REPLACED:
-        setattr(own, replaced, {})
-    return own
+        setattr(copied, replaced, {})
+    return copied
 
 
 PARAMETERS = Parameters(parameter_in_use, ("weight_function", "bias_function"))
