@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test toy results bench card-kit clean
+.PHONY: demo test toy results late-cut bench card-kit clean
 
 demo: $(VENV)/.installed
 	$(BIN)/diffusion-blend demo
@@ -20,6 +20,10 @@ toy: $(VENV)/.installed
 # All methods side by side on the toy studio, into docs/results.md.
 results: $(VENV)/.installed
 	$(BIN)/python -m diffusion_blend.lab.toy.results
+
+# The base model alone in the last steps, on the toy studio, into docs/results.md.
+late-cut: $(VENV)/.installed
+	$(BIN)/python -m diffusion_blend.lab.toy.late_cut
 
 # Costs of the engine side by side with ComfyUI's own ways, in a real ComfyUI, into docs/costs.md: on a GPU in real size,
 # else small. Then distances of the cheap evaluations.

@@ -26,7 +26,7 @@ from .estimators import (
 )
 from .network.bank import LoRABank
 from .network.execution import agree, evaluate_variants, mixed
-from .plan import Job, Plan, choices, describe_choices
+from .plan import Job, Plan, choices, cut, describe_choices, kept_steps
 from .schedules import CURVES, Schedule, parse_positions
 
 __all__ = [
@@ -48,11 +48,13 @@ __all__ = [
     "blend",
     "budget",
     "choices",
+    "cut",
     "describe_choices",
     "evaluate_variants",
     "exact",
     "image_seed",
     "is_adapter_file",
+    "kept_steps",
     "merged",
     "mixed",
     "normalised",

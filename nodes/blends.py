@@ -161,14 +161,27 @@ class KLInterpolate(io.ComfyNode):
                     "often raises the reward further, beyond that images tend to break. Below 0 moves away from the "
                     "reward. Above 1 and below 0 only exact, budget and merged evaluation work.",
                 ),
+                io.Float.Input(
+                    "until",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    round=0.01,
+                    optional=True,
+                    tooltip="The share of the steps that the blend acts in; the base model makes those after it, at "
+                    "one evaluation each. 1: all. 0.9: not the last tenth, 2 of 20 steps. The last steps take the "
+                    "image far from the base and hardly raise the reward, so that 0.9 leaves room for an alignment of "
+                    "about 1.4.",
+                ),
             ],
             outputs=[BlendSocket.Output(display_name="blend", tooltip="Connect to a sampler.")],
         )
 
     @classmethod
-    def execute(cls, blend: LoRABlend | Basis, alignment: float) -> io.NodeOutput:
-        """Scale the blend's distance from the base and show its coefficients."""
-        blend = blend_of(blend).aligned(alignment)
+    def execute(cls, blend: LoRABlend | Basis, alignment: float, until: float = 1.0) -> io.NodeOutput:
+        """Scale the blend's distance from the base, end it early, and show its coefficients."""
+        blend = blend_of(blend).aligned(alignment).cut(until)
         return shown(blend.describe(), blend)
 
 
@@ -220,10 +233,11 @@ class BlendSchedule(io.ComfyNode):
 
 def scheduled(blends: list[LoRABlend], curve: str, positions: tuple[float, ...] | None) -> LoRABlend:
     """The blends one after another, each expressed over the LoRAs of all. Raises BlendError for a schedule within."""
-    if any(len(blend.schedule.blends) > 1 or blend.regions for blend in blends):
+    if any(not blend.schedule.is_constant or blend.regions for blend in blends):
         raise BlendError(
-            "a schedule or a region came where a blend was expected. Connect Blend Weights or KL Interpolate; a region "
-            "takes schedules, not the other way round."
+            "a schedule or a region came where a blend was expected, or a blend that ends early. Connect Blend Weights "
+            "or KL Interpolate; a region takes schedules, not the other way round, and until of KL Interpolate is set "
+            "behind Blend Schedule."
         )
     wide = joined(*blends)
     frames = [blend.schedule.blends[0] for blend in wide]

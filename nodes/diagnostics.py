@@ -117,7 +117,7 @@ class Diagnostics(io.ComfyNode):
         count = len(recorder.steps)
         places = [] if probe is None else probed_steps(count, probes)
         gaps = [] if probe is None else probe.gaps(model, recorder.steps, recorder.states, places, samples, ksampler)
-        plain = result.calls * blend.evaluated(count)
+        plain = round(result.calls / count * blend.evaluated(count))
         spent = plain + count * (1 + len(blend.bases)) + samples * sum(count - k for k in places)
         formula = blend.schedule.formula()
         diagnosis = Diagnosis(blend.names, formula, tuple(recorder.steps), tuple(gaps), spent, plain)

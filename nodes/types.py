@@ -96,11 +96,11 @@ class LoRABlend:
         return [self.schedule.coefficients(steps), *(schedule.coefficients(steps) for _, schedule in self.regions)]
 
     def evaluated(self, steps: int) -> int:
-        """The most variants that one of `steps` steps evaluates exactly."""
-        return int(self._used(steps).sum(1).max())
+        """How many variants `steps` steps evaluate exactly, in all."""
+        return int(self._used(steps).sum())
 
     def batched(self, steps: int) -> int:
-        """The same of those that may share a pass: all but the whole models."""
+        """The most that may share a pass in one of `steps` steps: all that it evaluates but the whole models."""
         shared = [0, *(i for i, basis in enumerate(self.bases, start=1) if isinstance(basis, RewardLoRA))]
         return int(self._used(steps)[:, shared].sum(1).max())
 
@@ -118,6 +118,10 @@ class LoRABlend:
     def aligned(self, alignment: float) -> LoRABlend:
         """The same blend at another distance from the base."""
         return self._mapped(lambda schedule: schedule.aligned(alignment))
+
+    def cut(self, until: float) -> LoRABlend:
+        """The same blend up to the share `until` of the run, and the base model alone after it."""
+        return self._mapped(lambda schedule: schedule.cut(until))
 
     def preferring(self, preference: tuple[float, ...]) -> LoRABlend:
         """The same at another preference, in every keyframe and region."""
@@ -153,9 +157,14 @@ class LoRABlend:
         ]
 
     def describe(self) -> str:
-        """The formula below the regions, and one line per region."""
-        lines = [f"region {i}: {schedule.formula()}" for i, (_, schedule) in enumerate(self.regions, start=1)]
-        return "\n".join([f"elsewhere: {self.schedule.formula()}", *lines]) if lines else self.schedule.describe()
+        """The formula below the regions, and one line per region; every coefficient where there is one blend only."""
+        return self.formula() if self.regions else self.schedule.describe()
+
+    def formula(self, steps: int = 0) -> str:
+        """The formula below the regions, and one line per region. steps: of the run; 0 where they are not known."""
+        lines = [f"region {i}: {schedule.formula(steps)}" for i, (_, schedule) in enumerate(self.regions, start=1)]
+        below = self.schedule.formula(steps)
+        return "\n".join([f"elsewhere: {below}", *lines]) if lines else below
 
 
 def blend_of(blend: LoRABlend | Basis) -> LoRABlend:

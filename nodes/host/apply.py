@@ -41,9 +41,9 @@ class AppliedBlend:
     @property
     def report(self) -> str:
         """The formula, the load reports and what whole models take, as the nodes show them."""
-        formula = self.blend.describe() if self.blend.regions else self.blend.schedule.formula()
-        job = self.wrappers.settings.job
-        lines = [*self._slower(), *([str(job)] if job.steps else []), *self.wrappers.last.lines]
+        job, last = self.wrappers.settings.job, self.wrappers.last
+        formula = self.blend.formula(job.steps or last.steps)
+        lines = [*self._slower(), *([str(job)] if job.steps else []), *last.lines]
         return "\n".join([formula, *map(str, self.reports), *lines])
 
     def _slower(self) -> list[str]:

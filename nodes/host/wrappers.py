@@ -49,6 +49,11 @@ class RunSummary:
     read: list[str] = field(default_factory=list)
 
     @property
+    def steps(self) -> int:
+        """Of the run; 0 where there was none."""
+        return 0 if self.plan is None else len(self.plan.variants)
+
+    @property
     def lines(self) -> list[str]:
         """Which way changes took, and what had no effect, for people."""
         read = (

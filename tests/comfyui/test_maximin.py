@@ -66,6 +66,14 @@ def test_where_nothing_moves_it_is_blended_ksampler(graph, base, blend, vae, rew
     assert text.count("r0 0.625, r1 0.375") == 2 * 4  # the start and three changes of two images
 
 
+def test_after_the_cut_the_base_is_alone_and_weights_rest(graph, base, blend, vae, reward):
+    ended = blend.cut(0.5)
+    result, text = maximin(graph, base, ended, vae, map(reward, ("flat.py", "flat.py")))
+    assert_equal(result, graph.blended(base, ended, **INPUTS))
+    assert_differ(result, graph.blended(base, blend, **INPUTS))
+    assert text.count("r0 0.625, r1 0.375") == 2 * 2  # the start and one change of two images
+
+
 def test_a_whole_model_moves_as_the_lora_that_is_merged_into_it(graph, base, files, reward_loras, vae, reward):
     model = networks.load(networks.unet())
     reward_loras[1][0].merge_into(model.model)
