@@ -18,8 +18,8 @@ from torch import Tensor
 from ...blend_core import EVALUATIONS, budget, read_adapter
 from ...blend_core.estimators import Estimator
 from ...blend_core.network import low_rank
-from ...nodes.patching import KEY, apply_blend
-from ...nodes.sockets import LoRABlend, RewardLoRA
+from ...nodes.host.apply import KEY, apply_blend
+from ...nodes.types import LoRABlend, RewardLoRA
 from .floors import Passes, scheduled
 from .networks import Network, SamplerSettings
 
@@ -58,7 +58,7 @@ def blended(
         def passes() -> tuple[Passes, ...]:
             if evaluation == "merged":
                 return (Passes(sampling.steps, adapters=len(loras)),)
-            evaluations = round(applied.plan.evaluations_per_step * sampling.steps)
+            evaluations = round(applied.wrappers.last.plan.evaluations_per_step * sampling.steps)
             return scheduled(evaluations, sampling.steps, len(loras), execution)
 
         return Mode(lambda: network.sample(sampling, applied.model), lambda: bank.nbytes, passes)

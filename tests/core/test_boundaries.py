@@ -17,6 +17,12 @@ MAY_IMPORT = {
     "lab": {"lab", "trainers", "pipelines", "blend_core"},
 }
 COMFY = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "nodes", "execution", "server"}
+PUBLIC_TO_NODES = {"comfy_api", "folder_paths"}  # what a node is declared with; all else of ComfyUI is nodes/host's
+MACHINERY = {
+    "model_options", "model_patcher", "model_sampling", "current_patcher", "transformer_options", "diffusion_model",
+    "get_wrappers", "add_wrapper_with_key", "set_additional_models", "object_patches", "patches", "load_device",
+    "offload_device", "get_model_object", "memory_required", "inner_model",
+}  # fmt: skip
 LIBRARIES = {"diffusers", "peft", "transformers", "accelerate"}
 PACK = {"diffusion_blend", "blend_core", "pipelines", "trainers", "lab"}  # `nodes` is ComfyUI's own
 MATHS = (
@@ -70,10 +76,10 @@ def relative(file):
 
 def test_the_scan_sees_the_sources():
     assert len(SOURCES) > 30
-    assert {"blend_core/blend.py", "nodes/patching.py", "pipelines/host.py"} <= {Path(i).as_posix() for i in IDS}
+    assert {"blend_core/blend.py", "nodes/host/apply.py", "pipelines/host.py"} <= {Path(i).as_posix() for i in IDS}
     found = sorted(relative(ROOT / "blend_core" / "network" / "execution.py"))
     assert found == [["blend_core", "network", "bank"]]
-    assert "comfy" in absolute(ROOT / "nodes" / "patching.py")
+    assert "comfy" in absolute(ROOT / "nodes" / "host" / "apply.py")
 
 
 def test_importing_the_core_imports_no_host():
@@ -171,3 +177,30 @@ def test_variables_are_named_by_nouns(folder):
         if name.strip("_") in NO_NOUNS
     ]
     assert wrong == []
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "nodes").glob("*.py")), ids=lambda file: file.name)
+def test_declarations_of_nodes_leave_comfyuis_machinery_to_the_host_folder(file):
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    typing_only = {id(inner) for node in ast.walk(tree) if is_typing_only(node) for inner in ast.walk(node)}
+    nodes = [node for node in ast.walk(tree) if id(node) not in typing_only]
+    modules = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
+    modules |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    assert {module.split(".")[0] for module in modules} & COMFY <= PUBLIC_TO_NODES
+    assert {node.attr for node in nodes if isinstance(node, ast.Attribute)} & MACHINERY == set()
+
+
+@pytest.mark.parametrize("folder", ["nodes", "blend_core"])
+def test_private_attributes_of_others_stand_in_one_file(folder):
+    strangers = {str(file): names for file in (ROOT / folder).rglob("*.py") if (names := _of_others(file))}
+    assert {Path(name).name for name in strangers} == {"private.py"}
+
+
+def _of_others(file):
+    """The private attributes a file reads that no class or function of it has."""
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
+    own = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    own |= {node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")}
+    names = {node.attr for node in attributes} - own
+    return {name for name in names if name.startswith("_") and not name.startswith("__")}
