@@ -30,7 +30,8 @@ class Deferred(Tensor):
         self._make = make
         self._made: Tensor | None = None
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    # torch types it as a plain function and not as a method of the class.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
