@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -12,17 +13,12 @@ from comfy_api.latest import io
 from ..blend_core import BlendError, is_adapter_file, read_adapter
 from ..blend_core.adapters import AS_CHOSEN, EXPERTS, partner
 from ..blend_core.adapters.files import shards_of, without_references
-from .host.whole_models import megabytes, whole_model
+from .host.whole_models import megabytes, network_name, whole_model
+from .inputs import CATEGORY, kl_weight_input
 from .output import CACHED_TOO, shown
-from .types import CATEGORY, RewardLoRA, RewardLoRASocket
+from .types import RewardLoRA, RewardLoRASocket
 
 _LABEL = "reward"  # of a model, which has no file's name
-
-
-def kl_weight_input(name: str, tooltip: str, **options) -> io.Input:
-    """A KL weight; 0 for none."""
-    limits = {"default": 0.0, "min": 0.0, "max": 1e6, "step": 0.0001, "round": False}
-    return io.Float.Input(name, **limits, tooltip=tooltip, **options)
 
 
 def _trained_with(tooltip: str) -> io.Input:
@@ -147,14 +143,14 @@ class LoadRewardLoRA(io.ComfyNode):
         return True
 
 
-class ModelAsBasis(io.ComfyNode):
+class ModelAsRewardLoRA(io.ComfyNode):
     """A basis that is a model of its own: a full fine-tune, or a LoRA of a kind that is no low-rank addition."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's inputs and outputs."""
         return io.Schema(
-            node_id="DiffusionBlendModelAsBasis",
+            node_id="DiffusionBlendModelAsRewardLoRA",
             display_name="Model as Reward LoRA",
             category=CATEGORY,
             description="A whole model in the place of a reward LoRA: a checkpoint that was fully fine-tuned towards a "
@@ -191,8 +187,20 @@ class ModelAsBasis(io.ComfyNode):
     def execute(cls, model, label: str, kl_weight: float, own_copy: bool = False) -> io.NodeOutput:
         """Take the model as it is, or copy it, and show what it takes."""
         basis = whole_model(model, label.strip() or _LABEL, kl_weight or None, own_copy)
-        held = f"{type(basis.model.model.diffusion_model).__name__}, {megabytes(basis.model):.0f} MB beside the base"
+        held = f"{network_name(basis.model)}, {megabytes(basis.model):.0f} MB beside the base"
         return shown(f"{basis.label}\n{held}\nKL weight: {_stated(basis.kl_weight)}", basis)
+
+
+class ModelAsBasis(ModelAsRewardLoRA):
+    """The same under the id it had first, for graphs that were saved then.
+
+    Not ComfyUI's replacement of nodes: versions before 0.33 have none, and that one needs every optional input.
+    """
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        return replace(super().define_schema(), node_id="DiffusionBlendModelAsBasis", is_deprecated=True)
 
 
 _Row = tuple[str, float]

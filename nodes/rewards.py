@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import comfy.utils
 import torch
 from comfy_api.latest import io
-from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
 from ..blend_core import BlendError, parse_weights
 from ..blend_core.rewards import SCALES, check_images, installed_rewards, reward_cards, weighted
+from .host.interface import blocked, progress_of
 from .host.reward_models import DEVICES, PRECISIONS, RewardModel, library, load_reward_model, own_rewards
+from .inputs import CATEGORY, rewards_input
 from .output import CACHED_TOO, shown
-from .types import CATEGORY, RewardModelSocket
-
-MOST_REWARDS = 16
+from .types import RewardModelSocket
 
 
 class LoadRewardModel(io.ComfyNode):
@@ -113,12 +111,6 @@ class RewardScorer(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's inputs and outputs."""
-        template = io.Autogrow.TemplatePrefix(
-            RewardModelSocket.Input("reward", tooltip="A reward model; a new slot appears with each one you connect."),
-            prefix="reward_",
-            min=1,
-            max=MOST_REWARDS,
-        )
         return io.Schema(
             node_id="DiffusionBlendRewardScorer",
             display_name="Reward Scorer",
@@ -137,7 +129,7 @@ class RewardScorer(io.ComfyNode):
                     tooltip="What the images were to show: one text for all, or a list with one per image. Rewards "
                     "that do not read it ignore it; for the others it may not be empty.",
                 ),
-                io.Autogrow.Input("rewards", template=template),
+                rewards_input("A reward model; a new slot appears with each one you connect."),
                 io.String.Input(
                     "weights",
                     default="",
@@ -171,13 +163,13 @@ class RewardScorer(io.ComfyNode):
         batch = one_batch(image)
         pixels = batch.movedim(-1, 1)
         check_images(pixels)
-        progress = comfy.utils.ProgressBar(len(models) * len(pixels))
+        progress = progress_of(len(models) * len(pixels))
         scores = []
         for model in models:
             parts = []
             for part in model.scores(pixels, prompt):
                 parts.append(part)
-                progress.update(len(part))
+                progress(len(part))
             scores.append(torch.cat(parts))
         total = weighted(scores, shares)
         order = ranking(total)
@@ -224,7 +216,7 @@ class PickBest(io.ComfyNode):
             )
         best = ranking(torch.tensor(scores))[: k[0]]
         if latent is None or latent[0] is None:
-            return io.NodeOutput(batch[best], ExecutionBlocker("Pick Best has no latent connected."))
+            return io.NodeOutput(batch[best], blocked("Pick Best has no latent connected."))
         return io.NodeOutput(batch[best], _picked(latent, best, len(batch)))
 
 

@@ -14,8 +14,9 @@ from ..blend_core.adapters.adapter import METADATA_PREFIX
 from ..blend_core.adapters.exporting import exported
 from ..blend_core.adapters.files import sha256
 from .host.targets import target_index
+from .inputs import CATEGORY, blend_input, model_input
 from .output import shown
-from .types import CATEGORY, Basis, LoRABlend, RewardLoRA, blend_input, blend_of
+from .types import Basis, LoRABlend, RewardLoRA, blend_of
 
 MOST_RANKS = 4096
 
@@ -35,7 +36,7 @@ class SaveBlendAsLoRA(io.ComfyNode):
             search_aliases=["save lora", "merge loras", "export blend", "bake lora"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="The base model the reward LoRAs were trained on."),
+                model_input(),
                 blend_input("blend", "What to write, from Blend Weights or KL Interpolate."),
                 io.String.Input(
                     "filename_prefix",
@@ -59,7 +60,7 @@ class SaveBlendAsLoRA(io.ComfyNode):
         """Write the file and say what is in it. Raises BlendError for what no LoRA file can hold."""
         blend = blend_of(blend)
         adapters, reports = _resolved(blend, model)
-        (coefficients,) = blend.layers(1)
+        (coefficients,) = blend.coefficients(1)
         chosen = coefficients[0, 1:].tolist()
         merged = exported(adapters, chosen, rank or None)
         output = folder_paths.get_output_directory()

@@ -6,21 +6,22 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..blend_core import Adapter, Blend, Schedule, shares
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
 
 RewardLoRASocket = io.Custom("REWARD_LORA")
 BlendSocket = io.Custom("BLEND")
 LoRAStackSocket = io.Custom("LORA_STACK")  # as other packs name it
 RewardModelSocket = io.Custom("REWARD_MODEL")
 
-CATEGORY = "Diffusion Blend"
 KEY = "diffusion_blend"  # what is ours in the dictionaries of a MODEL
 
 
@@ -90,7 +91,7 @@ class LoRABlend:
         """What the bases are called."""
         return self.schedule.blends[0].names
 
-    def layers(self, steps: int) -> list[Tensor]:
+    def coefficients(self, steps: int) -> list[Tensor]:
         """Coefficients (steps, 1 + m), base first: below the regions, and in each of them."""
         return [self.schedule.coefficients(steps), *(schedule.coefficients(steps) for _, schedule in self.regions)]
 
@@ -105,7 +106,7 @@ class LoRABlend:
 
     def _used(self, steps: int) -> Tensor:
         """(steps, 1 + m) bool: which variants have a coefficient in some layer."""
-        return (torch.stack(self.layers(steps)) != 0).any(0)
+        return (torch.stack(self.coefficients(steps)) != 0).any(0)
 
     @property
     def counting(self) -> tuple[bool, ...]:
@@ -160,11 +161,6 @@ class LoRABlend:
 def blend_of(blend: LoRABlend | Basis) -> LoRABlend:
     """The blend that came in; of a single reward LoRA, that LoRA as trained."""
     return blend if isinstance(blend, LoRABlend) else LoRABlend.of((blend,), (1.0,))
-
-
-def blend_input(name: str, tooltip: str, **options) -> io.Input:
-    """An input for a blend, or for a single reward LoRA, which is a blend of one; see blend_of."""
-    return io.MultiType.Input(name, types=[BlendSocket, RewardLoRASocket], tooltip=tooltip, **options)
 
 
 def joined(*blends: LoRABlend) -> tuple[LoRABlend, ...]:

@@ -53,7 +53,7 @@ def blended(evaluation: str, execution: str) -> Callable[[Network, Sampling, Seq
         def passes() -> tuple[Passes, ...]:
             if evaluation == "merged":
                 return (Passes(sampling.steps, adapters=len(loras)),)
-            evaluations = round(applied.plan.evaluations_per_step * sampling.steps)
+            evaluations = round(applied.wrappers.last.plan.evaluations_per_step * sampling.steps)
             return scheduled(evaluations, sampling.steps, len(loras), execution)
 
         return Mode(lambda: network.sample(sampling, applied.model), lambda: bank.nbytes, passes)

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .private import padding_of
+
 # By the dimensions of the input: sound, images, videos.
 CONVOLUTIONS: Mapping[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
@@ -56,7 +58,7 @@ def convolved(x: Tensor, weight: Tensor, module: nn.Module, groups: int = 1) -> 
     layer = cast(nn.Conv2d, module)  # or of another number of axes: bank.py takes no other kind for a convolution
     padding = layer.padding
     if layer.padding_mode != "zeros":  # seamless tiling sets "circular" on a model's convolutions
-        x, padding = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), 0
+        x, padding = F.pad(x, padding_of(layer), mode=layer.padding_mode), 0
     return CONVOLUTIONS[x.dim()](x, weight, None, layer.stride, padding, layer.dilation, groups)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ...blend_core import agree
+from .private import network_of
 
 APART = {
     "GeneralDIT": "its layers get frames first",  # Cosmos 1
@@ -39,11 +40,6 @@ TESTED = frozenset({
 """Classes of networks whose batches of unlike variants tests/comfyui/test_families.py holds against merged copies."""
 
 _shown: dict[type, bool] = {}  # what other classes have shown in this process: whether they keep rows apart
-
-
-def network_of(model: nn.Module) -> nn.Module:
-    """ComfyUI's model without its envelopes; torch.compile puts one around the network."""
-    return getattr(model.diffusion_model, "_orig_mod", model.diffusion_model)
 
 
 def keeps_rows_apart(model: nn.Module) -> bool | None:

@@ -7,7 +7,6 @@ and wrappers come from the model that is blended, and reach every basis.
 from __future__ import annotations
 
 import copy
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -18,12 +17,10 @@ from comfy.patcher_extension import WrapperExecutor
 
 from ...blend_core import BlendError
 from ..types import KEY, Basis, WholeModel
-from .row_layout import network_of
+from .private import compiles, has_lora_hook, inner_apply_model, network_of, own_copy, reread
 
 MODELS_KEY = f"{KEY}_models"
 MB = 2**20
-_COMPILING = "comfy_api.torch_helpers.torch_compile"
-_HELD = ("backup", "backup_buffers", "object_patches_backup", "hook_backup")  # what a patcher replaced in its network
 
 
 def whole_model(model, label: str, kl_weight: float | None, own_copy: bool) -> WholeModel:
@@ -50,6 +47,11 @@ def megabytes(model) -> float:
     return model.model_size() / MB
 
 
+def network_name(model) -> str:
+    """The class of a model's network, as ComfyUI calls it."""
+    return type(network_of(model.model)).__name__
+
+
 def _wrapped(model) -> set[str]:
     return {str(key) for of_kind in model.wrappers.values() for key, wrappers in of_kind.items() if wrappers}
 
@@ -69,20 +71,13 @@ def _copied(model):
             "lose. Use ComfyUI's Load LoRA instead, or switch own_copy off."
         )
     comfy.model_management.unload_all_models()  # puts every patched weight back
-    own = model.clone()
-    own.model, own.parent, own.pinned = _fresh(model), None, set()
-    own.clone_base_uuid = uuid.uuid4()
-    for held in _HELD:
-        setattr(own, held, {})
-    return own
+    return own_copy(model, _fresh(model))
 
 
 def _fresh(model) -> torch.nn.Module:
     """The network as its file has it: read again where ComfyUI knows how, else copied in memory."""
-    if init := getattr(model, "cached_patcher_init", None):  # set by ComfyUI's own loaders, not yet in 0.14
-        load, arguments, *place = init
-        loaded = load(*arguments)
-        return (loaded[place[0]] if place else loaded).model
+    if (network := reread(model)) is not None:
+        return network
     if model.is_dynamic():
         raise BlendError(
             "this model streams its weights, and its loader does not say how to read them again, so they cannot be "
@@ -98,14 +93,14 @@ def moved(executor: WrapperExecutor, network: torch.nn.Module) -> WrapperExecuto
     Compiled modules are left out, for they would put the base's in the place of the other's. Raises BlendError for
     LoRA hooks of a prompt, which change the base's weights alone.
     """
-    if getattr(executor.class_obj.current_patcher, "current_hooks", None) is not None:
+    if has_lora_hook(executor.class_obj.current_patcher):
         raise BlendError(
             "a prompt carries a LoRA hook, which changes the weights of the base model and would not reach a basis "
             "that is a whole model. Remove the hook, or put its LoRA into both models with Load LoRA."
         )
     done, rest = executor.wrappers[: executor.idx + 1], executor.wrappers[executor.idx + 1 :]
-    rest = [wrapper for wrapper in rest if getattr(wrapper, "__module__", "") != _COMPILING]
-    return WrapperExecutor.new_class_executor(network._apply_model, network, [*done, *rest], executor.idx)
+    rest = [wrapper for wrapper in rest if not compiles(wrapper)]
+    return WrapperExecutor.new_class_executor(inner_apply_model(network), network, [*done, *rest], executor.idx)
 
 
 class WholeModels:

@@ -16,6 +16,12 @@ from ..figures import Tree, imports_of
 ROOT = Path(__file__).parents[2]
 
 COMFY = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "nodes", "execution", "server"}
+PUBLIC_TO_NODES = {"comfy_api", "folder_paths"}  # what a node is declared with; all else of ComfyUI is nodes/host's
+MACHINERY = {
+    "model_options", "model_patcher", "model_sampling", "current_patcher", "transformer_options", "diffusion_model",
+    "get_wrappers", "add_wrapper_with_key", "set_additional_models", "object_patches", "patches", "load_device",
+    "offload_device", "get_model_object", "memory_required", "inner_model",
+}  # fmt: skip
 LIBRARIES = {"diffusers", "peft", "transformers", "accelerate"}
 PACK = {"diffusion_blend", "blend_core", "pipelines", "trainers", "lab"}  # `nodes` is ComfyUI's own
 MATHS = (
@@ -120,6 +126,30 @@ def test_all_lists_every_public_name(name):
     assert sorted(module.__all__) == sorted(imported)
     assert len(set(module.__all__)) == len(module.__all__)
     assert all(hasattr(module, public) for public in module.__all__)
+
+
+def test_declarations_of_nodes_leave_comfyuis_machinery_to_the_host_folder():
+    def touched(path):
+        nodes = list(ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))))
+        attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+        return (absolute(path, within_functions=False) & COMFY - PUBLIC_TO_NODES) | attributes & MACHINERY
+
+    assert breaking(lambda path: touched(path) if Path(path).parent == Path("nodes") else set(), "nodes/") == {}
+
+
+@pytest.mark.parametrize("room", ["nodes", "blend_core"])
+def test_private_attributes_of_others_stand_in_one_file(room):
+    assert {Path(path).name for path in breaking(private_of_others, f"{room}/")} == {"private.py"}
+
+
+def private_of_others(path):
+    """The private attributes a file reads that no class or function of it has."""
+    nodes = list(ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))))
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
+    own = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    own |= {node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")}
+    names = {node.attr for node in attributes} - own
+    return {name for name in names if name.startswith("_") and not name.startswith("__")}
 
 
 def test_pip_installs_every_folder_with_python_in_it():
