@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import typer
 
-from .commands import convert, diagnose, evaluate, generate, inspect, pairs, score, train
+from .commands import convert, diagnose, evaluate, export, generate, inspect, pairs, score, train
 from .toy.demo import run as demo
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command(name="train", add_help_option=False)(train.command)
 app.command(name="pairs")(pairs.command)
 app.command(name="inspect")(inspect.command)
 app.command(name="convert")(convert.command)
+app.command(name="export")(export.command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -90,7 +90,7 @@ class BlendDuel(io.ComfyNode):
         taste = parse_duels(answers, len(bases), noise, pairs_seed)
         preferences = (*taste.pair, taste.preference)
         target = target_kl_weight or None
-        first, second, best = (LoRABlend.of(bases, each, target_kl_weight=target) for each in preferences)
+        first, second, best = (LoRABlend.of(bases, weights, target_kl_weight=target) for weights in preferences)
         sides = [_weights(preference) for preference in taste.pair]
         text = f"{taste.describe(best.names)}\nA: {sides[0]}\nB: {sides[1]}"
         return shown(text, first, second, best, text, editor={"pair": sides})

@@ -26,7 +26,7 @@ def _trained_with(tooltip: str) -> io.Input:
     return kl_weight_input(
         "kl_weight",
         f"{tooltip} Bases with a higher KL weight stayed nearer to the base and count correspondingly more. If one "
-        "basis of a blend does not state it, all count alike.",
+        "basis of a blend does not state it, all count equally.",
     )
 
 
@@ -187,8 +187,8 @@ class ModelAsRewardLoRA(io.ComfyNode):
     def execute(cls, model, label: str, kl_weight: float, own_copy: bool = False) -> io.NodeOutput:
         """Take the model as it is, or copy it, and show what it takes."""
         basis = whole_model(model, label.strip() or _LABEL, kl_weight or None, own_copy)
-        held = f"{network_name(basis.model)}, {megabytes(basis.model):.0f} MB beside the base"
-        return shown(f"{basis.label}\n{held}\nKL weight: {_stated(basis.kl_weight)}", basis)
+        size = f"{network_name(basis.model)}, {megabytes(basis.model):.0f} MB next to the base"
+        return shown(f"{basis.label}\n{size}\nKL weight: {_stated(basis.kl_weight)}", basis)
 
 
 class ModelAsBasis(ModelAsRewardLoRA):

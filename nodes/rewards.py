@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from comfy_api.latest import io
 from torch import Tensor
@@ -56,7 +58,7 @@ class LoadRewardModel(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="none: the reward's own scores. diffusion-blend and flow-grpo rescale some rewards as "
-                    "those papers do, so that weighted sums of unlike rewards can be compared with theirs.",
+                    "those papers do, so that weighted sums of different rewards can be compared with theirs.",
                 ),
                 io.Boolean.Input(
                     "allow_download",
@@ -99,8 +101,8 @@ class LoadRewardModel(io.ComfyNode):
 
         Raises BlendError, since ComfyUI would put an answer to each of the two inputs.
         """
-        card = reward_cards().get(reward_name)
-        if card is not None and allow_download is False:
+        card = None if reward_name is None else reward_cards().get(reward_name)
+        if reward_name is not None and card is not None and allow_download is False:
             library(download=False).find(reward_name, card.files)
         return True
 
@@ -135,7 +137,8 @@ class RewardScorer(io.ComfyNode):
                     default="",
                     optional=True,
                     tooltip="One number per reward, in the order of the slots, taken as they are; a negative one "
-                    "counts against an image. Empty: equal shares. Rewards have unlike scales: see their usual ranges.",
+                    "counts against an image. Empty: equal shares. Rewards have different scales: see their usual "
+                    "ranges.",
                 ),
             ],
             outputs=[
@@ -155,7 +158,11 @@ class RewardScorer(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image: list[Tensor], prompt: list[str], rewards: dict[str, list[RewardModel]], weights: list[str] = ("",)
+        cls,
+        image: list[Tensor],
+        prompt: list[str],
+        rewards: dict[str, list[RewardModel]],
+        weights: Sequence[str] = ("",),
     ) -> io.NodeOutput:
         """Score, and show the table."""
         models = [slot[0] for slot in rewards.values() if slot and slot[0] is not None]
@@ -226,8 +233,8 @@ def one_batch(images: list[Tensor]) -> Tensor:
     if len(sizes) > 1:
         listed = ", ".join(f"{width} x {height}" for height, width, *_ in sorted(sizes))
         raise BlendError(
-            f"the images of the list have unlike sizes or channels ({listed}). Scale them to one size first, or score "
-            "each size apart."
+            f"the images of the list have different sizes or channels ({listed}). Scale them to one size first, or "
+            "score each size apart."
         )
     return torch.cat(images) if len(images) > 1 else images[0]
 
@@ -239,7 +246,7 @@ def ranking(scores: Tensor) -> list[int]:
 
 def score_rows(names: list[str], scores: list[Tensor], total: Tensor, order: list[int]) -> list[list[str]]:
     """A heading, and one row per image, best first: its number (from 0), each reward's score, the weighted score."""
-    rows = [[str(i), *(_number(each[i].item()) for each in (*scores, total))] for i in order]
+    rows = [[str(i), *(_number(column[i].item()) for column in (*scores, total))] for i in order]
     return [["image", *names, "weighted"], *rows]
 
 
@@ -257,7 +264,7 @@ def as_lines(rows: list[list[str]]) -> str:
     """The rows as lines that name each number: a node shows plain text in a font without columns."""
     (_, *names, _), *images = rows
     return "\n".join(
-        f"image {image}: {total}   ({', '.join(f'{name} {each}' for name, each in zip(names, scores, strict=True))})"
+        f"image {image}: {total}   ({', '.join(f'{name} {score}' for name, score in zip(names, scores, strict=True))})"
         for image, *scores, total in images
     )
 
@@ -265,10 +272,11 @@ def as_lines(rows: list[list[str]]) -> str:
 def _picked(latents: list[dict], best: list[int], images: int) -> dict:
     """The latent of the best images, with what a LATENT carries per image."""
     samples = [latent["samples"] for latent in latents]
-    if not all(isinstance(each, Tensor) for each in samples) or sum(map(len, samples)) != images:
-        found = sum(map(len, samples)) if all(isinstance(each, Tensor) for each in samples) else "nested"
+    nested = not all(isinstance(latents_of_one, Tensor) for latents_of_one in samples)
+    if nested or sum(map(len, samples)) != images:
+        count = "nested" if nested else sum(map(len, samples))
         raise BlendError(
-            f"{found} latents came for {images} images. Connect the latents that these images were decoded from, one "
+            f"{count} latents came for {images} images. Connect the latents that these images were decoded from, one "
             "per image (a video's frames share latents and cannot be picked so)."
         )
     picked = {"samples": torch.cat(samples)[best]}

@@ -48,7 +48,7 @@ def _eta_inputs() -> list[io.Input]:
             default="",
             tooltip="How ancestral each reward LoRA was trained, in the order of Blend Weights: above 0, up to 1 "
             "(fully ancestral). A lower one makes that basis more certain, so that it counts more. Empty: as the files "
-            "say, 1 where they do not. All alike: the same as a blended ancestral sampler.",
+            "say, 1 where they do not. All equal: the same as a blended ancestral sampler.",
         ),
         io.Float.Input(
             "base_eta",
@@ -243,7 +243,7 @@ class MSDDAKSampler(io.ComfyNode):
             node_id="DiffusionBlendMSDDAKSampler",
             display_name="MSDDA KSampler",
             category=CATEGORY,
-            description="KSampler with a blend whose rewards were trained with unlike eta: their reverse steps are "
+            description="KSampler with a blend whose rewards were trained with different eta: their reverse steps are "
             "fused exactly, the more certain one counting more.",
             search_aliases=["msdda", "gaussian fusion", "diffusion blend"],
             **CACHED_TOO,

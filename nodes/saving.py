@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import folder_paths
@@ -10,9 +9,7 @@ from comfy_api.latest import io
 from safetensors.torch import save_file
 
 from ..blend_core import BlendError, LoadReport, resolve
-from ..blend_core.adapters.adapter import METADATA_PREFIX
-from ..blend_core.adapters.exporting import exported
-from ..blend_core.adapters.files import sha256
+from ..blend_core.adapters.exporting import exported, provenance
 from .host.targets import target_index
 from .inputs import CATEGORY, blend_input, model_input
 from .output import shown
@@ -66,7 +63,8 @@ class SaveBlendAsLoRA(io.ComfyNode):
         output = folder_paths.get_output_directory()
         folder, name, counter, *_ = folder_paths.get_save_image_path(filename_prefix, output)
         path = Path(folder) / f"{name}_{counter:05}_.safetensors"
-        save_file(merged.tensors, path, {METADATA_PREFIX + "parts": json.dumps(_parts(blend, chosen))})
+        paths = [basis.adapter.path for basis in blend.bases if isinstance(basis, RewardLoRA)]
+        save_file(merged.tensors, path, provenance(blend.names, paths, chosen))
         lost = f"; {merged.lost:.2%} of the change is lost" if rank else ""
         written = f"written: output/{path.relative_to(output).as_posix()}, {merged.modules} modules{lost}"
         return shown("\n".join([written, blend.schedule.formula(), *map(str, reports)]))
@@ -75,6 +73,7 @@ class SaveBlendAsLoRA(io.ComfyNode):
 def _resolved(blend: LoRABlend, model) -> tuple[list[dict], list[LoadReport]]:
     """What each LoRA changes, and how it matched."""
     whole = [basis.label for basis in blend.bases if not isinstance(basis, RewardLoRA)]
+    loras = [basis for basis in blend.bases if isinstance(basis, RewardLoRA)]
     if whole:
         raise BlendError(
             f"{', '.join(whole)} is a whole model, which no LoRA file can hold. Leave it out of the blend, or save the "
@@ -86,15 +85,6 @@ def _resolved(blend: LoRABlend, model) -> tuple[list[dict], list[LoadReport]]:
             "from before Blend Schedule or Blend Region."
         )
     index = target_index(model.model)
-    found = [resolve(basis.adapter, index, allow_partial=basis.allow_partial) for basis in blend.bases]
-    return [changes for changes, _ in found], [report for _, report in found]
+    resolved = [resolve(basis.adapter, index, allow_partial=basis.allow_partial) for basis in loras]
+    return [changes for changes, _ in resolved], [report for _, report in resolved]
 
-
-def _parts(blend: LoRABlend, coefficients: list[float]) -> list[dict]:
-    """Of each LoRA its name, file, digest and coefficient, for whoever reads the file's header."""
-    parts = []
-    for name, basis, coefficient in zip(blend.names, blend.bases, coefficients, strict=True):
-        file = Path(basis.adapter.path)
-        digest = {"sha256": sha256(file)} if file.is_file() else {}
-        parts.append({"name": name, "file": file.name, "coefficient": coefficient, **digest})
-    return parts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from comfy_api.latest import io
 from PIL import Image
 from torch import Tensor
@@ -86,7 +88,8 @@ class Sweep(io.ComfyNode):
             if over["over"] == "preference"
             else by_alignment(blend, over["alignments"])
         )
-        return shown("\n".join(label for label, _ in swept), [each for _, each in swept], [x for x, _ in swept])
+        labels, blends = map(list, zip(*swept, strict=True))
+        return shown("\n".join(labels), blends, labels)
 
 
 def by_preference(blend: LoRABlend, parts: int) -> list[tuple[str, LoRABlend]]:
@@ -102,8 +105,8 @@ def by_preference(blend: LoRABlend, parts: int) -> list[tuple[str, LoRABlend]]:
             f"{parts} parts and {len(blend.bases)} rewards make {len(grid)} blends, more than {MOST_BLENDS}. Lower "
             "parts."
         )
-    labels = [", ".join(f"{name} {w:g}" for name, w in zip(blend.names, each, strict=True)) for each in grid]
-    return [(label, blend.preferring(each)) for label, each in zip(labels, grid, strict=True)]
+    labels = [", ".join(f"{name} {w:g}" for name, w in zip(blend.names, weights, strict=True)) for weights in grid]
+    return [(label, blend.preferring(weights)) for label, weights in zip(labels, grid, strict=True)]
 
 
 def by_alignment(blend: LoRABlend, alignments: str) -> list[tuple[str, LoRABlend]]:
@@ -174,7 +177,7 @@ class ParetoPlot(io.ComfyNode):
         scores: dict[str, list[float]],
         names: list[str],
         image: list[Tensor] | None = None,
-        reference: list[str] = ("",),
+        reference: Sequence[str] = ("",),
     ) -> io.NodeOutput:
         """Average over the images of each blend, and draw."""
         columns = [column for column in scores.values() if column]
@@ -192,9 +195,9 @@ def traded(labels: list[str], columns: list[list[float]], names: str, image: lis
             f"{', '.join(map(str, counts))} scores came for {len(labels)} labels. Connect Reward Scorers that see all "
             "images of the sweep, equally many of each blend."
         )
-    each = counts[0] // len(labels)
-    parts = [[column[i : i + each] for i in range(0, len(column), each)] for column in columns]
-    pictures = _thumbnails(image, counts[0])[::each] if image else [None] * len(labels)
+    images = counts[0] // len(labels)
+    parts = [[column[i : i + images] for i in range(0, len(column), images)] for column in columns]
+    pictures = _thumbnails(image, counts[0])[::images] if image else [None] * len(labels)
     points = tuple(
         Scored.of(label, part, picture)
         for label, part, picture in zip(labels, zip(*parts, strict=True), pictures, strict=True)
@@ -223,7 +226,7 @@ def _thumbnails(images: list[Tensor], count: int) -> list[Image.Image]:
         raise BlendError(
             f"{len(batch)} images came with {count} scores. Connect the images as they went into Reward Scorer."
         )
-    return [Image.fromarray((each[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()) for each in batch]
+    return [Image.fromarray((pixels[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()) for pixels in batch]
 
 
 def table_of(trade: Trade) -> list[list[str]]:

@@ -130,8 +130,8 @@ class LoRABlend:
         names, kl_weights = _distinct([basis.label for basis in bases]), tuple(basis.kl_weight for basis in bases)
 
         def widened(blend: Blend) -> Blend:
-            own = list(zip(blend.preference, self.bases, strict=True))  # one basis may stand in it twice
-            weights = [math.fsum(weight for weight, mine in own if mine is basis) for basis in bases]
+            weighted = list(zip(blend.preference, self.bases, strict=True))  # one basis may stand in it twice
+            weights = [math.fsum(weight for weight, present in weighted if present is basis) for basis in bases]
             size = math.fsum(map(abs, weights))  # 0 where weights of one basis cancel one another
             preference = shares(weights if size else [1.0] * len(weights))
             alignment = blend.alignment * size
@@ -172,10 +172,10 @@ def joined(*blends: LoRABlend) -> tuple[LoRABlend, ...]:
 def _distinct(labels: list[str]) -> tuple[str, ...]:
     """Labels with ` (2)`, ` (3)`... behind those that stand more than once; a number that is a label's own is left out.
     """
-    names, taken = [], set(labels)
+    names, unavailable = [], set(labels)
     for i, label in enumerate(labels):
-        again = label in labels[:i]
+        repeated = label in labels[:i]
         numbered = (f"{label} ({number})" for number in count(2))
-        names.append(next(name for name in numbered if name not in taken) if again else label)
-        taken.add(names[-1])
+        names.append(next(name for name in numbered if name not in unavailable) if repeated else label)
+        unavailable.add(names[-1])
     return tuple(names)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..errors import BlendError
+from .adapter import METADATA_PREFIX
 from .changes import Change, Delta, Factors
+from .files import sha256
 from .names.target import Target
 
 Part = tuple[float, Target, Factors | Change]
@@ -60,6 +64,15 @@ def exported(
     differences = (tensor for key, tensor in whole.items() if key.endswith((".diff", ".diff_b")))
     all_changes += sum(float(tensor.double().square().sum()) for tensor in differences)
     return Exported(whole, len({module for module, _ in parts}), (lost / (all_changes or 1)) ** 0.5)
+
+
+def provenance(names: Sequence[str], paths: Sequence[str | Path], coefficients: Sequence[float]) -> dict[str, str]:
+    """A header that says of each LoRA its name, file, SHA-256 and coefficient."""
+    parts = []
+    for name, path, coefficient in zip(names, map(Path, paths), coefficients, strict=True):
+        digest = {"sha256": sha256(path)} if path.is_file() else {}
+        parts.append({"name": name, "file": path.name, "coefficient": coefficient, **digest})
+    return {METADATA_PREFIX + "parts": json.dumps(parts)}
 
 
 def _differences(module: str, parts: Sequence[Part]) -> dict[str, Tensor]:

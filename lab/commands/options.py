@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from ..generation.record import Request
 
 BaseModel = Annotated[str, typer.Option(help="Diffusers folder, hub id, .safetensors checkpoint, or toy.")]
+RewardFiles = Annotated[
+    list[str] | None, typer.Option(help="NAME=PATH of a reward LoRA; repeat. With --base toy a NAME is enough.")
+]
+Weights = Annotated[str, typer.Option(help="One number per reward, such as '0.6, 0.4'; empty: all equal.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 WeightFolders = Annotated[
     list[Path] | None, typer.Option(help="Folder with weights; repeat. Default: ComfyUI's models/reward_models.")
@@ -31,10 +35,8 @@ class RunOptions:
     """Which models sample which prompts, how: what every command that samples a blend has."""
 
     base: BaseModel = "toy"
-    reward: Annotated[
-        list[str] | None, typer.Option(help="NAME=PATH of a reward LoRA; repeat. With --base toy a NAME is enough.")
-    ] = None
-    weights: Annotated[str, typer.Option(help="One number per reward, such as '0.6, 0.4'; empty: all alike.")] = ""
+    reward: RewardFiles = None
+    weights: Weights = ""
     alignment: Annotated[float, typer.Option(help="0 the base model, 1 as trained, above 1 beyond.")] = 1.0
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; repeat for more.")] = None
     prompts: Annotated[Path | None, typer.Option(help="A text file with one prompt per line.")] = None
@@ -51,8 +53,7 @@ class RunOptions:
     def request(self) -> Request:
         """The run that they ask for. Raises BlendError for options that cannot be read."""
         from ..generation.record import Request
-        from ..generation.run import read_rewards
-        from ..options import chosen_device, read_prompts
+        from ..options import chosen_device, read_prompts, read_rewards
 
         names = {entry.name for entry in dataclasses.fields(Request)}
         options = {name: value for name, value in vars(self).items() if name in names}

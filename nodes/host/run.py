@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import comfy.model_management
 import comfy.model_sampling
 import torch
+from comfy.model_base import BaseModel
 
 from ...blend_core import BlendError, Job, LoRABank, Plan, evaluate_variants, exact, mixed
 from ...blend_core.estimators import Estimator
@@ -102,7 +103,7 @@ class BlendedRun:
         self._turns: Turns | None = None  # None: predictions are blended
 
     @contextmanager
-    def preparing(self, network: torch.nn.Module) -> Iterator[None]:
+    def preparing(self, network: BaseModel) -> Iterator[None]:
         """While open, conditionings that the network prepares are prepared for every basis."""
         self.conditionings = Conditionings(lambda: self.attachment(network), self.networks)
         with self.conditionings.prepared(network):
@@ -162,7 +163,7 @@ class BlendedRun:
         flow = isinstance(call.network.model_sampling, comfy.model_sampling.CONST)
         return Call((*what, self._calls[what]), State(call.x, 1 - self.noise if flow else 1.0, self.noise))
 
-    def attachment(self, network: torch.nn.Module) -> Attachment:
+    def attachment(self, network: BaseModel) -> Attachment:
         """The bank on a network, attached once per run."""
         if id(network) not in self._attachments:
             bank, dtype = _own_bank(network) or self.bank, network.get_dtype_inference()
@@ -177,12 +178,12 @@ class BlendedRun:
         attachments = list(self._attachments.values())
         planned = set(self.plan.variants.flatten().tolist())
         planned |= {variant for mixture in self.plan.mixtures.values() for variant in mixture}
-        found = {
+        unused = {
             name: sorted(set.intersection(*(set(attachment.unused(variant)) for attachment in attachments)))
             for variant, name in enumerate(self.settings.blend.names, start=1)
             if attachments and variant not in self.networks and variant in planned
         }
-        return {name: modules for name, modules in found.items() if modules}
+        return {name: modules for name, modules in unused.items() if modules}
 
     def read(self) -> list[str]:
         """The modules that changed through their parameters in this run: the network reads these without a call."""
@@ -217,8 +218,8 @@ class _ModelCall:
         self.images = self.rows // chunks if self.rows % chunks == 0 else self.rows
         self._attachment = run.attachment(self.network)
         self._attachment.compiled |= is_compiled(options)
-        taken = inputs if run.conditionings is None else run.conditionings.taken(inputs)
-        self._inputs = taken | {"rows": torch.arange(self.rows)}  # of which a pass finds its own, as of all inputs
+        inputs = inputs if run.conditionings is None else run.conditionings.of_call(inputs)
+        self._inputs = inputs | {"rows": torch.arange(self.rows)}  # of which a pass finds its own, as of all inputs
 
     def evaluate(self, variants: torch.Tensor) -> torch.Tensor:
         """The predictions (k, rows, ...) of variants (k, images), in passes of as many as fit."""
@@ -242,12 +243,12 @@ class _ModelCall:
         """One pass of the network, for variants (g, images)."""
         run, images = self.run, inputs["rows"][: variants.shape[1]]
         basis = (id(self.network), tuple(variants.flatten().tolist()), tuple(images.tolist()))
-        own = self.options | {"uuids": [_uuid_of(u, basis[1:]) for u in self.options.get("uuids", [])]}
+        options = self.options | {"uuids": [_uuid_of(u, basis[1:]) for u in self.options.get("uuids", [])]}
         network = run.networks.get(int(variants[0, 0]))
         executor = self.executor if network is None else moved(self.executor, network)
         x, *others = inputs["args"]
-        with run.caches.of(basis, network or self.network, own):
-            return executor(x.clone(), *others, own, **inputs["kwargs"])  # EasyCache writes into x
+        with run.caches.of(basis, network or self.network, options):
+            return executor(x.clone(), *others, options, **inputs["kwargs"])  # EasyCache writes into x
 
     def _group(self, variants: torch.Tensor) -> int:
         """How many variants to put into one pass."""

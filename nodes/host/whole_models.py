@@ -1,4 +1,4 @@
-"""Whole models as bases: a network of their own beside the base's, which ComfyUI loads, counts and evicts with it.
+"""Whole models as bases: a network of their own next to the base's, which ComfyUI loads, counts and evicts with it.
 
 A whole model gives its weights, with what ComfyUI's loaders patched into them. Guidance, attention patches, ControlNets
 and wrappers come from the model that is blended, and reach every basis.
@@ -13,6 +13,8 @@ from contextlib import contextmanager
 import comfy.model_management
 import comfy.model_sampling
 import torch
+from comfy.model_base import BaseModel
+from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor
 
 from ...blend_core import BlendError
@@ -87,7 +89,7 @@ def _fresh(model) -> torch.nn.Module:
     return copy.deepcopy(model.model, {id(config): config})
 
 
-def moved(executor: WrapperExecutor, network: torch.nn.Module) -> WrapperExecutor:
+def moved(executor: WrapperExecutor, network: BaseModel) -> WrapperExecutor:
     """What APPLY_MODEL has still to do for the base, done upon another network: wrappers below ours, then the network.
 
     Compiled modules are left out, for they would put the base's in the place of the other's. Raises BlendError for
@@ -107,8 +109,8 @@ class WholeModels:
     """The whole models among a blend's bases. Raises BlendError for those that do not go with the base."""
 
     def __init__(self, bases: Sequence[Basis], base):
-        whole = {variant: each for variant, each in enumerate(bases, start=1) if isinstance(each, WholeModel)}
-        self._models: dict[torch.nn.Module, object] = {}  # by network, so that a model that stands twice is loaded once
+        whole = {variant: basis for variant, basis in enumerate(bases, start=1) if isinstance(basis, WholeModel)}
+        self._models: dict[BaseModel, ModelPatcher] = {}  # by network, so that a model that stands twice is loaded once
         for basis in whole.values():
             _check_like(basis, base)
             first = self._models.setdefault(basis.model.model, basis.model)
@@ -118,8 +120,8 @@ class WholeModels:
                     "file once, however many loaders name it), and they cannot be patched in two ways at once. Switch "
                     "on own_copy of its Model as Reward LoRA node."
                 )
-        self.networks: dict[int, torch.nn.Module] = {variant: each.model.model for variant, each in whole.items()}
-        self.report = [_line(each) for each in whole.values()]
+        self.networks: dict[int, BaseModel] = {variant: basis.model.model for variant, basis in whole.items()}
+        self.report = [_line(basis) for basis in whole.values()]
         if whole and (changed := _changed(base)):
             self.report.append(
                 f"note: {' and '.join(changed)} of the base model do not act in whole models; put them into both"
@@ -152,39 +154,39 @@ def _same_weights(first, second) -> bool:
 
 
 def _line(basis: WholeModel) -> str:
-    return f"{basis.label}: a whole model, {megabytes(basis.model):.0f} MB beside the base, in passes of its own"
+    return f"{basis.label}: a whole model, {megabytes(basis.model):.0f} MB next to the base, in passes of its own"
 
 
 def _changed(base) -> list[str]:
     """What was done to the base's own weights and modules."""
     modules = set(base.object_patches) - {"diffusion_model"} or base.injections
-    return [name for name, there in (("LoRAs", base.patches), ("patches of modules", modules)) if there]
+    return [name for name, changes in (("LoRAs", base.patches), ("patches of modules", modules)) if changes]
 
 
 def _check_like(basis: WholeModel, base) -> None:
-    for what, own, expected in _compared(basis.model, base):
-        if own != expected:
+    for what, of_basis, expected in _compared(basis.model, base):
+        if of_basis != expected:
             raise BlendError(
-                f"{basis.label} is another kind of model than the base: {what} {own}, expected {expected}. Connect "
-                "to Model as Reward LoRA a model that was trained from this base."
+                f"{basis.label} is another kind of model than the base: {what} {of_basis}, expected {expected}. "
+                "Connect to Model as Reward LoRA a model that was trained from this base."
             )
 
 
 def _compared(model, base) -> Iterator[tuple[str, object, object]]:
-    """(what, of the model, of the base): what has to be alike."""
-    networks = [network_of(each.model) for each in (model, base)]
-    yield "its network is", *(type(network).__name__ for network in networks)
+    """(what, of the model, of the base): what has to be equal."""
+    networks = [network_of(patcher.model) for patcher in (model, base)]
+    yield "its network is", type(networks[0]).__name__, type(networks[1]).__name__
     shapes, expected = map(_shapes, networks)
     for name in [*expected, *(shapes.keys() - expected.keys())]:
         yield f"{name} has the shape", shapes.get(name), expected.get(name)
-    yield "its latents are", *(type(each.model.latent_format).__name__ for each in (model, base))
-    yield "it predicts as", *(_prediction(each) for each in (model, base))
+    yield "its latents are", type(model.model.latent_format).__name__, type(base.model.latent_format).__name__
+    yield "it predicts as", _prediction(model), _prediction(base)
     yield "it runs on", model.load_device, base.load_device
 
 
 def _shapes(network: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    modules = network.named_modules()
-    return {name: tuple(module.weight.shape) for name, module in modules if getattr(module, "weight", None) is not None}
+    weights = {name: getattr(module, "weight", None) for name, module in network.named_modules()}
+    return {name: tuple(weight.shape) for name, weight in weights.items() if weight is not None}
 
 
 def _prediction(model) -> str:

@@ -230,7 +230,7 @@ def test_a_lora_in_a_model_of_its_own_is_that_lora(server, files):
     else:  # the model in float16 is rounded after its LoRA is added
         other = pixels(server.picture(workflow(kohya_last, weights="1, 0"))).astype(int) - expected
         assert abs(difference).mean() < abs(other).mean() / 4
-    assert re.search(r"merged: a whole model, \d+ MB beside the base", "".join(history["outputs"]["sampler"]["text"]))
+    assert re.search(r"merged: a whole model, \d+ MB next to the base", "".join(history["outputs"]["sampler"]["text"]))
 
 
 def test_a_sweep_runs_the_graph_once_per_blend_and_is_plotted(server, files):

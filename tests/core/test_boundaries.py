@@ -35,6 +35,7 @@ MATHS = (
     "control_variates",
     "duels",
 )
+NO_NOUNS = {"each", "own", "told", "found", "given", "taken", "there", "alone", "beside"}
 MODULES = Tree().modules
 
 
@@ -160,3 +161,32 @@ def test_pip_installs_every_folder_with_python_in_it():
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
     folders = {module.folder.replace("/", ".") for module in MODULES.values()}
     assert sorted(packages) == sorted({"diffusion_blend", *(f"diffusion_blend.{folder}" for folder in folders)})
+
+
+def test_no_two_classes_have_one_name():
+    benchmarks = [file.relative_to(ROOT).as_posix() for file in (ROOT / "benchmarks").rglob("*.py")]
+    places = {}
+    for path in [*MODULES, *benchmarks]:
+        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(path)
+    assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
+
+
+def bound_names(node):
+    """The names that a node gives a value to."""
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        yield node.id
+    elif isinstance(node, ast.arg):
+        yield node.arg
+    elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+        yield node.name
+
+
+@pytest.mark.parametrize("room", ["nodes", "pipelines", "trainers", "lab"])
+def test_variables_are_named_by_nouns(room):
+    def wrong(path):
+        nodes = ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+        return {name for node in nodes for name in bound_names(node) if name.strip("_") in NO_NOUNS}
+
+    assert breaking(wrong, f"{room}/") == {}

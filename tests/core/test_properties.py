@@ -63,12 +63,6 @@ def test_the_order_of_the_bases_is_irrelevant(made, random):
 
 
 @SEARCH
-@given(blends())
-def test_text_reads_back_to_the_same_blend(made):
-    assert Blend.from_json(made.to_json()) == made
-
-
-@SEARCH
 @given(blends(), st.floats(-3, 3), st.floats(-3, 3))
 def test_a_blend_commutes_with_every_affine_map_of_the_predictions(made, scale, shift):
     """Why blending noise, velocity or x0, and before or after guidance, is one and the same."""

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 REWARDS = ("calm", "vivid")  # the two that are swept, from the first to the second
-# What the report calls each method, and how the diffusers host calls it.
-SWEPT = {"soup": "merged", "mpa": "exact", "sampled": "sampled", "stratified": "stratified"}
+# What the report calls each method, and its evaluation.
+SWEPT = {"soup": "merged", "mpa": "exact", "random": "random", "stratified": "stratified"}
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Setting:
     alignment: float = 1.0
 
     @property
-    def host_method(self) -> str:
-        """What the diffusers host calls this method."""
+    def evaluation(self) -> str:
+        """How pipelines calls it."""
         return {"base": "base", "single": "exact", "kla": "exact"}.get(self.method) or SWEPT[self.method]
 
 

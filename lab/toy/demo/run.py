@@ -89,12 +89,14 @@ def open_studio() -> tuple:
     import transformers
 
     from ....pipelines import load_factors
-    from ..model import STUDIO, load_base
+    from ....pipelines.loading import hide_loading_bars
+    from .. import STUDIO
+    from ..model import load_base
     from ..rewards import toy_rewards
 
     torch.set_num_threads(1)
+    hide_loading_bars()
     for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
         library.utils.logging.set_verbosity_error()
     pipe = load_base()
     factors, _ = load_factors(pipe, [STUDIO / "loras" / f"{name}.safetensors" for name in REWARDS])
@@ -106,21 +108,21 @@ def measure_one(setting: Setting, seeds: int) -> Point:
     import time
 
     from ....blend_core import Blend
-    from ....pipelines import Method, Sampling, generate
+    from ....pipelines import BlendEvaluation, Sampling, generate
 
     pipe, factors, rewards = open_studio()
     blend = Blend(REWARDS, setting.weights, setting.alignment)
-    method = Method.of(setting.host_method, blend, factors)
+    evaluation = BlendEvaluation.of(setting.evaluation, blend, factors)
     prompts = [prompt for prompt in PROMPTS for _ in range(seeds)]
     numbers = list(range(1, len(prompts) + 1))
     started = time.perf_counter()
-    images = generate(pipe, method, prompts, numbers, Sampling(STEPS, ETA, CFG))
+    images = generate(pipe, evaluation, prompts, numbers, Sampling(STEPS, ETA, CFG))
     seconds = time.perf_counter() - started
     return Point(
         setting,
         images,
         {name: reward(images, prompts) for name, reward in rewards.items()},
-        method.plan(STEPS, [0]).evaluations_per_step,
+        evaluation.plan(STEPS, [0]).evaluations_per_step,
         seconds / len(images),
     )
 
@@ -166,10 +168,10 @@ def print_findings(points: list[Point]) -> None:
     mpa, soup = at["mpa", 0.5].weighted(), at["soup", 0.5].weighted()
     difference = f"{(mpa - soup).mean():+.3f} ± {standard_error(mpa - soup):.3f}"
     print(f"weighted reward at 0.5: DB-MPA {mpa.mean():+.3f}, soup {soup.mean():+.3f}; paired difference {difference}")
-    distances = {method: at[method, 0.5].rmse_to_mpa for method in ("sampled", "stratified")}
-    ratio = distances["sampled"] / distances["stratified"]
+    distances = {method: at[method, 0.5].rmse_to_mpa for method in ("random", "stratified")}
+    ratio = distances["random"] / distances["stratified"]
     print(
-        f"distance to DB-MPA at 0.5: sampled {distances['sampled']:.4f}, stratified {distances['stratified']:.4f}",
+        f"distance to DB-MPA at 0.5: random {distances['random']:.4f}, stratified {distances['stratified']:.4f}",
         end="",
     )
     print(f" ({ratio:.1f} times nearer)" if ratio > 1 else " (not nearer)")
