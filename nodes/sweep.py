@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from comfy_api.latest import io
 from PIL import Image
 from torch import Tensor
@@ -175,7 +177,7 @@ class ParetoPlot(io.ComfyNode):
         scores: dict[str, list[float]],
         names: list[str],
         image: list[Tensor] | None = None,
-        reference: list[str] = ("",),
+        reference: Sequence[str] = ("",),
     ) -> io.NodeOutput:
         """Average over the images of each blend, and draw."""
         columns = [column for column in scores.values() if column]

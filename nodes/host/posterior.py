@@ -103,7 +103,8 @@ def sample_posterior(
     extra_args: dict,
     callback=None,
     disable: bool | None = None,
-    state: Tensor | None = None,
+    *,
+    state: Tensor,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """A sampler function that starts from `state`, shaped as x, whatever x is: x0 ~ p(. | state) of the model."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import comfy.model_management
 import comfy.model_sampling
 import torch
+from comfy.model_base import BaseModel
 
 from ...blend_core import BlendError, Job, LoRABank, Plan, evaluate_variants, exact, mixed
 from ...blend_core.estimators import Estimator
@@ -102,7 +103,7 @@ class BlendedRun:
         self._turns: Turns | None = None  # None: predictions are blended
 
     @contextmanager
-    def preparing(self, network: torch.nn.Module) -> Iterator[None]:
+    def preparing(self, network: BaseModel) -> Iterator[None]:
         """While open, conditionings that the network prepares are prepared for every basis."""
         self.conditionings = Conditionings(lambda: self.attachment(network), self.networks)
         with self.conditionings.prepared(network):
@@ -162,7 +163,7 @@ class BlendedRun:
         flow = isinstance(call.network.model_sampling, comfy.model_sampling.CONST)
         return Call((*what, self._calls[what]), State(call.x, 1 - self.noise if flow else 1.0, self.noise))
 
-    def attachment(self, network: torch.nn.Module) -> Attachment:
+    def attachment(self, network: BaseModel) -> Attachment:
         """The bank on a network, attached once per run."""
         if id(network) not in self._attachments:
             bank, dtype = _own_bank(network) or self.bank, network.get_dtype_inference()

@@ -557,6 +557,7 @@ def test_a_small_scale_leaves_small_float16_factors_as_they_are():
     assert bank.low_rank[0].up.dtype == torch.float16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_four_rank_8_bases_take_less_than_three_percent_of_sd15(dtype):
     diffusers = pytest.importorskip("diffusers")
@@ -580,6 +581,7 @@ def test_four_rank_8_bases_take_less_than_three_percent_of_sd15(dtype):
     assert bank.nbytes <= 0.03 * 2 * weights  # against the network in half precision
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("selection", [[1, 1], [1, 2], [0, 3]])
 def test_torch_compile_traces_a_bank_in_one_graph(selection):
     """A break at every adapted layer would take away what compiling is for."""
@@ -590,6 +592,7 @@ def test_torch_compile_traces_a_bank_in_one_graph(selection):
     assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
 
 
+@pytest.mark.slow
 def test_a_compiled_network_follows_the_variant():
     net, x = network(torch.float32), inputs(2, torch.float32)
     attachment = LoRABank(adapters(torch.float32)).attach(net)
@@ -604,6 +607,7 @@ def test_a_compiled_network_follows_the_variant():
         torch.testing.assert_close(compiled(x), references[1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_takes_one_graph_whatever_the_choice():
     """Another weight, seed or choice compiles nothing anew: one graph with a bank in use, one without."""
     torch._dynamo.reset()

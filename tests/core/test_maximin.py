@@ -65,6 +65,7 @@ class LinearRewards:
         return preference, self.attained(x0).mean(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [(0.2, 0.8), (0.5, 0.5), (0.75, 0.25), (0.5, 0.3, 0.2), (0.1, 0.2, 0.7)])
 def test_a_run_ends_at_the_closed_form_preference_and_worst_reward(share):
     rewards, best = LinearRewards(len(share), meet=numbers(*share)), numbers(*share)

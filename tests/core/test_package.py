@@ -12,7 +12,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 COMFY = shutil.which("comfy", path=Path(sys.executable).parent)
 MOST = 2 * 1024 * 1024  # bytes
-pytestmark = pytest.mark.skipif(COMFY is None, reason="package tests SKIPPED: no comfy-cli (pip install comfy-cli)")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(COMFY is None, reason="package tests SKIPPED: no comfy-cli (pip install comfy-cli)"),
+]
 
 
 @pytest.fixture(scope="module")

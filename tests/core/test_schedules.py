@@ -88,6 +88,7 @@ def test_exact_evaluates_only_what_counts_at_a_step():
     assert seen == [[1], [1], [2], [2]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_stratified_counts_stay_within_one_of_their_share_under_a_schedule(count):
     generator = torch.Generator().manual_seed(count)
