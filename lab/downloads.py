@@ -6,6 +6,7 @@ import fnmatch
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +16,6 @@ from ..blend_core.adapters.files import sha256
 from ..blend_core.errors import first_line
 
 Result = TypeVar("Result")
-_PART = ".part"  # what a download from an address is called until it is whole; the hub's client has names of its own
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def remote_files(entry: Entry) -> list[RemoteFile]:
     """The entry's files as its server lists them now. Raises BlendError where it cannot be reached or has none."""
     if entry.url:
         return [RemoteFile(name, digest=digest) for name, digest in entry.files.items()]
-    listed = _asked(entry, "listed", lambda: _repository_files(entry.repository))
+    listed = _asked(entry, "listed", partial(_repository_files, entry.repository))
     files = []
     for pattern in entry.patterns:
         known = entry.files.get(pattern, "")
@@ -54,7 +54,7 @@ def remote_files(entry: Entry) -> list[RemoteFile]:
             )
         files += [RemoteFile(file.path, file.size, known or file.digest) for file in matched]
     if not files:
-        raise BlendError(f"{entry.name}: {entry.repository} holds no .safetensors file, expected one. See {entry.page}.")
+        raise BlendError(f"{entry.name}: {entry.repository} has no .safetensors file, expected one. See {entry.page}.")
     return files
 
 
@@ -88,7 +88,7 @@ def download(entry: Entry, file: RemoteFile, folder: Path) -> Path:
             f"{place} is there already, and is another file ({file.wrong(place)}). Move it away, or give another "
             "folder with --to."
         )
-    _asked(entry, "downloaded", lambda: _from_address(entry.url, place) if entry.url else _from_hub(entry, file, folder))
+    _asked(entry, "downloaded", partial(_fetched, entry, file, place))
     if wrong := file.wrong(place):
         place.unlink()
         raise BlendError(
@@ -117,16 +117,20 @@ def _repository_files(repository: str) -> list[RemoteFile]:
     return [RemoteFile(each.rfilename, each.size, each.lfs.sha256 if each.lfs else "") for each in siblings]
 
 
-def _from_hub(entry: Entry, file: RemoteFile, folder: Path) -> None:
-    from huggingface_hub import hf_hub_download
+def _fetched(entry: Entry, file: RemoteFile, place: Path) -> None:
+    """Download to a part beside `place`, from where it ends, and rename it when it is whole.
 
-    hf_hub_download(entry.repository, file.path, local_dir=folder / entry.folder)
-
-
-def _from_address(url: str, place: Path) -> None:
+    hf_hub_download would begin anew: since version 1 it keeps nothing of a download that was cut off.
+    """
+    from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
 
-    part = place.with_name(place.name + _PART)
-    with part.open("ab") as file:
-        http_get(url, file, resume_size=file.tell(), displayed_filename=place.name)
+    url, headers = (entry.url, {}) if entry.url else (hf_hub_url(entry.repository, file.path), build_hf_headers())
+    part = place.with_name(place.name + ".part")
+    with part.open("ab") as opened:
+        if file.size is not None and opened.tell() > file.size:  # of a larger file, which its publisher has replaced
+            opened.truncate(0)
+        more = {"headers": headers, "expected_size": file.size, "displayed_filename": place.name}
+        http_get(url, opened, resume_size=opened.tell(), **more)
     part.replace(place)

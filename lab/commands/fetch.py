@@ -39,10 +39,12 @@ def command(
 
 def _list() -> None:
     from ...blend_core.adapters.catalogue import catalogue
-    from ..tables import print_rows
 
-    rows = [(entry.name, entry.base, entry.reward, entry.licence) for entry in catalogue().values()]
-    print_rows([("name", "base", "reward", "licence"), *rows])
+    entries = catalogue().values()
+    names, bases = (2 + max(len(getattr(entry, key)) for entry in entries) for key in ("name", "base"))
+    for entry in entries:
+        print(f"{entry.name:{names}}{entry.base:{bases}}{entry.reward}")
+    print("All that is known of them: docs/reward_loras.md")
 
 
 def _entry(name: str) -> Entry:
