@@ -2,15 +2,15 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .bases import LoadRewardLoRA, ModelAsBasis
-from .blending import BlendRegion, BlendSchedule, BlendWeights, KLInterpolate
-from .diagnosing import Diagnostics
-from .dueling import BlendDuel
+from .blends import BlendRegion, BlendSchedule, BlendWeights, KLInterpolate
+from .diagnostics import Diagnostics
+from .duel import BlendDuel
+from .loaders import LoadRewardLoRA, ModelAsBasis
 from .maximin import MaximinKSampler
-from .sampling import ApplyBlend, BlendedKSampler, MSDDAKSampler, MSDDASampler, StochasticLSSampler
+from .rewards import LoadRewardModel, PickBest, RewardScorer
+from .samplers import ApplyBlend, BlendedKSampler, MSDDAKSampler, MSDDASampler, StochasticLSSampler
 from .saving import SaveBlendAsLoRA
-from .scoring import LoadRewardModel, PickBest, RewardScorer
-from .sweeping import ParetoPlot, Sweep
+from .sweep import ParetoPlot, Sweep
 
 
 class DiffusionBlendExtension(ComfyExtension):

@@ -12,13 +12,13 @@ from torch import Tensor
 from ..blend_core import Blend, BlendError, exact, parse_numbers
 from ..blend_core.maximin import attained, personal, worse_first
 from ..blend_core.rewards import check_images
-from .managing import RewardModel, decoded
-from .patching import EXECUTIONS, sample
-from .running import BlendedRun
-from .sampling import BLEND_TOOLTIP, EXECUTION_TOOLTIP, ksampler_inputs
-from .scoring import MOST_REWARDS
-from .showing import CACHED_TOO, shown
-from .sockets import CATEGORY, Basis, LoRABlend, RewardModelSocket, blend_input, blend_of
+from .host.apply import EXECUTIONS, sample
+from .host.reward_models import RewardModel, decoded
+from .host.run import BlendedRun
+from .output import CACHED_TOO, shown
+from .rewards import MOST_REWARDS
+from .samplers import BLEND_TOOLTIP, EXECUTION_TOOLTIP, ksampler_inputs
+from .types import CATEGORY, Basis, LoRABlend, RewardModelSocket, blend_input, blend_of
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from ..blend_core import BlendError, LoadReport, resolve
 from ..blend_core.adapters.exporting import exported
 from ..blend_core.adapters.factors import METADATA_PREFIX
 from ..blend_core.adapters.files import sha256
-from .showing import shown
-from .sockets import CATEGORY, Basis, LoRABlend, RewardLoRA, blend_input, blend_of
-from .targets import target_index
+from .host.targets import target_index
+from .output import shown
+from .types import CATEGORY, Basis, LoRABlend, RewardLoRA, blend_input, blend_of
 
 MOST_RANKS = 4096
 

@@ -124,7 +124,7 @@ export function addToNodes({ kind, title, name, style, height, attach }) {
   });
 }
 
-/** What the node's last run sent to the editor (nodes/showing.py): { text, diffusion_blend }, or undefined. */
+/** What the node's last run sent to the editor (nodes/output.py): { text, diffusion_blend }, or undefined. */
 export const outputOf = (node) => app.nodeOutputs?.[locatorOf(node)];
 
 /** The data of a node's last run for its script; undefined before a run. */

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ...blend_core import ESTIMATORS, read_adapter
 from ...blend_core.network import low_rank
-from ...nodes.patching import KEY, apply_blend
-from ...nodes.sockets import LoRABlend, RewardLoRA
+from ...nodes.host.apply import KEY, apply_blend
+from ...nodes.types import LoRABlend, RewardLoRA
 from .floors import Passes, scheduled
 from .networks import Network, Sampling
 

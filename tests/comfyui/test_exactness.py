@@ -128,7 +128,7 @@ def test_a_scale_from_minus_10_to_10_is_the_scale_of_merging(graph, base, nodes,
 def test_weights_of_one_basis_that_cancel_one_another_leave_the_base_beside_another_blend(graph, base, files, plain):
     basis, other = graph.blend(files[:2]).bases
     nothing = graph.blend([basis, basis], "0.5, -0.5", normalise=False)
-    wide, _ = host.submodule("nodes.sockets").joined(nothing, graph.blend([other]))
+    wide, _ = host.submodule("nodes.types").joined(nothing, graph.blend([other]))
     assert torch.equal(graph.blended(base, wide), plain)
 
 

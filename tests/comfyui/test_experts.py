@@ -56,7 +56,7 @@ def in_two(graph):
 
 def halves(models, blend, evaluation, jobs=JOBS):
     """Apply Blend on each of two models, at one seed."""
-    apply_blend, estimator = host.submodule("nodes.patching").apply_blend, ESTIMATORS[evaluation]
+    apply_blend, estimator = host.submodule("nodes.host.apply").apply_blend, ESTIMATORS[evaluation]
     return [apply_blend(model, blend, estimator, "auto", 7, job=job) for model, job in zip(models, jobs, strict=True)]
 
 
@@ -108,7 +108,7 @@ def test_choices_of_two_experts_equal_merged_copies(base, merged, low, blend, in
 def test_the_choices_of_one_job_are_those_of_one_run_in_all_steps(graph, base, low, blend, in_two, evaluation):
     first, second = halves((base, low[0]), blend, evaluation)
     in_two(first.model, second.model, cfg=1.0)
-    whole = host.submodule("nodes.patching").apply_blend(base, blend, ESTIMATORS[evaluation], "auto", 7)
+    whole = host.submodule("nodes.host.apply").apply_blend(base, blend, ESTIMATORS[evaluation], "auto", 7)
     graph.plain(whole.model, latent_image=latent(2), steps=STEPS, cfg=1.0)
     assert torch.equal(torch.cat([choices(first), choices(second)], 1), choices(whole))
 

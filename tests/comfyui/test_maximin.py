@@ -79,7 +79,7 @@ def test_a_whole_model_moves_as_the_lora_that_is_merged_into_it(graph, base, fil
 
 def steered(graph, base, blend, vae, rewards, every=1, rate=2.0, **inputs):
     """The run of the node, with its steering: (latents, moves)."""
-    module, patching = submodule("nodes.maximin"), submodule("nodes.patching")
+    module, patching = submodule("nodes.maximin"), submodule("nodes.host.apply")
     panel = module._panel(vae, list(rewards), "", "", "", blend.schedule.blends[0])
     result, applied = patching.sample(
         base,

@@ -126,7 +126,7 @@ def test_etas_that_cannot_be_are_refused(graph, base, files, options, message):
 
 
 def test_a_model_without_a_blend_or_with_one_variant_per_step_is_refused(graph, base, files):
-    sampler = comfy.samplers.KSAMPLER(submodule("nodes.msdda").sample_msdda, {"etas": "", "base_eta": 1.0})
+    sampler = comfy.samplers.KSAMPLER(submodule("nodes.host.msdda").sample_msdda, {"etas": "", "base_eta": 1.0})
     settings = graph._inputs({})
     sigmas = BasicScheduler.execute(base, settings["scheduler"], 2, 1.0).result[0]
     stochastic = graph.applied(base, graph.blend(files, WEIGHTS), evaluation="stratified")

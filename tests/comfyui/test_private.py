@@ -21,7 +21,7 @@ def test_weights_in_use_are_read_as_comfyuis_layers_read_them():
 
 
 def test_some_function_moves_the_weights_of_streamed_models():
-    assert any(hasattr(comfy.ops, name) for name in submodule("nodes.private")._MOVING)
+    assert any(hasattr(comfy.ops, name) for name in submodule("nodes.host.private")._MOVING)
 
 
 @pytest.mark.parametrize("name", ["process_cond", "can_concat", "concat", "size", "_copy_with"])
@@ -30,7 +30,7 @@ def test_conditionings_have_the_methods_that_carry_them_to_the_model(name):
 
 
 def test_a_layers_parameter_is_read_with_its_patches():
-    private = submodule("nodes.private")
+    private = submodule("nodes.host.private")
     layer = comfy.ops.manual_cast.Linear(3, 2)
     layer.weight, layer.bias = (torch.nn.Parameter(torch.ones(*s), requires_grad=False) for s in ((2, 3), (2,)))
     layer.weight_function = [lambda weight: weight + 1]

@@ -55,7 +55,7 @@ def test_a_seed_gives_one_picture_whatever_ran_before(graph, base, blend):
 
 def test_nothing_of_a_run_stays_behind_it(graph, base, blend):
     """ComfyUI caches a node's output, and with it the plan, for as long as it likes."""
-    patching = submodule("nodes.patching")
+    patching = submodule("nodes.host.apply")
     applied = patching.apply_blend(base, blend, submodule("blend_core").budget, "sequential", 1)
     graph.plain(applied.model, latent_image=latent(batch=2), steps=3)
     assert applied.plan.evaluations_per_step > 1

@@ -17,7 +17,7 @@ def test_every_key_of_every_spelling_finds_its_weight(family, tmp_path, nodes):
     if family.missing:
         pytest.skip(f"{family.name} is not in this ComfyUI")
     adapters, model = submodule("blend_core.adapters"), family.load()
-    index = submodule("nodes.patching").target_index(model.model)
+    index = submodule("nodes.host.apply").target_index(model.model)
     files = list(spellings.written(family, model, tmp_path))
     assert len(files) == spellings.count(family)
     expected = {}
@@ -73,7 +73,7 @@ def test_text_encoder_keys_are_counted_and_left_out(name, tmp_path, nodes):
     text = {template.format(role): torch.ones(2, 2) for role in ("down", "up")}
     mixed = load_file(tmp_path / "with_text.safetensors") | text
     adapter = core.read_adapter(tmp_path / loras.save(mixed, tmp_path, "mixed.safetensors"))
-    _, report = core.resolve(adapter, submodule("nodes.patching").target_index(model.model))
+    _, report = core.resolve(adapter, submodule("nodes.host.apply").target_index(model.model))
     assert report.matched == report.in_file == 2
     assert "2 text-encoder keys" in str(report)
     with pytest.raises(submodule("blend_core").BlendError, match=r"only text-encoder keys \(2.*UNet or transformer"):

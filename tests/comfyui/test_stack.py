@@ -88,7 +88,7 @@ def test_a_model_strength_is_on_the_node_and_in_the_load_report(graph, base, nod
     output = nodes["BlendWeights"].execute({}, "", normalise=True, lora_stack=stack)
     line = "everything: its scale times 0.8 (model strength in lora_stack)"
     assert line in str(output.ui) and "attentive: its scale" not in str(output.ui)
-    applied = host.submodule("nodes.patching").apply_blend(
+    applied = host.submodule("nodes.host.apply").apply_blend(
         base, output.result[0], host.submodule("blend_core").exact, "auto", 0
     )
     assert "times 0.8 (model strength in lora_stack)" in applied.report
@@ -117,13 +117,13 @@ def test_a_dora_takes_no_strength_but_1(weigh, lora_folder, error):
 def test_two_blends_of_one_stack_are_blends_of_the_same_bases(weigh, files):
     stack = [(file, 1.0, 1.0) for file in files[:2]]
     first, second = weigh(stack, weights="1, 0"), weigh(stack, weights="0, 1")
-    wide = host.submodule("nodes.sockets").joined(first, second)
+    wide = host.submodule("nodes.types").joined(first, second)
     assert [blend.schedule.blends[0].preference for blend in wide] == [(1.0, 0.0), (0.0, 1.0)]
 
 
 def test_a_lora_that_stands_twice_in_a_blend_keeps_both_its_weights_beside_another_blend(weigh, files):
     twice = weigh([(files[0], 1.0, 1.0)] * 2 + [(files[1], 1.0, 1.0)], weights="0.1, 0.2, 0.7")
-    wide, _ = host.submodule("nodes.sockets").joined(twice, weigh([(files[2], 1.0, 1.0)]))
+    wide, _ = host.submodule("nodes.types").joined(twice, weigh([(files[2], 1.0, 1.0)]))
     assert wide.schedule.blends[0].preference == pytest.approx((0.3, 0.7, 0.0))
 
 

@@ -68,10 +68,10 @@ def relative(file):
 
 def test_the_scan_sees_the_sources():
     assert len(SOURCES) > 30
-    assert {"blend_core/blend.py", "nodes/patching.py", "pipelines/host.py"} <= {Path(i).as_posix() for i in IDS}
+    assert {"blend_core/blend.py", "nodes/host/apply.py", "pipelines/host.py"} <= {Path(i).as_posix() for i in IDS}
     found = sorted(relative(ROOT / "blend_core" / "network" / "execution.py"))
     assert found == [["blend_core", "network", "bank"]]
-    assert "comfy" in absolute(ROOT / "nodes" / "patching.py")
+    assert "comfy" in absolute(ROOT / "nodes" / "host" / "apply.py")
 
 
 def test_importing_the_core_imports_no_host():

@@ -10,10 +10,10 @@ from comfy_extras.nodes_custom_sampler import BasicScheduler, SamplerCustom
 
 from ..blend_core import Job, budget, choices, describe_choices, exact, merged, sampled, stratified
 from ..blend_core.estimators import BUDGET, Estimator
-from .msdda import describe_etas, sample_msdda
-from .patching import EXECUTIONS, apply_blend, sample
-from .showing import CACHED_TOO, shown
-from .sockets import CATEGORY, Basis, LoRABlend, blend_input, blend_of
+from .host.apply import EXECUTIONS, apply_blend, sample
+from .host.msdda import describe_etas, sample_msdda
+from .output import CACHED_TOO, shown
+from .types import CATEGORY, Basis, LoRABlend, blend_input, blend_of
 
 _NOTHING_SAMPLED = "no step was sampled"
 SELECTIONS = {"stratified": stratified, "random": sampled, "budget": budget, "merged": merged}

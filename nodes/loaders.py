@@ -12,9 +12,9 @@ from comfy_api.latest import io
 from ..blend_core import BlendError, is_adapter_file, read_adapter
 from ..blend_core.adapters import AS_CHOSEN, EXPERTS, partner
 from ..blend_core.adapters.files import shards_of, without_references
-from .showing import CACHED_TOO, shown
-from .sockets import CATEGORY, RewardLoRA, RewardLoRASocket
-from .whole_models import megabytes, whole_model
+from .host.whole_models import megabytes, whole_model
+from .output import CACHED_TOO, shown
+from .types import CATEGORY, RewardLoRA, RewardLoRASocket
 
 _LABEL = "reward"  # of a model, which has no file's name
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from ..blend_core import BlendError, exact, image_seed
 from ..blend_core.diagnostics import Diagnosis, Disagreement, Gap, disagreement, gap_at, posterior_samples, probed_steps
 from ..blend_core.pictures.diagnosis import draw
-from .managing import RewardModel, decoded
-from .msdda import is_flow
-from .patching import EXECUTIONS, sample
-from .sampling import BLEND_TOOLTIP, EXECUTION_TOOLTIP, ksampler_inputs
-from .showing import CACHED_TOO, as_image, shown
-from .sockets import CATEGORY, Basis, LoRABlend, RewardModelSocket, blend_input, blend_of
+from .host.apply import EXECUTIONS, sample
+from .host.msdda import is_flow
+from .host.reward_models import RewardModel, decoded
+from .output import CACHED_TOO, as_image, shown
+from .samplers import BLEND_TOOLTIP, EXECUTION_TOOLTIP, ksampler_inputs
+from .types import CATEGORY, Basis, LoRABlend, RewardModelSocket, blend_input, blend_of
 
 
 class Diagnostics(io.ComfyNode):

@@ -16,9 +16,9 @@ import comfy.model_sampling
 import torch
 from comfy.patcher_extension import WrapperExecutor
 
-from ..blend_core import BlendError
-from .rows import network_of
-from .sockets import KEY, Basis, WholeModel
+from ...blend_core import BlendError
+from ..types import KEY, Basis, WholeModel
+from .row_layout import network_of
 
 MODELS_KEY = f"{KEY}_models"
 MB = 2**20

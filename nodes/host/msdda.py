@@ -10,10 +10,10 @@ from comfy.k_diffusion.sampling import default_noise_sampler
 from torch import Tensor
 from tqdm.auto import trange
 
-from ..blend_core import BlendError, Plan, parse_numbers
-from ..blend_core.gaussian import basis_etas, fused_step
-from ..blend_core.regions import PaintedPlan
-from .running import BlendedRun, blended_run
+from ...blend_core import BlendError, Plan, parse_numbers
+from ...blend_core.gaussian import basis_etas, fused_step
+from ...blend_core.regions import PaintedPlan
+from .run import BlendedRun, blended_run
 
 
 @torch.no_grad()

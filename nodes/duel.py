@@ -6,9 +6,9 @@ from comfy_api.latest import io
 
 from ..blend_core import BlendError
 from ..blend_core.duels import FEWEST, MOST, parse_duels, parse_lines
-from .blending import target_kl_weight_input
-from .showing import CACHED_TOO, shown
-from .sockets import CATEGORY, Basis, BlendSocket, LoRABlend, RewardLoRASocket
+from .blends import target_kl_weight_input
+from .output import CACHED_TOO, shown
+from .types import CATEGORY, Basis, BlendSocket, LoRABlend, RewardLoRASocket
 
 
 class BlendDuel(io.ComfyNode):

@@ -14,9 +14,9 @@ import torch
 from comfy.conds import CONDConstant
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from ..blend_core import BlendError
-from ..blend_core.network.bank import Attachment
-from ..blend_core.network.execution import ByVariant
+from ...blend_core import BlendError
+from ...blend_core.network.bank import Attachment
+from ...blend_core.network.execution import ByVariant
 
 
 class Conditionings:

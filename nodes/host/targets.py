@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import comfy.lora
 import torch
 
-from ..blend_core import Target, TargetIndex
+from ...blend_core import Target, TargetIndex
 
 
 def target_index(base_model: torch.nn.Module) -> TargetIndex:

@@ -9,9 +9,9 @@ from torch import Tensor
 from ..blend_core import BlendError, parse_numbers
 from ..blend_core.pareto import Scored, Trade, simplex_grid
 from ..blend_core.pictures.pareto import draw
-from .scoring import as_markdown, one_batch
-from .showing import CACHED_TOO, as_image, shown
-from .sockets import CATEGORY, Basis, BlendSocket, LoRABlend, blend_input, blend_of
+from .output import CACHED_TOO, as_image, shown
+from .rewards import as_markdown, one_batch
+from .types import CATEGORY, Basis, BlendSocket, LoRABlend, blend_input, blend_of
 
 MOST_BLENDS = 256  # a slip of the finger on a grid of many rewards is thousands of images
 MOST_REWARDS = 6

@@ -13,17 +13,17 @@ import comfy.model_management
 import comfy.model_sampling
 import torch
 
-from ..blend_core import BlendError, LoRABank, Plan, evaluate_variants, exact, mixed
-from ..blend_core.estimators import Estimator
-from ..blend_core.network.bank import Attachment
-from ..blend_core.parameterization import State
-from ..blend_core.plan import Call
-from .clock import StepClock
+from ...blend_core import BlendError, LoRABank, Plan, evaluate_variants, exact, mixed
+from ...blend_core.estimators import Estimator
+from ...blend_core.network.bank import Attachment
+from ...blend_core.parameterization import State
+from ...blend_core.plan import Call
+from ..types import KEY, LoRABlend
 from .conditionings import Conditionings
-from .neighbours import Caches, check_choices, separates
+from .other_packs import Caches, check_choices, separates
 from .private import PARAMETERS, is_compiled, keep_moving_weights_as_stored
-from .rows import keeps_rows_apart, network_of, note
-from .sockets import KEY, LoRABlend
+from .row_layout import keeps_rows_apart, network_of, note
+from .steps import StepClock
 from .whole_models import moved
 
 log = logging.getLogger(__name__)

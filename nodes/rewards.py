@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..blend_core import BlendError, parse_weights
 from ..blend_core.rewards import SCALES, check_images, installed_rewards, reward_cards, weighted
-from .managing import DEVICES, PRECISIONS, RewardModel, library, load_reward_model, own_rewards
-from .showing import CACHED_TOO, shown
-from .sockets import CATEGORY, RewardModelSocket
+from .host.reward_models import DEVICES, PRECISIONS, RewardModel, library, load_reward_model, own_rewards
+from .output import CACHED_TOO, shown
+from .types import CATEGORY, RewardModelSocket
 
 MOST_REWARDS = 16
 

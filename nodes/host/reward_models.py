@@ -17,8 +17,8 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ..blend_core import BlendError
-from ..blend_core.rewards import DTYPES, IMAGES_PER_PASS, Library, Reward, load_reward
+from ...blend_core import BlendError
+from ...blend_core.rewards import DTYPES, IMAGES_PER_PASS, Library, Reward, load_reward
 
 FOLDER = "reward_models"
 DEVICES = ("default", "cpu")

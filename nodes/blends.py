@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..blend_core import CURVES, BlendError, Schedule, normalised, parse_numbers, parse_positions, parse_weights, shares
 from ..blend_core.adapters import mixed_experts
-from .bases import kl_weight_input, stacked
-from .showing import CACHED_TOO, shown
-from .sockets import (
+from .loaders import kl_weight_input, stacked
+from .output import CACHED_TOO, shown
+from .types import (
     CATEGORY,
     Basis,
     BlendSocket,

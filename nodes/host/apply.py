@@ -25,7 +25,7 @@ from comfy.patcher_extension import WrappersMP
 
 from nodes import common_ksampler  # ComfyUI's own nodes module: ours is only ever imported relatively
 
-from ..blend_core import (
+from ...blend_core import (
     BlendError,
     Job,
     LoadReport,
@@ -37,14 +37,14 @@ from ..blend_core import (
     merged,
     resolve,
 )
-from ..blend_core.adapters.foreign import first_of
-from ..blend_core.estimators import Estimator
-from ..blend_core.regions import painted
-from .clock import StepClock
-from .neighbours import refuse, separates
-from .rows import keeps_rows_apart, mixes_images
-from .running import MEMORY_MARGIN, BlendedRun, Steering, blended_run
-from .sockets import KEY, LoRABlend, RewardLoRA
+from ...blend_core.adapters.foreign import first_of
+from ...blend_core.estimators import Estimator
+from ...blend_core.regions import painted
+from ..types import KEY, LoRABlend, RewardLoRA
+from .other_packs import refuse, separates
+from .row_layout import keeps_rows_apart, mixes_images
+from .run import MEMORY_MARGIN, BlendedRun, Steering, blended_run
+from .steps import StepClock
 from .targets import target_index
 from .whole_models import WholeModels
 

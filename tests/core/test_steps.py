@@ -1,6 +1,6 @@
 """Which step an evaluation belongs to, under the calls that ComfyUI's samplers make (traced in 0.28).
 
-nodes/clock.py imports no host, but its package does: the file is loaded by its path.
+nodes/host/steps.py imports no host, but its package does: the file is loaded by its path.
 """
 
 import importlib.util
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-FILE = Path(__file__).parents[2] / "nodes" / "clock.py"
+FILE = Path(__file__).parents[2] / "nodes" / "host" / "steps.py"
 STEPS = 8
 SIGMAS = torch.tensor([14.615, 6.678, 3.523, 2.061, 1.277, 0.791, 0.441, 0.0292, 0.0])
 FLOW = torch.linspace(1, 0, STEPS + 1)

@@ -15,7 +15,7 @@ from comfy.quant_ops import QuantizedTensor
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor, nn
 
-from ..blend_core.network.site import Parameters, as_stored, stored
+from ...blend_core.network.site import Parameters, as_stored, stored
 
 _MOVING = ("cast_modules_with_vbar", "resolve_cast_module_with_vbar", "cast_bias_weight_with_vbar")
 """Functions of comfy.ops that move weights of streamed models, some of them before their layers run: the last in
