@@ -14,6 +14,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..blend_core import Adapter, Blend, Schedule, shares
+from ..blend_core.adapters.catalogue import Recognition
 
 RewardLoRASocket = io.Custom("REWARD_LORA")
 BlendSocket = io.Custom("BLEND")
@@ -29,6 +30,7 @@ class RewardLoRA:
     """One basis as loaded: its adapter, the name it carries in the graph, and the KL weight it was trained with.
 
     strength: what multiplied the scale of its file, with the words for who said so.
+    known: the published LoRA that the file is; None where it is none of the catalogue.
     """
 
     label: str
@@ -36,6 +38,7 @@ class RewardLoRA:
     kl_weight: float | None = None
     allow_partial: bool = False
     strength: tuple[float, str] = (1.0, "")
+    known: Recognition | None = None
 
     def times(self, strength: float, source: str) -> RewardLoRA:
         """The same LoRA at another strength; see Adapter.times."""

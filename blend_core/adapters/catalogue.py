@@ -80,8 +80,9 @@ class Recognition:
     by: str
 
     def __str__(self) -> str:
-        reward = f", {self.entry.reward}" if self.entry.reward else ""
-        return f"in the catalogue: {self.entry.name} ({self.entry.base}{reward}), by its {self.by}"
+        free = "trained without a KL term" if self.entry.kl_weight == 0 else ""
+        facts = ", ".join(filter(None, (self.entry.base, self.entry.reward, free)))
+        return f"in the catalogue: {self.entry.name} ({facts}), by its {self.by}"
 
 
 @cache
