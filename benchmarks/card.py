@@ -29,7 +29,7 @@ TESTS = PACK / "tests" / "comfyui"
 
 
 @dataclass(frozen=True)
-class Step:
+class CardStep:
     """One part of the run: its command after the Python, its limit in seconds, and what its environment has beside."""
 
     name: str
@@ -38,19 +38,19 @@ class Step:
     variables: Mapping[str, str]
 
 
-def tested(name: str, modules: str, limit: int, workers: int, **variables: str) -> Step:
+def tested(name: str, modules: str, limit: int, workers: int, **variables: str) -> CardStep:
     """These test modules of tests/comfyui."""
     options = ["-q", "--tb=short", "--maxfail=40", "-p", "no:cacheprovider", "--rootdir", TESTS.parent]
     options += ["-c", PACK / "pyproject.toml", *(["-n", workers] if workers > 1 else [])]
     command = ["-m", "pytest", *(TESTS / f"test_{name}.py" for name in modules.split()), *options]
-    return Step(name, list(map(str, command)), limit, variables)
+    return CardStep(name, list(map(str, command)), limit, variables)
 
 
 KINDS = "exactness changes families"
 EVALUATIONS = "one_per_step remembering msdda regions schedules fallback no_trace reloading"
 
 
-def steps(device: str) -> list[Step]:
+def steps(device: str) -> list[CardStep]:
     """All of them, in order."""
     small = device == "cpu"
     workers = 1 if small else 10
@@ -64,15 +64,15 @@ def steps(device: str) -> list[Step]:
     trained = ["benchmarks/trainer_steps.py", *(["--small"] if small else [])]
     halves = {dtype: {**on, "DIFFUSION_BLEND_DTYPE": dtype} for dtype in ("float16", "bfloat16")}
     return [
-        Step("surroundings", ["benchmarks/card.py", "--surroundings"], 60, {}),
+        CardStep("surroundings", ["benchmarks/card.py", "--surroundings"], 60, {}),
         tested("exactness, float32", f"{KINDS} {EVALUATIONS}", 150, workers, **on),
         *(tested(f"exactness, {dtype}", KINDS, 90, workers, **own) for dtype, own in halves.items()),
         tested("server", "server", 120, 1, **on),
-        *([] if small else [Step("kernel", ["benchmarks/low_rank_kernel.py"], 120, {})]),
-        Step("costs, SDXL", [*costs, "--networks", "SDXL"], 240, on),
-        Step("costs, SD 1.5", [*costs, "--networks", "SD 1.5"], 120, on),
-        Step("where the time goes", benchmark, 90, on),
-        Step("trainer steps", trained, 120, on),
+        *([] if small else [CardStep("kernel", ["benchmarks/low_rank_kernel.py"], 120, {})]),
+        CardStep("costs, SDXL", [*costs, "--networks", "SDXL"], 240, on),
+        CardStep("costs, SD 1.5", [*costs, "--networks", "SD 1.5"], 120, on),
+        CardStep("where the time goes", benchmark, 90, on),
+        CardStep("trainer steps", trained, 120, on),
     ]
 
 
@@ -102,7 +102,7 @@ def install() -> None:
     subprocess.run([*command, "--no-cache-dir", "--upgrade", "--target", str(SITE), *wheels], check=True)
 
 
-def run(step: Step, patience: int) -> bool:
+def run(step: CardStep, patience: int) -> bool:
     """Whether the step came to a good end within `patience` times its limit."""
     print(f"== {step.name}", flush=True)
     paths = [str(SITE), str(KIT / "stand_ins")]

@@ -51,13 +51,13 @@ def rows(name: str, rewards: list[int], networks: ModuleType, modes: ModuleType)
     shape = networks.SHAPES[name].small()
     network = networks.build(shape, torch.float32, shape.latent)
     layers = len(network.adapted())
-    plain, read_back = per_step(lambda steps: modes.plain(network, networks.Sampling(steps, 7.0)).run())
+    plain, read_back = per_step(lambda steps: modes.plain(network, networks.SamplerSettings(steps, 7.0)).run())
     found = [("plain sampler", "", plain, 1.0, 0.0, read_back)]
     for m in rewards:
         loras = [network.lora(seed, 8) for seed in range(m)]
         for way in WAYS:
-            make = modes.MODES[way]
-            count, read = per_step(lambda steps, make=make: make(network, networks.Sampling(steps, 7.0), loras).run())  # noqa: B023
+            make, settings = modes.MODES[way], networks.SamplerSettings
+            count, read = per_step(lambda steps, make=make: make(network, settings(steps, 7.0), loras).run())  # noqa: B023
             found.append((way, m, count, count / plain, (count - plain) / layers, read))
     return found
 

@@ -8,6 +8,7 @@ median.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,11 +16,16 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from core.worlds import mixture, normal, sample, schedule, start
-from diffusion_blend.blend_core import ESTIMATORS, image_seed
+from diffusion_blend.blend_core import budget, exact, image_seed, sampled, stratified
+from diffusion_blend.blend_core.estimators import Estimator
 from diffusion_blend.blend_core.parameterization import State
 from diffusion_blend.blend_core.plan import Call
 
-NAMES = ("stratified", "control_variate", "budget")
+ESTIMATORS = {
+    "stratified": stratified,
+    "budget 1": partial(budget, evaluations=1.0),
+    "budget 1.1": partial(budget, evaluations=1.1),
+}
 BLENDS = {
     "two bases": (0.0, 0.5, 0.5, 0.0),
     "three bases": (0.0, 0.3, 0.3, 0.4),
@@ -34,8 +40,8 @@ def distances(coefficients: tuple[float, ...], steps: int, eta: float) -> dict[s
     bases = [world, *(world.tilted_linear(0.6 * tilt, 1.0) for tilt in normal(3, world.size, seed=50))]
     x, sigmas, seeds = start(IMAGES, world.size, seed=51), schedule(steps), [image_seed(7, i) for i in range(IMAGES)]
 
-    def run(name: str) -> torch.Tensor:
-        plan = ESTIMATORS[name](coefficients, steps, seeds)
+    def run(estimator: Estimator) -> torch.Tensor:
+        plan = estimator(coefficients, steps, seeds)
 
         def denoiser(x, sigma, step):
             every = torch.stack([basis.denoised(x, sigma) for basis in bases])
@@ -44,18 +50,19 @@ def distances(coefficients: tuple[float, ...], steps: int, eta: float) -> dict[s
 
         return sample(denoiser, x, sigmas, eta=eta, seed=3)
 
-    exact = run("exact")
-    return {name: (run(name) - exact).norm(dim=1) for name in ("sampled", *NAMES)}
+    expected = run(exact)
+    estimators = {"random": sampled, **ESTIMATORS}
+    return {name: (run(estimator) - expected).norm(dim=1) for name, estimator in estimators.items()}
 
 
 def main() -> None:
     """The table."""
-    print(f"| blend | eta | steps | {' | '.join(NAMES)} |\n| --- | --- | --- {'| --- ' * len(NAMES)}|")
+    print(f"| blend | eta | steps | {' | '.join(ESTIMATORS)} |\n| --- | --- | --- {'| --- ' * len(ESTIMATORS)}|")
     for blend, coefficients in BLENDS.items():
         for eta in (0.0, 1.0):
             for steps in (10, 20, 30, 50):
                 away = distances(coefficients, steps, eta)
-                iid = away.pop("sampled")
+                iid = away.pop("random")
                 cells = [
                     f"{iid.square().mean().sqrt() / own.square().mean().sqrt():.1f} ({iid.median() / own.median():.1f})"
                     for own in away.values()

@@ -29,7 +29,7 @@ def main() -> None:
     shape = networks.SHAPES[given.network]
     shape = shape.small() if given.size == "small" else shape
     network = networks.build(shape, getattr(torch, given.dtype), shape.latent)
-    sampling, loras = networks.Sampling(given.steps, 7.0), [network.lora(seed, 8) for seed in range(2)]
+    sampling, loras = networks.SamplerSettings(given.steps, 7.0), [network.lora(seed, 8) for seed in range(2)]
     for way in WAYS:
         make = (lambda *_: modes.plain(network, sampling)) if way == "plain" else modes.MODES[way]
         profile(way, make(network, sampling, loras).run, given.steps, network.device)

@@ -16,10 +16,8 @@ from .adapters import (
 from .blend import Blend, blend, normalised, parse_numbers, parse_weights, shares
 from .errors import BlendError
 from .estimators import (
-    ESTIMATORS,
-    anchored,
+    EVALUATIONS,
     budget,
-    control_variate,
     exact,
     image_seed,
     merged,
@@ -33,7 +31,7 @@ from .schedules import CURVES, Schedule, parse_positions
 
 __all__ = [
     "CURVES",
-    "ESTIMATORS",
+    "EVALUATIONS",
     "Adapter",
     "Blend",
     "BlendError",
@@ -47,11 +45,9 @@ __all__ = [
     "Target",
     "TargetIndex",
     "agree",
-    "anchored",
     "blend",
     "budget",
     "choices",
-    "control_variate",
     "describe_choices",
     "evaluate_variants",
     "exact",

@@ -19,11 +19,10 @@ falls with the noise level and grows as the KL weight shrinks.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -123,21 +122,6 @@ class Blend:
 
     def __str__(self) -> str:
         return self.formula()
-
-    def to_json(self) -> str:
-        """A JSON object of the fields; `Blend.from_json` reads it back."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Blend:
-        """The blend that `to_json` wrote. Raises BlendError on anything else."""
-        try:
-            return cls(**json.loads(text))
-        except (TypeError, json.JSONDecodeError) as error:
-            raise BlendError(
-                f"this text is not a blend: {error}. Expected the JSON object that Blend.to_json writes, "
-                "with names, preference and alignment."
-            ) from error
 
 
 def parse_weights(

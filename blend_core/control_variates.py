@@ -1,6 +1,6 @@
-"""Estimators that remember: one evaluation per step, and what the other variants predicted when they were last asked.
+"""Control variates: one evaluation per step, and what the other variants predicted when they were last asked.
 
-Both speak of denoised predictions. From step to step these drift far less than the bases differ, where eps and v change
+They speak of denoised predictions. From step to step these drift far less than the bases differ, where eps and v change
 with the noise level itself.
 """
 
@@ -21,7 +21,7 @@ FRESH = 0.3  # share of new noise above which a step is taken for one of a stoch
 
 @dataclass
 class Memory:
-    """What a run has seen. evaluated: variants asked for, by step.  tracks, tables: what is remembered, by call.
+    """What a run has seen. evaluated: variants asked for, by step.  tracks: what is remembered, by call.
 
     last: (k, batch), the step of each variant's evaluation before this one.  drifts: of every call after the first
     step, how far predictions moved per step.
@@ -31,68 +31,8 @@ class Memory:
     full: bool = False
     evaluated: dict[int, int] = field(default_factory=dict)
     tracks: dict[Hashable, Track] = field(default_factory=dict)
-    tables: dict[Hashable, Tensor] = field(default_factory=dict)
     last: Tensor | None = None
     drifts: list[Tensor] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class RememberingPlan(Plan):
-    """variants: what a step asks that is not full.  bases: (k,), all variants.  coefficients: (steps, k), theirs.
-
-    spare: evaluations that may be made beyond one per step. A run that begins again at an earlier step forgets.
-    """
-
-    bases: Tensor
-    coefficients: Tensor
-    spare: int
-    memory: Memory = field(default_factory=Memory, compare=False)
-
-    needs_denoised: ClassVar[bool] = True
-
-    def part(self, start: int, steps: int) -> RememberingPlan:
-        """The plan of some steps, with their share of the spare evaluations and a memory of its own."""
-        whole, part = len(self.variants), super().part(start, steps)
-        if part is self:
-            return self
-        coefficients = self.coefficients[start : start + steps]
-        return replace(part, coefficients=coefficients, spare=self.spare * steps // whole, memory=Memory())
-
-    @property
-    def evaluations_per_step(self) -> float:
-        """The average of the run so far; before it, what it may come to."""
-        if self.memory.evaluated:
-            return sum(self.memory.evaluated.values()) / len(self.memory.evaluated)
-        return 1 + max(self.spare, self.cost_of_full) / len(self.variants)
-
-    @property
-    def cost_of_full(self) -> int:
-        """Evaluations that a full step makes beyond one."""
-        return len(self.bases) - 1
-
-    @property
-    def left(self) -> int:
-        """Spare evaluations that were not spent yet."""
-        return self.spare - sum(count - 1 for count in self.memory.evaluated.values())
-
-    @property
-    def most_per_step(self) -> int:
-        """All of them, in a full step."""
-        return 1 + self.cost_of_full
-
-    def release(self) -> None:
-        """Let go of the predictions, which lie where the network is."""
-        self.memory.tracks.clear()
-        self.memory.tables.clear()
-        self.memory.drifts.clear()
-
-    def is_full(self, step: int) -> bool:
-        """Whether a step of the run asked all variants."""
-        return self.memory.evaluated.get(step, 0) > len(self.variants[step])
-
-    def everything(self, images: int) -> Tensor:
-        """All variants for every image, (k, images)."""
-        return self.bases[:, None].repeat(1, images)
 
 
 @dataclass
@@ -127,7 +67,7 @@ class Track:
 
 
 @dataclass(frozen=True)
-class TrackedPlan(RememberingPlan):
+class TrackedPlan(Plan):
     """Control variates. P_j: what is foreseen of variant j from its last evaluation, g_j steps ago; D_i: the variant of
     this step.
 
@@ -141,13 +81,66 @@ class TrackedPlan(RememberingPlan):
 
     Where the sampler adds fresh noise the past foresees little, and an image takes D_i alone: the stratified choice,
     whose errors cancel over the steps. Blends with coefficients below 0, which have no shares, are always foreseen.
+
+    variants: what a step asks that is not full.  bases: (k,), all variants.  coefficients: (steps, k), theirs.
+    spare: evaluations that may be made beyond one per step. A run that begins again at an earlier step forgets.
     """
+
+    bases: Tensor
+    coefficients: Tensor
+    spare: int
+    memory: Memory = field(default_factory=Memory, compare=False)
+
+    needs_denoised: ClassVar[bool] = True
 
     @classmethod
     def of(cls, choices: Tensor, bases: Tensor, coefficients: Tensor, spare: int) -> TrackedPlan:
         """choices: (steps, batch), one variant per step and image."""
         ones = torch.ones(len(choices), 1, dtype=torch.float64)
         return cls(choices[:, None, :], ones, bases, coefficients, spare)
+
+    def part(self, start: int, steps: int) -> TrackedPlan:
+        """The plan of some steps, with their share of the spare evaluations and a memory of its own."""
+        whole, part = len(self.variants), super().part(start, steps)
+        if part is self:
+            return self
+        coefficients = self.coefficients[start : start + steps]
+        return replace(part, coefficients=coefficients, spare=self.spare * steps // whole, memory=Memory())
+
+    @property
+    def evaluations_per_step(self) -> float:
+        """The average of the run so far; before it, what it may come to."""
+        if self.memory.evaluated:
+            return sum(self.memory.evaluated.values()) / len(self.memory.evaluated)
+        return 1 + max(self.spare, self.cost_of_full) / len(self.variants)
+
+    @property
+    def cost_of_full(self) -> int:
+        """Evaluations that a full step makes beyond one."""
+        return len(self.bases) - 1
+
+    @property
+    def left(self) -> int:
+        """Spare evaluations that were not spent yet."""
+        return self.spare - sum(count - 1 for count in self.memory.evaluated.values())
+
+    @property
+    def most_per_step(self) -> int:
+        """All of them, in a full step."""
+        return 1 + self.cost_of_full
+
+    def release(self) -> None:
+        """Let go of the predictions, which lie where the network is."""
+        self.memory.tracks.clear()
+        self.memory.drifts.clear()
+
+    def is_full(self, step: int) -> bool:
+        """Whether a step of the run asked all variants."""
+        return self.memory.evaluated.get(step, 0) > len(self.variants[step])
+
+    def everything(self, images: int) -> Tensor:
+        """All variants for every image, (k, images)."""
+        return self.bases[:, None].repeat(1, images)
 
     def __call__(self, evaluate: Evaluate, step: int, images: int | None = None, call: Call = UNNAMED) -> Tensor:
         """The estimate of `step`, (rows, ...). A call that has no track yet is evaluated in full."""
@@ -221,49 +214,6 @@ class TrackedPlan(RememberingPlan):
         """Steps since the variants at `places` (n, images) were asked, (n, rows); rows: groups of the same images."""
         ages = self.memory.step - self.memory.last[:, : places.shape[1]].gather(0, places)
         return ages.repeat(1, like.shape[1] // places.shape[1]).to(like.device, like.dtype)
-
-
-@dataclass(frozen=True)
-class AnchoredPlan(RememberingPlan):
-    """The soup, all adapters at once in one pass, plus what it lacked when it was last compared: DB-MPA - soup.
-
-    The difference is of second order in the adapters. Full steps ask all variants and the soup, evenly spread over the
-    run while `spare` lasts, the first always.
-    """
-
-    @classmethod
-    def of(cls, soup: int, bases: Tensor, coefficients: Tensor, spare: int, images: int) -> AnchoredPlan:
-        """soup: the soup's variant number in the bank."""
-        steps = len(coefficients)
-        variants = torch.full((steps, 1, images), soup)
-        return cls(variants, torch.ones(steps, 1, dtype=torch.float64), bases, coefficients, spare)
-
-    @property
-    def cost_of_full(self) -> int:
-        """The bases come beside the soup."""
-        return len(self.bases)
-
-    @property
-    def full_steps(self) -> set[int]:
-        """Steps that compare the soup with DB-MPA."""
-        count = max(self.spare // self.cost_of_full, 1)
-        return {round(i * len(self.variants) / count) for i in range(count)}
-
-    def __call__(self, evaluate: Evaluate, step: int, images: int | None = None, call: Call = UNNAMED) -> Tensor:
-        """The estimate of `step`, (rows, ...)."""
-        images, memory = images or self.batch, self.memory
-        full = step in self.full_steps or call.name not in memory.tables
-        if step < memory.step:
-            memory.evaluated.clear()
-        memory.step = step
-        memory.evaluated[step] = 1 + (self.cost_of_full if full else 0)
-        soup = self.for_images(step, images)
-        if not full:
-            return evaluate(soup)[0] + memory.tables[call.name]
-        predictions = evaluate(torch.cat([soup, self.everything(images)]))
-        blended = weighed(self.coefficients[step], predictions[1:])
-        memory.tables[call.name] = blended - predictions[0]
-        return blended
 
 
 def _rms(values: Tensor, axes: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Estimators of a blend over a sampling run: which variants to evaluate at each step, and how to weigh them.
+"""Evaluations of a blend over a sampling run: which variants to predict with at each step, and how to weigh them.
 
 A *variant* is a number: 0 the base, i the i-th basis. One family, one signature:
 
@@ -7,11 +7,10 @@ A *variant* is a number: 0 the base, i the i-th basis. One family, one signature
 
     exact            every variant with a coefficient, every step         DB-MPA, DB-KLA (arXiv 2505.18547, eq. 9-10)
     merged           all bases at their coefficients, in one prediction   what stacked LoRAs are
-    sampled          one variant per step, drawn with probability c_i     DB-MPA-LS (Algorithm 2; Proposition 2)
+    random           one variant per step, drawn with probability c_i     DB-MPA-LS (Algorithm 2; Proposition 2)
     stratified       one variant per step, in its share at every prefix   error diffusion; ours
-    control_variate  one per step, and what the others last predicted     control_variates.py; ours
-    budget           the same, with full steps as an average cost allows
-    anchored         the soup at every step, its error corrected          control_variates.py; ours
+    budget           one per step and what the others last predicted,     control variates (control_variates.py); ours
+                     with full steps as an average cost allows
 
 Every image of a batch has its own seed and its own choices, so a batch equals its images made one by one. Only the full
 steps of `budget` that come after the first are shared: the whole batch decides when.
@@ -21,31 +20,31 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
 
-from .control_variates import AnchoredPlan, TrackedPlan
+from .control_variates import TrackedPlan
 from .errors import BlendError
 from .plan import Coefficients, MergedPlan, Plan, per_step
 
 Estimator = Callable[[Coefficients, int, Sequence[int]], Plan]
-BUDGET = 1.1  # average evaluations per step: what `budget` and `anchored` take unless told
+BUDGET = 1.1  # average evaluations per step: the default of `budget`
 
 
 def exact(coefficients: Coefficients, steps: int, seeds: Sequence[int]) -> Plan:
     """Every variant whose coefficient is not 0, at every step; no randomness, any sign."""
-    table = per_step(coefficients, steps)
-    variants = (table != 0).any(0).nonzero().flatten()
-    return Plan(variants[None, :, None].expand(steps, -1, len(seeds)), table[:, variants])
+    coefficients = per_step(coefficients, steps)
+    variants = (coefficients != 0).any(0).nonzero().flatten()
+    return Plan(variants[None, :, None].expand(steps, -1, len(seeds)), coefficients[:, variants])
 
 
 def sampled(coefficients: Coefficients, steps: int, seeds: Sequence[int]) -> Plan:
     """One variant per step, drawn independently with probability c_i. Raises BlendError where some c_i < 0."""
-    table = per_step(coefficients, steps)
-    _check_probabilities(table)
-    edges = table.cumsum(1)[:, None, :-1]
+    coefficients = per_step(coefficients, steps)
+    _check_probabilities(coefficients)
+    edges = coefficients.cumsum(1)[:, None, :-1]
     draws = torch.stack([torch.rand(steps, dtype=torch.float64, generator=_generator(seed)) for seed in seeds], dim=1)
     return _one_per_step((draws[..., None] >= edges).sum(-1))
 
@@ -58,9 +57,9 @@ def stratified(coefficients: Coefficients, steps: int, seeds: Sequence[int]) -> 
     A start offset drawn from each image's seed decorrelates the images: with two variants it makes this systematic
     sampling, whose every step picks variant i with probability c_i. Raises BlendError where some c_i < 0.
     """
-    table = per_step(coefficients, steps)
-    _check_probabilities(table)
-    return _one_per_step(torch.stack([_diffused(table, _generator(seed)) for seed in seeds], dim=1))
+    coefficients = per_step(coefficients, steps)
+    _check_probabilities(coefficients)
+    return _one_per_step(torch.stack([_diffused(coefficients, _generator(seed)) for seed in seeds], dim=1))
 
 
 def merged(coefficients: Coefficients, steps: int, seeds: Sequence[int]) -> MergedPlan:
@@ -68,9 +67,9 @@ def merged(coefficients: Coefficients, steps: int, seeds: Sequence[int]) -> Merg
 
     Not the blend of their predictions but, to second order in what they change, near it.
     """
-    table = per_step(coefficients, steps)
+    coefficients = per_step(coefficients, steps)
     mixtures: dict[int, dict[int, float]] = {}
-    variants = [_mixture(row, table.shape[1], mixtures) for row in table.tolist()]
+    variants = [_mixture(row, coefficients.shape[1], mixtures) for row in coefficients.tolist()]
     return MergedPlan(
         torch.tensor(variants)[:, None, None].expand(-1, 1, len(seeds)),
         torch.ones(steps, 1, dtype=torch.float64),
@@ -80,57 +79,49 @@ def merged(coefficients: Coefficients, steps: int, seeds: Sequence[int]) -> Merg
 
 def _mixture(row: Sequence[float], first: int, mixtures: dict[int, dict[int, float]]) -> int:
     """The variant of these coefficients: the base, a basis, or a mixture, which is entered where it is new."""
-    own = {variant: coefficient for variant, coefficient in enumerate(row) if variant and coefficient}
-    if not own or list(own.values()) == [1.0]:
-        return next(iter(own), 0)
-    known = next((variant for variant, other in mixtures.items() if other == own), first + len(mixtures))
-    mixtures[known] = own
-    return known
-
-
-def control_variate(coefficients: Coefficients, steps: int, seeds: Sequence[int]) -> Plan:
-    """One variant per step after a first one of all; see TrackedPlan. Any sign: DB-KLA at the cost of one model."""
-    return budget(coefficients, steps, seeds, 1.0)
+    mixture = {variant: coefficient for variant, coefficient in enumerate(row) if variant and coefficient}
+    if not mixture or list(mixture.values()) == [1.0]:
+        return next(iter(mixture), 0)
+    number = next((variant for variant, other in mixtures.items() if other == mixture), first + len(mixtures))
+    mixtures[number] = mixture
+    return number
 
 
 def budget(coefficients: Coefficients, steps: int, seeds: Sequence[int], evaluations: float = BUDGET) -> Plan:
-    """control_variate, with full evaluations where the bases are measured to drift most.
+    """One variant per step after a first one of all, the others as control variates; see TrackedPlan. Any sign.
 
-    evaluations: the average per step, 1 or more; the first step is always full, whatever it says. Raises BlendError
-    below 1.
+    evaluations: the average per step, 1 or more. The first step is always full; at 1 no other one is, above it those
+    are where the bases are measured to drift most. Raises BlendError below 1.
     """
-    table = per_step(coefficients, steps)
-    variants = (table != 0).any(0).nonzero().flatten()
+    coefficients = per_step(coefficients, steps)
+    variants = (coefficients != 0).any(0).nonzero().flatten()
     spare = _spare(evaluations, steps)
-    shares = table.abs() / table.abs().sum(1, keepdim=True)
+    shares = coefficients.abs() / coefficients.abs().sum(1, keepdim=True)
     later = torch.stack([_diffused(shares[1:], _generator(seed)) for seed in seeds], dim=1)  # the first is full
     choices = torch.cat([later.new_full((1, len(seeds)), int(variants[0])), later])
-    return TrackedPlan.of(choices, variants, table[:, variants], spare)
+    return TrackedPlan.of(choices, variants, coefficients[:, variants], spare)
 
 
-def anchored(coefficients: Coefficients, steps: int, seeds: Sequence[int], evaluations: float = BUDGET) -> Plan:
-    """The soup, variant 1 + m of a bank that holds it too, corrected by DB-MPA - soup; see AnchoredPlan.
-
-    Any sign. Raises BlendError for an `evaluations` below 1, and for coefficients that change over the run, because
-    the soup's weights do not.
-    """
-    table = per_step(coefficients, steps)
-    if not bool((table == table[:1]).all()):
-        raise BlendError("anchored evaluation needs one soup for the whole run. Choose budget for a schedule.")
-    variants = (table[0] != 0).nonzero().flatten()
-    return AnchoredPlan.of(table.shape[1], variants, table[:, variants], _spare(evaluations, steps), len(seeds))
-
-
-ESTIMATORS: dict[str, Estimator] = {
+EVALUATIONS: dict[str, Estimator] = {
     "exact": exact,
     "merged": merged,
     "budget": budget,
-    "control_variate": control_variate,
     "stratified": stratified,
-    "sampled": sampled,
-    "anchored": anchored,
+    "random": sampled,
 }
-BUDGETED = ("budget", "anchored")  # those that take `evaluations`
+FORMER = {"sampled": "random", "control_variate": "budget, with a budget of 1", "anchored": "budget"}
+"""Names of evaluations that were there before 0.1.0, and which to take instead."""
+
+
+def check_evaluation(what: str, name: str, known: Collection[str]) -> None:
+    """Raise BlendError where `name` is none of `known`; where it is a former name, with the one to take instead.
+
+    what: the setting that came, for the message.
+    """
+    if name in known:
+        return
+    instead = f"Choose {FORMER[name]}" if name in FORMER else "Correct it"
+    raise BlendError(f"{what} is {name!r}, expected one of {', '.join(known)}. {instead}.")
 
 
 def image_seed(seed: int, index: int, part: str = "") -> int:
@@ -190,14 +181,14 @@ def _feasible(counts: Tensor, choice: int, owed: Tensor, steps_left: Tensor) -> 
     return bool(((owed - after).clamp(min=0).sum(-1) <= steps_left).all())
 
 
-def _check_probabilities(table: Tensor) -> None:
-    for coefficients in table.unique(dim=0).tolist():
-        if min(coefficients) < 0:
-            listed = ", ".join(f"{c:.3g}" for c in coefficients)
+def _check_probabilities(coefficients: Tensor) -> None:
+    for row in coefficients.unique(dim=0).tolist():
+        if min(row) < 0:
+            listed = ", ".join(f"{c:.3g}" for c in row)
             raise BlendError(
                 f"the coefficients (base first) are {listed}; one variant per step needs none below 0, because they "
                 "serve as probabilities. Lower alignment to 1 or less, or choose budget, which takes them, as exact "
                 "and merged do. Weights that are taken as they are have to be 0 or more and sum to at most 1."
             )
-        if not math.isclose(math.fsum(coefficients), 1, abs_tol=1e-6):
-            raise BlendError(f"coefficients sum to {math.fsum(coefficients):g}, expected 1; take them from a Blend.")
+        if not math.isclose(math.fsum(row), 1, abs_tol=1e-6):
+            raise BlendError(f"coefficients sum to {math.fsum(row):g}, expected 1; take them from a Blend.")

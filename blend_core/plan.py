@@ -64,6 +64,10 @@ class Job:
             )
         return self.steps or steps
 
+    def part(self, steps: int) -> slice:
+        """Which steps of the job a run of `steps` makes."""
+        return slice(self.start, self.start + steps)
+
     def __str__(self) -> str:
         return f"schedules and choices count the steps of a job of {self.steps}, from step {self.start} on"
 

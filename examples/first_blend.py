@@ -7,7 +7,7 @@ the base model, and `diffusion-blend fetch NAME --to loras` every LoRA.
 import torch
 from diffusion_blend.blend_core import Blend
 from diffusion_blend.lab.toy.model import STUDIO
-from diffusion_blend.pipelines import Method, Sampling, generate, load_base, load_factors
+from diffusion_blend.pipelines import BlendEvaluation, Sampling, generate, load_base, load_factors
 from PIL import Image
 
 MODEL = "toy"  # or sdxl, sd15
@@ -34,7 +34,8 @@ print(*reports, sep="\n")
 images = []
 for weight in (1.0, 0.5, 0.0):  # of the first reward
     blend = Blend(tuple(loras), (weight, 1 - weight), alignment=1.0)
-    images.append(generate(pipe, Method.of("exact", blend, factors), [prompt], seeds=[1], sampling=sampling)[0])
+    evaluation = BlendEvaluation.of("exact", blend, factors)
+    images.append(generate(pipe, evaluation, [prompt], seeds=[1], sampling=sampling)[0])
 row = torch.cat(images, dim=2).mul(255).round().byte().permute(1, 2, 0).numpy()
 Image.fromarray(row).save("first_blend.png")
 print("first_blend.png: " + ", ".join(f"{weight:.0%} {next(iter(loras))}" for weight in (1.0, 0.5, 0.0)))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from .commands import convert, diagnose, evaluate, fetch, generate, inspect, pairs, score, train
-from .toy import demo
+from .toy.demo import run as demo
 
 app = typer.Typer(
     help="Dials over rewards for diffusion models: blend reward LoRAs at every denoising step.",

@@ -34,8 +34,8 @@ class RemoteFile:
         size = place.stat().st_size
         if self.size is not None and size != self.size:
             return f"{size} bytes came, expected {self.size}"
-        found = sha256(place) if self.digest else ""
-        return "" if found == self.digest else f"its SHA-256 is {found}, expected {self.digest}"
+        digest = sha256(place) if self.digest else ""
+        return "" if digest == self.digest else f"its SHA-256 is {digest}, expected {self.digest}"
 
 
 def remote_files(entry: Entry) -> list[RemoteFile]:
@@ -114,7 +114,7 @@ def _repository_files(repository: str) -> list[RemoteFile]:
     from huggingface_hub import HfApi
 
     siblings = HfApi().model_info(repository, files_metadata=True).siblings or []
-    return [RemoteFile(each.rfilename, each.size, each.lfs.sha256 if each.lfs else "") for each in siblings]
+    return [RemoteFile(file.rfilename, file.size, file.lfs.sha256 if file.lfs else "") for file in siblings]
 
 
 def _fetched(entry: Entry, file: RemoteFile, place: Path) -> None:

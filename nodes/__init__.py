@@ -5,7 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from .blends import BlendRegion, BlendSchedule, BlendWeights, KLInterpolate
 from .diagnostics import Diagnostics
 from .duel import BlendDuel
-from .loaders import LoadRewardLoRA, ModelAsBasis
+from .loaders import LoadRewardLoRA, ModelAsBasis, ModelAsRewardLoRA
 from .maximin import MaximinKSampler
 from .rewards import LoadRewardModel, PickBest, RewardScorer
 from .samplers import ApplyBlend, BlendedKSampler, MSDDAKSampler, MSDDASampler, StochasticLSSampler
@@ -20,7 +20,7 @@ class DiffusionBlendExtension(ComfyExtension):
         """The node classes; their ids are final, because saved workflows hold them."""
         return [
             LoadRewardLoRA,
-            ModelAsBasis,
+            ModelAsRewardLoRA,
             BlendWeights,
             BlendDuel,
             KLInterpolate,
@@ -39,4 +39,5 @@ class DiffusionBlendExtension(ComfyExtension):
             Sweep,
             ParetoPlot,
             SaveBlendAsLoRA,
+            ModelAsBasis,
         ]

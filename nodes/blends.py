@@ -10,27 +10,12 @@ from torch import Tensor
 
 from ..blend_core import CURVES, BlendError, Schedule, normalised, parse_numbers, parse_positions, parse_weights, shares
 from ..blend_core.adapters import mixed_experts
-from .loaders import kl_weight_input, stacked
+from .inputs import CATEGORY, blend_input, target_kl_weight_input
+from .loaders import stacked
 from .output import CACHED_TOO, shown
-from .types import (
-    CATEGORY,
-    Basis,
-    BlendSocket,
-    LoRABlend,
-    LoRAStackSocket,
-    RewardLoRA,
-    RewardLoRASocket,
-    blend_input,
-    blend_of,
-    joined,
-)
+from .types import Basis, BlendSocket, LoRABlend, LoRAStackSocket, RewardLoRA, RewardLoRASocket, blend_of, joined
 
 MOST_BASES = 16
-
-
-def target_kl_weight_input(tooltip: str) -> io.Input:
-    """The KL weight that a blend is for; 0 for none."""
-    return kl_weight_input("target_kl_weight", tooltip, optional=True, advanced=True)
 
 
 class BlendWeights(io.ComfyNode):

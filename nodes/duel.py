@@ -6,9 +6,9 @@ from comfy_api.latest import io
 
 from ..blend_core import BlendError
 from ..blend_core.duels import FEWEST, MOST, parse_duels, parse_lines
-from .blends import target_kl_weight_input
+from .inputs import CATEGORY, target_kl_weight_input
 from .output import CACHED_TOO, shown
-from .types import CATEGORY, Basis, BlendSocket, LoRABlend, RewardLoRASocket
+from .types import Basis, BlendSocket, LoRABlend, RewardLoRASocket
 
 
 class BlendDuel(io.ComfyNode):
@@ -90,7 +90,7 @@ class BlendDuel(io.ComfyNode):
         taste = parse_duels(answers, len(bases), noise, pairs_seed)
         preferences = (*taste.pair, taste.preference)
         target = target_kl_weight or None
-        first, second, best = (LoRABlend.of(bases, each, target_kl_weight=target) for each in preferences)
+        first, second, best = (LoRABlend.of(bases, weights, target_kl_weight=target) for weights in preferences)
         sides = [_weights(preference) for preference in taste.pair]
         text = f"{taste.describe(best.names)}\nA: {sides[0]}\nB: {sides[1]}"
         return shown(text, first, second, best, text, editor={"pair": sides})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -13,17 +14,12 @@ from ..blend_core import BlendError, is_adapter_file, read_adapter
 from ..blend_core.adapters import AS_CHOSEN, EXPERTS, partner
 from ..blend_core.adapters.catalogue import recognised
 from ..blend_core.adapters.files import shards_of, without_references
-from .host.whole_models import megabytes, whole_model
+from .host.whole_models import megabytes, network_name, whole_model
+from .inputs import CATEGORY, kl_weight_input
 from .output import CACHED_TOO, shown
-from .types import CATEGORY, RewardLoRA, RewardLoRASocket
+from .types import RewardLoRA, RewardLoRASocket
 
 _LABEL = "reward"  # of a model, which has no file's name
-
-
-def kl_weight_input(name: str, tooltip: str, **options) -> io.Input:
-    """A KL weight; 0 for none."""
-    limits = {"default": 0.0, "min": 0.0, "max": 1e6, "step": 0.0001, "round": False}
-    return io.Float.Input(name, **limits, tooltip=tooltip, **options)
 
 
 def _trained_with(tooltip: str) -> io.Input:
@@ -31,7 +27,7 @@ def _trained_with(tooltip: str) -> io.Input:
     return kl_weight_input(
         "kl_weight",
         f"{tooltip} Bases with a higher KL weight stayed nearer to the base and count correspondingly more. If one "
-        "basis of a blend does not state it, all count alike.",
+        "basis of a blend does not state it, all count equally.",
     )
 
 
@@ -122,8 +118,8 @@ class LoadRewardLoRA(io.ComfyNode):
         name = _of_pair(lora_name, expert)
         lora = _loaded(name, label, kl_weight, scale, allow_partial)
         lines = [lora.label, *([f"file: {name}"] if name != lora_name else []), lora.adapter.summary]
-        if lora.known:
-            lines.append(f"{lora.known}{_taken_over(lora, label, kl_weight)}")
+        if lora.recognition:
+            lines.append(f"{lora.recognition}{_taken_over(lora, label, kl_weight)}")
         return shown("\n".join([*lines, f"KL weight: {_stated(lora.kl_weight)}"]), lora)
 
     @classmethod
@@ -150,14 +146,14 @@ class LoadRewardLoRA(io.ComfyNode):
         return True
 
 
-class ModelAsBasis(io.ComfyNode):
+class ModelAsRewardLoRA(io.ComfyNode):
     """A basis that is a model of its own: a full fine-tune, or a LoRA of a kind that is no low-rank addition."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's inputs and outputs."""
         return io.Schema(
-            node_id="DiffusionBlendModelAsBasis",
+            node_id="DiffusionBlendModelAsRewardLoRA",
             display_name="Model as Reward LoRA",
             category=CATEGORY,
             description="A whole model in the place of a reward LoRA: a checkpoint that was fully fine-tuned towards a "
@@ -194,8 +190,20 @@ class ModelAsBasis(io.ComfyNode):
     def execute(cls, model, label: str, kl_weight: float, own_copy: bool = False) -> io.NodeOutput:
         """Take the model as it is, or copy it, and show what it takes."""
         basis = whole_model(model, label.strip() or _LABEL, kl_weight or None, own_copy)
-        held = f"{type(basis.model.model.diffusion_model).__name__}, {megabytes(basis.model):.0f} MB beside the base"
-        return shown(f"{basis.label}\n{held}\nKL weight: {_stated(basis.kl_weight)}", basis)
+        size = f"{network_name(basis.model)}, {megabytes(basis.model):.0f} MB next to the base"
+        return shown(f"{basis.label}\n{size}\nKL weight: {_stated(basis.kl_weight)}", basis)
+
+
+class ModelAsBasis(ModelAsRewardLoRA):
+    """The same under the id it had first, for graphs that were saved then.
+
+    Not ComfyUI's replacement of nodes: versions before 0.33 have none, and that one needs every optional input.
+    """
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        return replace(super().define_schema(), node_id="DiffusionBlendModelAsBasis", is_deprecated=True)
 
 
 _Row = tuple[str, float]
@@ -239,19 +247,19 @@ def _loaded(
 ) -> RewardLoRA:
     """What is typed counts, then what the file states, then what the catalogue says of it."""
     adapter = read_adapter(_path_of(lora_name), scale=scale or None, allow_partial=allow_partial)
-    known = recognised(adapter.path)
-    label = label.strip() or (known.entry.label if known else adapter.label)
-    kl_weight = kl_weight or adapter.kl_weight or (known.entry.kl_weight if known else None)
-    return RewardLoRA(label, adapter, kl_weight or None, allow_partial, known=known)
+    recognition = recognised(adapter.path)
+    label = label.strip() or (recognition.entry.label if recognition else adapter.label)
+    kl_weight = kl_weight or adapter.kl_weight or (recognition.entry.kl_weight if recognition else None)
+    return RewardLoRA(label, adapter, kl_weight or None, allow_partial, recognition=recognition)
 
 
 def _taken_over(lora: RewardLoRA, label: str, kl_weight: float) -> str:
     """Which of a LoRA's facts are the catalogue's, for a person to read; empty for none."""
-    facts = {
+    from_catalogue = {
         "label": not label.strip(),
         "KL weight": bool(lora.kl_weight) and not (kl_weight or lora.adapter.kl_weight),
     }
-    names = " and ".join(name for name, taken in facts.items() if taken)
+    names = " and ".join(name for name, holds in from_catalogue.items() if holds)
     return f"; {names} from there" if names else ""
 
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..blend_core import Blend, BlendError, exact, parse_numbers
+from ..blend_core import Blend, BlendError, Plan, exact, parse_numbers
 from ..blend_core.maximin import attained, personal, worse_first
 from ..blend_core.rewards import check_images
-from .host.apply import EXECUTIONS, sample
+from .host.apply import sample
 from .host.reward_models import RewardModel, decoded
-from .host.run import BlendedRun
+from .inputs import BLEND_TOOLTIP, CATEGORY, blend_input, execution_input, ksampler_inputs, model_input, rewards_input
 from .output import CACHED_TOO, shown
-from .rewards import MOST_REWARDS
-from .samplers import BLEND_TOOLTIP, EXECUTION_TOOLTIP, ksampler_inputs
-from .types import CATEGORY, Basis, LoRABlend, RewardModelSocket, blend_input, blend_of
+from .types import Basis, LoRABlend, blend_of
 
 
 @dataclass(frozen=True)
@@ -45,22 +44,23 @@ class WorstFirst:
     moves: (step, preference (batch, m), attained (batch, m) before it) of each change.
     """
 
-    def __init__(self, blend: Blend, panel: Panel, rate: float, every: int):
-        self.blend, self.panel, self.rate, self.every = blend, panel, rate, every
+    def __init__(self, blend: Blend, panel: Panel, rate: float, every: int, steps: int):
+        self.blend, self.panel, self.rate, self.every, self.steps = blend, panel, rate, every, steps
         self.preference: Tensor | None = None
         self.moves: list[tuple[int, Tensor, Tensor]] = []
 
-    def __call__(self, run: BlendedRun, denoised: Tensor) -> None:
-        """Move the weights after each `every`-th step."""
-        if run.step % self.every:
-            return
-        found = self.panel.attained(denoised)
+    def __call__(self, step: int, denoised: Tensor) -> Plan | None:
+        """Move the weights after each `every`-th step; see host.run.Steering."""
+        if step % self.every:
+            return None
+        z = self.panel.attained(denoised)
         if self.preference is None:
-            self.preference = torch.tensor(self.blend.preference, dtype=torch.float64).expand_as(found)
-        self.preference = worse_first(self.preference, found, self.rate)
-        self.moves.append((run.step, self.preference, found))
-        coefficients = [replace(self.blend, preference=tuple(own)).coefficients for own in self.preference.tolist()]
-        run.plan = personal(torch.tensor(coefficients, dtype=torch.float64), len(run.plan.variants))
+            self.preference = torch.tensor(self.blend.preference, dtype=torch.float64).expand_as(z)
+        self.preference = worse_first(self.preference, z, self.rate)
+        self.moves.append((step, self.preference, z))
+        blends = [replace(self.blend, preference=tuple(of_image)) for of_image in self.preference.tolist()]
+        coefficients = torch.tensor([blend.coefficients for blend in blends], dtype=torch.float64)
+        return personal(coefficients, self.steps)
 
     def describe(self) -> str:
         """How the weights moved, image by image."""
@@ -70,12 +70,12 @@ class WorstFirst:
         lines = []
         for image in range(len(self.preference)):
             lines += [f"image {image + 1}", f"start: {start}"]
-            lines += [self._line(step, own[image], found[image]) for step, own, found in self.moves]
+            lines += [self._line(step, preference[image], z[image]) for step, preference, z in self.moves]
         return "\n".join(lines)
 
-    def _line(self, step: int, preference: Tensor, found: Tensor) -> str:
+    def _line(self, step: int, preference: Tensor, z: Tensor) -> str:
         names = self.blend.names
-        return f"step {step}: {_listed(names, preference.tolist())}   (attained {_listed(names, found.tolist())})"
+        return f"step {step}: {_listed(names, preference.tolist())}   (attained {_listed(names, z.tolist())})"
 
 
 def _listed(names: Sequence[str], numbers: Sequence[float]) -> str:
@@ -88,14 +88,6 @@ class MaximinKSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's inputs and outputs."""
-        template = io.Autogrow.TemplatePrefix(
-            RewardModelSocket.Input(
-                "reward", tooltip="What the LoRA in this place of Blend Weights was trained for; one per reward LoRA."
-            ),
-            prefix="reward_",
-            min=1,
-            max=MOST_REWARDS,
-        )
         return io.Schema(
             node_id="DiffusionBlendMaximinKSampler",
             display_name="Maximin KSampler",
@@ -106,7 +98,7 @@ class MaximinKSampler(io.ComfyNode):
             **CACHED_TOO,
             is_experimental=True,
             inputs=[
-                io.Model.Input("model", tooltip="The base model the reward LoRAs were trained on."),
+                model_input(),
                 blend_input(
                     "blend", f"{BLEND_TOOLTIP} Its weights are where the run starts; a weight of 0 stays 0."
                 ),
@@ -119,7 +111,7 @@ class MaximinKSampler(io.ComfyNode):
                     dynamic_prompts=False,
                     tooltip="What the image is to show, for rewards that read it; the others ignore it.",
                 ),
-                io.Autogrow.Input("rewards", template=template),
+                rewards_input("What the LoRA in this place of Blend Weights was trained for; one per reward LoRA."),
                 io.String.Input(
                     "targets",
                     default="",
@@ -149,7 +141,7 @@ class MaximinKSampler(io.ComfyNode):
                     tooltip="Steps between two changes. Each one decodes and scores the predicted image. 1: after "
                     "every step.",
                 ),
-                io.Combo.Input("execution", options=list(EXECUTIONS), tooltip=EXECUTION_TOOLTIP),
+                execution_input(),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The denoised latent."),
@@ -176,18 +168,18 @@ class MaximinKSampler(io.ComfyNode):
         """Sample, and tell how the weights moved."""
         blend = blend_of(blend)
         start = _plain(blend)
-        panel = _panel(vae, [each for each in rewards.values() if each is not None], prompt, targets, scales, start)
-        latent, applied = sample(
+        panel = _panel(vae, [model for model in rewards.values() if model is not None], prompt, targets, scales, start)
+        result = sample(
             model,
             blend,
             exact,
             execution,
             latent_image,
-            steered=lambda: WorstFirst(start, panel, rate, every),
+            steered=partial(WorstFirst, start, panel, rate, every),
             **ksampler,
         )
-        text = "no step was sampled" if applied.steering is None else applied.steering.describe()
-        return shown(f"{applied.report}\n{text}", latent, text)
+        text = "no step was sampled" if result.steering is None else result.steering.describe()
+        return shown(f"{result.report}\n{text}", result.latent, text)
 
 
 def _plain(blend: LoRABlend) -> Blend:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import comfy.utils
 import torch
 from comfy_api.latest import io
-from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
 from ..blend_core import BlendError, parse_weights
 from ..blend_core.rewards import SCALES, check_images, installed_rewards, reward_cards, weighted
+from .host.interface import blocked, progress_of
 from .host.reward_models import DEVICES, PRECISIONS, RewardModel, library, load_reward_model, own_rewards
+from .inputs import CATEGORY, rewards_input
 from .output import CACHED_TOO, shown
-from .types import CATEGORY, RewardModelSocket
-
-MOST_REWARDS = 16
+from .types import RewardModelSocket
 
 
 class LoadRewardModel(io.ComfyNode):
@@ -58,7 +56,7 @@ class LoadRewardModel(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="none: the reward's own scores. diffusion-blend and flow-grpo rescale some rewards as "
-                    "those papers do, so that weighted sums of unlike rewards can be compared with theirs.",
+                    "those papers do, so that weighted sums of different rewards can be compared with theirs.",
                 ),
                 io.Boolean.Input(
                     "allow_download",
@@ -113,12 +111,6 @@ class RewardScorer(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's inputs and outputs."""
-        template = io.Autogrow.TemplatePrefix(
-            RewardModelSocket.Input("reward", tooltip="A reward model; a new slot appears with each one you connect."),
-            prefix="reward_",
-            min=1,
-            max=MOST_REWARDS,
-        )
         return io.Schema(
             node_id="DiffusionBlendRewardScorer",
             display_name="Reward Scorer",
@@ -137,13 +129,14 @@ class RewardScorer(io.ComfyNode):
                     tooltip="What the images were to show: one text for all, or a list with one per image. Rewards "
                     "that do not read it ignore it; for the others it may not be empty.",
                 ),
-                io.Autogrow.Input("rewards", template=template),
+                rewards_input("A reward model; a new slot appears with each one you connect."),
                 io.String.Input(
                     "weights",
                     default="",
                     optional=True,
                     tooltip="One number per reward, in the order of the slots, taken as they are; a negative one "
-                    "counts against an image. Empty: equal shares. Rewards have unlike scales: see their usual ranges.",
+                    "counts against an image. Empty: equal shares. Rewards have different scales: see their usual "
+                    "ranges.",
                 ),
             ],
             outputs=[
@@ -171,13 +164,13 @@ class RewardScorer(io.ComfyNode):
         batch = one_batch(image)
         pixels = batch.movedim(-1, 1)
         check_images(pixels)
-        progress = comfy.utils.ProgressBar(len(models) * len(pixels))
+        progress = progress_of(len(models) * len(pixels))
         scores = []
         for model in models:
             parts = []
             for part in model.scores(pixels, prompt):
                 parts.append(part)
-                progress.update(len(part))
+                progress(len(part))
             scores.append(torch.cat(parts))
         total = weighted(scores, shares)
         order = ranking(total)
@@ -224,7 +217,7 @@ class PickBest(io.ComfyNode):
             )
         best = ranking(torch.tensor(scores))[: k[0]]
         if latent is None or latent[0] is None:
-            return io.NodeOutput(batch[best], ExecutionBlocker("Pick Best has no latent connected."))
+            return io.NodeOutput(batch[best], blocked("Pick Best has no latent connected."))
         return io.NodeOutput(batch[best], _picked(latent, best, len(batch)))
 
 
@@ -234,8 +227,8 @@ def one_batch(images: list[Tensor]) -> Tensor:
     if len(sizes) > 1:
         listed = ", ".join(f"{width} x {height}" for height, width, *_ in sorted(sizes))
         raise BlendError(
-            f"the images of the list have unlike sizes or channels ({listed}). Scale them to one size first, or score "
-            "each size apart."
+            f"the images of the list have different sizes or channels ({listed}). Scale them to one size first, or "
+            "score each size apart."
         )
     return torch.cat(images) if len(images) > 1 else images[0]
 
@@ -247,7 +240,7 @@ def ranking(scores: Tensor) -> list[int]:
 
 def score_rows(names: list[str], scores: list[Tensor], total: Tensor, order: list[int]) -> list[list[str]]:
     """A heading, and one row per image, best first: its number (from 0), each reward's score, the weighted score."""
-    rows = [[str(i), *(_number(each[i].item()) for each in (*scores, total))] for i in order]
+    rows = [[str(i), *(_number(column[i].item()) for column in (*scores, total))] for i in order]
     return [["image", *names, "weighted"], *rows]
 
 
@@ -265,7 +258,7 @@ def as_lines(rows: list[list[str]]) -> str:
     """The rows as lines that name each number: a node shows plain text in a font without columns."""
     (_, *names, _), *images = rows
     return "\n".join(
-        f"image {image}: {total}   ({', '.join(f'{name} {each}' for name, each in zip(names, scores, strict=True))})"
+        f"image {image}: {total}   ({', '.join(f'{name} {score}' for name, score in zip(names, scores, strict=True))})"
         for image, *scores, total in images
     )
 
@@ -273,10 +266,11 @@ def as_lines(rows: list[list[str]]) -> str:
 def _picked(latents: list[dict], best: list[int], images: int) -> dict:
     """The latent of the best images, with what a LATENT carries per image."""
     samples = [latent["samples"] for latent in latents]
-    if not all(isinstance(each, Tensor) for each in samples) or sum(map(len, samples)) != images:
-        found = sum(map(len, samples)) if all(isinstance(each, Tensor) for each in samples) else "nested"
+    nested = not all(isinstance(latents_of_one, Tensor) for latents_of_one in samples)
+    if nested or sum(map(len, samples)) != images:
+        count = "nested" if nested else sum(map(len, samples))
         raise BlendError(
-            f"{found} latents came for {images} images. Connect the latents that these images were decoded from, one "
+            f"{count} latents came for {images} images. Connect the latents that these images were decoded from, one "
             "per image (a video's frames share latents and cannot be picked so)."
         )
     picked = {"samples": torch.cat(samples)[best]}

@@ -10,12 +10,13 @@ from comfy_api.latest import io
 from safetensors.torch import save_file
 
 from ..blend_core import BlendError, LoadReport, resolve
+from ..blend_core.adapters.adapter import METADATA_PREFIX
 from ..blend_core.adapters.exporting import exported
-from ..blend_core.adapters.factors import METADATA_PREFIX
 from ..blend_core.adapters.files import sha256
 from .host.targets import target_index
+from .inputs import CATEGORY, blend_input, model_input
 from .output import shown
-from .types import CATEGORY, Basis, LoRABlend, RewardLoRA, blend_input, blend_of
+from .types import Basis, LoRABlend, RewardLoRA, blend_of
 
 MOST_RANKS = 4096
 
@@ -35,7 +36,7 @@ class SaveBlendAsLoRA(io.ComfyNode):
             search_aliases=["save lora", "merge loras", "export blend", "bake lora"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="The base model the reward LoRAs were trained on."),
+                model_input(),
                 blend_input("blend", "What to write, from Blend Weights or KL Interpolate."),
                 io.String.Input(
                     "filename_prefix",
@@ -59,7 +60,7 @@ class SaveBlendAsLoRA(io.ComfyNode):
         """Write the file and say what is in it. Raises BlendError for what no LoRA file can hold."""
         blend = blend_of(blend)
         adapters, reports = _resolved(blend, model)
-        (coefficients,) = blend.layers(1)
+        (coefficients,) = blend.coefficients(1)
         chosen = coefficients[0, 1:].tolist()
         merged = exported(adapters, chosen, rank or None)
         output = folder_paths.get_output_directory()
@@ -85,8 +86,8 @@ def _resolved(blend: LoRABlend, model) -> tuple[list[dict], list[LoadReport]]:
             "from before Blend Schedule or Blend Region."
         )
     index = target_index(model.model)
-    found = [resolve(basis.adapter, index, allow_partial=basis.allow_partial) for basis in blend.bases]
-    return [changes for changes, _ in found], [report for _, report in found]
+    resolved = [resolve(basis.adapter, index, allow_partial=basis.allow_partial) for basis in blend.bases]
+    return [changes for changes, _ in resolved], [report for _, report in resolved]
 
 
 def _parts(blend: LoRABlend, coefficients: list[float]) -> list[dict]:

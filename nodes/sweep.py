@@ -9,9 +9,10 @@ from torch import Tensor
 from ..blend_core import BlendError, parse_numbers
 from ..blend_core.pareto import Scored, Trade, simplex_grid
 from ..blend_core.pictures.pareto import draw
+from .inputs import CATEGORY, blend_input
 from .output import CACHED_TOO, as_image, shown
 from .rewards import as_markdown, one_batch
-from .types import CATEGORY, Basis, BlendSocket, LoRABlend, blend_input, blend_of
+from .types import Basis, BlendSocket, LoRABlend, blend_of
 
 MOST_BLENDS = 256  # a slip of the finger on a grid of many rewards is thousands of images
 MOST_REWARDS = 6
@@ -85,7 +86,8 @@ class Sweep(io.ComfyNode):
             if over["over"] == "preference"
             else by_alignment(blend, over["alignments"])
         )
-        return shown("\n".join(label for label, _ in swept), [each for _, each in swept], [x for x, _ in swept])
+        labels, blends = map(list, zip(*swept, strict=True))
+        return shown("\n".join(labels), blends, labels)
 
 
 def by_preference(blend: LoRABlend, parts: int) -> list[tuple[str, LoRABlend]]:
@@ -101,8 +103,8 @@ def by_preference(blend: LoRABlend, parts: int) -> list[tuple[str, LoRABlend]]:
             f"{parts} parts and {len(blend.bases)} rewards make {len(grid)} blends, more than {MOST_BLENDS}. Lower "
             "parts."
         )
-    labels = [", ".join(f"{name} {w:g}" for name, w in zip(blend.names, each, strict=True)) for each in grid]
-    return [(label, blend.preferring(each)) for label, each in zip(labels, grid, strict=True)]
+    labels = [", ".join(f"{name} {w:g}" for name, w in zip(blend.names, weights, strict=True)) for weights in grid]
+    return [(label, blend.preferring(weights)) for label, weights in zip(labels, grid, strict=True)]
 
 
 def by_alignment(blend: LoRABlend, alignments: str) -> list[tuple[str, LoRABlend]]:
@@ -191,9 +193,9 @@ def traded(labels: list[str], columns: list[list[float]], names: str, image: lis
             f"{', '.join(map(str, counts))} scores came for {len(labels)} labels. Connect Reward Scorers that see all "
             "images of the sweep, equally many of each blend."
         )
-    each = counts[0] // len(labels)
-    parts = [[column[i : i + each] for i in range(0, len(column), each)] for column in columns]
-    pictures = _thumbnails(image, counts[0])[::each] if image else [None] * len(labels)
+    images = counts[0] // len(labels)
+    parts = [[column[i : i + images] for i in range(0, len(column), images)] for column in columns]
+    pictures = _thumbnails(image, counts[0])[::images] if image else [None] * len(labels)
     points = tuple(
         Scored.of(label, part, picture)
         for label, part, picture in zip(labels, zip(*parts, strict=True), pictures, strict=True)
@@ -222,7 +224,7 @@ def _thumbnails(images: list[Tensor], count: int) -> list[Image.Image]:
         raise BlendError(
             f"{len(batch)} images came with {count} scores. Connect the images as they went into Reward Scorer."
         )
-    return [Image.fromarray((each[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()) for each in batch]
+    return [Image.fromarray((pixels[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()) for pixels in batch]
 
 
 def table_of(trade: Trade) -> list[list[str]]:

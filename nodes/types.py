@@ -6,22 +6,23 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..blend_core import Adapter, Blend, Schedule, shares
 from ..blend_core.adapters.catalogue import Recognition
 
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
 RewardLoRASocket = io.Custom("REWARD_LORA")
 BlendSocket = io.Custom("BLEND")
 LoRAStackSocket = io.Custom("LORA_STACK")  # as other packs name it
 RewardModelSocket = io.Custom("REWARD_MODEL")
 
-CATEGORY = "Diffusion Blend"
 KEY = "diffusion_blend"  # what is ours in the dictionaries of a MODEL
 
 
@@ -30,7 +31,7 @@ class RewardLoRA:
     """One basis as loaded: its adapter, the name it carries in the graph, and the KL weight it was trained with.
 
     strength: what multiplied the scale of its file, with the words for who said so.
-    known: the published LoRA that the file is; None where it is none of the catalogue.
+    recognition: the published LoRA that the file is; None where it is none of the catalogue.
     """
 
     label: str
@@ -38,7 +39,7 @@ class RewardLoRA:
     kl_weight: float | None = None
     allow_partial: bool = False
     strength: tuple[float, str] = (1.0, "")
-    known: Recognition | None = None
+    recognition: Recognition | None = None
 
     def times(self, strength: float, source: str) -> RewardLoRA:
         """The same LoRA at another strength; see Adapter.times."""
@@ -93,7 +94,7 @@ class LoRABlend:
         """What the bases are called."""
         return self.schedule.blends[0].names
 
-    def layers(self, steps: int) -> list[Tensor]:
+    def coefficients(self, steps: int) -> list[Tensor]:
         """Coefficients (steps, 1 + m), base first: below the regions, and in each of them."""
         return [self.schedule.coefficients(steps), *(schedule.coefficients(steps) for _, schedule in self.regions)]
 
@@ -108,7 +109,7 @@ class LoRABlend:
 
     def _used(self, steps: int) -> Tensor:
         """(steps, 1 + m) bool: which variants have a coefficient in some layer."""
-        return (torch.stack(self.layers(steps)) != 0).any(0)
+        return (torch.stack(self.coefficients(steps)) != 0).any(0)
 
     @property
     def counting(self) -> tuple[bool, ...]:
@@ -132,8 +133,8 @@ class LoRABlend:
         names, kl_weights = _distinct([basis.label for basis in bases]), tuple(basis.kl_weight for basis in bases)
 
         def widened(blend: Blend) -> Blend:
-            own = list(zip(blend.preference, self.bases, strict=True))  # one basis may stand in it twice
-            weights = [math.fsum(weight for weight, mine in own if mine is basis) for basis in bases]
+            weighted = list(zip(blend.preference, self.bases, strict=True))  # one basis may stand in it twice
+            weights = [math.fsum(weight for weight, present in weighted if present is basis) for basis in bases]
             size = math.fsum(map(abs, weights))  # 0 where weights of one basis cancel one another
             preference = shares(weights if size else [1.0] * len(weights))
             alignment = blend.alignment * size
@@ -165,11 +166,6 @@ def blend_of(blend: LoRABlend | Basis) -> LoRABlend:
     return blend if isinstance(blend, LoRABlend) else LoRABlend.of((blend,), (1.0,))
 
 
-def blend_input(name: str, tooltip: str, **options) -> io.Input:
-    """An input for a blend, or for a single reward LoRA, which is a blend of one; see blend_of."""
-    return io.MultiType.Input(name, types=[BlendSocket, RewardLoRASocket], tooltip=tooltip, **options)
-
-
 def joined(*blends: LoRABlend) -> tuple[LoRABlend, ...]:
     """The blends, each expressed over the bases of all of them."""
     bases = tuple({id(basis): basis for blend in blends for basis in blend.bases}.values())
@@ -179,10 +175,10 @@ def joined(*blends: LoRABlend) -> tuple[LoRABlend, ...]:
 def _distinct(labels: list[str]) -> tuple[str, ...]:
     """Labels with ` (2)`, ` (3)`... behind those that stand more than once; a number that is a label's own is left out.
     """
-    names, taken = [], set(labels)
+    names, unavailable = [], set(labels)
     for i, label in enumerate(labels):
-        again = label in labels[:i]
+        repeated = label in labels[:i]
         numbered = (f"{label} ({number})" for number in count(2))
-        names.append(next(name for name in numbered if name not in taken) if again else label)
-        taken.add(names[-1])
+        names.append(next(name for name in numbered if name not in unavailable) if repeated else label)
+        unavailable.add(names[-1])
     return tuple(names)

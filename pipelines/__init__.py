@@ -1,14 +1,14 @@
 """The blend engine on diffusers."""
 
 from .fusion import fused
-from .generation import METHODS, Method, Sampling, generate
+from .generation import PIPELINE_EVALUATIONS, BlendEvaluation, Sampling, generate
 from .host import EXECUTIONS, blended, network_of, target_index
 from .loading import load_base, load_factors, match, takes_eta
 
 __all__ = [
     "EXECUTIONS",
-    "METHODS",
-    "Method",
+    "PIPELINE_EVALUATIONS",
+    "BlendEvaluation",
     "Sampling",
     "blended",
     "fused",

@@ -1,7 +1,13 @@
-"""MSDDA on diffusers: every basis takes a reverse step of its own, and blend_core/gaussian fuses them.
+"""MSDDA on diffusers (arXiv 2604.14379): each reverse step the product of the steps of all bases (blend_core/gaussian).
 
     with fused(pipe, bank, plan, etas, generators):
         images = pipe(prompts, generator=generators).images
+
+With the reverse steps N(mean_i, s_i^2 I) of the bases and coefficients c_i that sum to 1, the step is their normalised
+product N(mean, s^2 I):
+
+    1 / s^2 = sum_i c_i / s_i^2                   (1)
+    mean = s^2 sum_i c_i mean_i / s_i^2           (2)
 
 While open, the network predicts all bases side by side along the last axis, the pipeline's own guidance acts on each
 of them, and the scheduler's `step` takes them apart again. Two schedulers are understood, both as x = a x0 + sigma n:
@@ -13,9 +19,8 @@ of them, and the scheduler's `step` takes them apart again. Two schedulers are u
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
@@ -26,8 +31,8 @@ from torch import Tensor
 from ..blend_core import BlendError, LoRABank, Plan
 from ..blend_core.gaussian import fused_step
 from ..blend_core.plan import UNNAMED, Call, Evaluate
-from .host import TimestepClock, blended
-from .parameterization import KNOWN, read_scheduler
+from .host import TimestepClock, blended, replaced
+from .parameterization import KNOWN, Level, Reading, read_scheduler
 
 _TINY = 1e-8  # the signal of pure noise, where schedules with zero terminal signal have 0
 
@@ -48,17 +53,10 @@ def fused(
     scheduler are left as they were found. Raises BlendError for a scheduler whose step is not known here.
     """
     check_scheduler(pipe)
-    own = pipe.scheduler.__dict__
-    former = own.get("step")
-    with blended(pipe, bank, _SideBySide(plan.variants, plan.weights), execution):
-        own["step"] = _FusedStep(pipe.scheduler, plan, etas, generators)
-        try:
-            yield
-        finally:
-            if former is None:
-                del own["step"]
-            else:
-                own["step"] = former
+    step = _FusedStep(pipe.scheduler, plan, etas, generators)
+    side_by_side = _SideBySide(plan.variants, plan.weights)
+    with blended(pipe, bank, side_by_side, execution), replaced(pipe.scheduler, "step", step):
+        yield
 
 
 def check_scheduler(pipe: DiffusionPipeline) -> None:
@@ -67,7 +65,7 @@ def check_scheduler(pipe: DiffusionPipeline) -> None:
     if not isinstance(scheduler, KNOWN):
         raise BlendError(
             f"{type(pipe).__name__} samples with {type(scheduler).__name__}, but msdda fuses the steps of "
-            "DDIMScheduler and FlowMatchEulerDiscreteScheduler. Set one of those, or choose the method exact."
+            "DDIMScheduler and FlowMatchEulerDiscreteScheduler. Set one of those, or choose the evaluation exact."
         )
     clips = [name for name in ("clip_sample", "thresholding") if scheduler.config.get(name)]
     if clips:
@@ -86,19 +84,27 @@ class _SideBySide(Plan):
         return torch.cat(list(evaluate(variants)), dim=-1)
 
 
-@dataclass(frozen=True)
-class _State:
-    """A scheduler's step in blend_core/gaussian's words: x and denoised (k, ...) at sigma, and how to go back.
+def fused_latents(
+    latents: Tensor,
+    denoised: Tensor | Sequence[Tensor],
+    levels: tuple[Level, Level],
+    etas: Sequence[float],
+    coefficients: Sequence[float],
+    family: str,
+    noise: Callable[[], Tensor],
+) -> Tensor:
+    """Latents (batch, ...) after MSDDA's step: a draw from N(mean, s^2 I), (1) and (2), in blend_core/gaussian's x.
 
-    scale: what x at sigma_next is multiplied by to be the pipeline's latents.
+    denoised: (k, batch, ...), the guided prediction of x0 by every basis that counts.  levels: before the step and
+    after it.  etas, coefficients: one per basis.  family: ve or flow.  noise(): standard normal, shaped as latents;
+    called where the step adds noise.
     """
-
-    x: Tensor
-    denoised: Tensor
-    sigma: float
-    sigma_next: float
-    family: str
-    scale: float = 1.0
+    before, after = levels
+    sigmas = before.sigma(family), after.sigma(family)
+    x, spread = fused_step(latents / before.scale(family), denoised, *sigmas, etas, coefficients, family)
+    if spread > 0:
+        x = x + spread * noise()
+    return after.scale(family) * x
 
 
 class _FusedStep:
@@ -109,7 +115,8 @@ class _FusedStep:
         self.plan = plan
         self.etas = etas
         self.generators = generators
-        self.read = _ddim if isinstance(scheduler, DDIMScheduler) else _flow
+        ddim = isinstance(scheduler, DDIMScheduler)
+        self.family, self.levels = ("ve", _ddim_levels) if ddim else ("flow", _flow_levels)
         self.clock = TimestepClock(len(plan.variants))
 
     def __call__(self, model_output: Tensor, timestep, sample: Tensor, *_, return_dict: bool = True, **__):
@@ -117,27 +124,24 @@ class _FusedStep:
         etas = [self.etas[variant] for variant in variants[:, 0].tolist()]
         dtype = torch.promote_types(sample.dtype, torch.float32)
         predictions = torch.stack(model_output.to(dtype).chunk(len(variants), dim=-1))
-        state = self.read(self.scheduler, predictions, timestep, sample.to(dtype))
-        x, spread = fused_step(
-            state.x, state.denoised, state.sigma, state.sigma_next, etas, coefficients.tolist(), state.family
-        )
-        if spread > 0:
-            x = x + spread * randn_tensor(sample.shape, self.generators, sample.device, sample.dtype)
-        latents = (state.scale * x).to(sample.dtype)
-        return SchedulerOutput(prev_sample=latents) if return_dict else (latents,)
+        latents, reading = sample.to(dtype), read_scheduler(self.scheduler, timestep)
+        denoised, levels = reading.denoised(latents, predictions), self.levels(self.scheduler, reading, timestep)
+        following = fused_latents(
+            latents, denoised, levels, etas, coefficients.tolist(), self.family, lambda: self.noise(sample)
+        ).to(sample.dtype)
+        return SchedulerOutput(prev_sample=following) if return_dict else (following,)
+
+    def noise(self, sample: Tensor) -> Tensor:
+        """Standard normal noise like `sample`, from the generators of the pipeline's call."""
+        return randn_tensor(sample.shape, self.generators, sample.device, sample.dtype)
 
 
-def _ddim(scheduler: DDIMScheduler, predictions: Tensor, timestep, x: Tensor) -> _State:
-    reading = read_scheduler(scheduler, timestep)
+def _ddim_levels(scheduler: DDIMScheduler, reading: Reading, timestep) -> tuple[Level, Level]:
     before = int(timestep) - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
     after = (scheduler.alphas_cumprod[before] if before >= 0 else scheduler.final_alpha_cumprod).item()
-    signal = max(reading.signal, _TINY)
-    sigma_next = math.sqrt(1 - after) / math.sqrt(after)
-    denoised = reading.denoised(x, predictions)
-    return _State(x / signal, denoised, reading.noise / signal, sigma_next, "ve", math.sqrt(after))
+    return Level(max(reading.signal, _TINY), reading.noise), Level(math.sqrt(after), math.sqrt(1 - after))
 
 
-def _flow(scheduler: FlowMatchEulerDiscreteScheduler, predictions: Tensor, timestep, x: Tensor) -> _State:
-    reading = read_scheduler(scheduler, timestep)
+def _flow_levels(scheduler: FlowMatchEulerDiscreteScheduler, reading: Reading, timestep) -> tuple[Level, Level]:
     after = scheduler.sigmas[scheduler.index_for_timestep(timestep) + 1].item()
-    return _State(x, reading.denoised(x, predictions), reading.noise, after, "flow")
+    return Level(reading.signal, reading.noise), Level(1 - after, after)

@@ -1,4 +1,4 @@
-"""Images of a blend from a diffusers pipeline, each with its own seed."""
+"""Images of a blend from a diffusers pipeline, each from a seed of its own."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from ..blend_core import ESTIMATORS, Blend, BlendError, Factors, LoRABank, Plan, Target, exact, image_seed, soup
-from ..blend_core.estimators import BUDGETED, Estimator
+from ..blend_core import EVALUATIONS, Blend, BlendError, Factors, LoRABank, Plan, Target, exact, image_seed
+from ..blend_core.estimators import Estimator, budget, check_evaluation
 from ..blend_core.gaussian import basis_etas
 from .fusion import check_scheduler, fused
 from .host import blended
 from .loading import takes_eta
 
-METHODS = (*ESTIMATORS, "msdda", "base")
+PIPELINE_EVALUATIONS = (*EVALUATIONS, "msdda", "base")
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,10 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Method:
-    """A way to sample a preference: a bank and the coefficients of its variants, evaluated by an estimator.
+class BlendEvaluation:
+    """How a pipeline evaluates a blend: a bank, and the coefficients of its variants under an estimator.
 
-    etas: how ancestral each variant's own step is, base first, where their steps are fused; None: predictions are
-    blended.
+    etas: how ancestral each variant's step is, base first, where steps are fused; None: predictions are blended.
     """
 
     bank: LoRABank | None
@@ -68,45 +67,44 @@ class Method:
         etas: Sequence[float] = (),
         base_eta: float = 1.0,
         evaluations: float | None = None,
-    ) -> Method:
-        """The method of that name, one of METHODS.
+    ) -> BlendEvaluation:
+        """The evaluation of that name, one of PIPELINE_EVALUATIONS. Raises BlendError for what it cannot take.
 
-        Those of ESTIMATORS: the blend of predictions, or under merged one prediction of all LoRAs added up.
-        evaluations: for budget and anchored, the average per step, by default BUDGET.  msdda: the bases' steps fused.
-        base: no LoRA.  etas: for msdda, one per reward LoRA, above 0 and up to 1; none: all 1, ancestral.  base_eta:
-        the same for the base model.
+        Those of EVALUATIONS: the blend of predictions, or under merged one prediction of all LoRAs added up.
+        evaluations: for budget, the average per step, by default BUDGET.  msdda: the bases' steps fused.  base: no
+        LoRA.  etas: for msdda, one per reward LoRA, above 0 and up to 1; none: all 1, ancestral.  base_eta: the same
+        for the base model.
         """
+        check_evaluation("evaluation", name, PIPELINE_EVALUATIONS)
         if name != "msdda" and (etas or base_eta != 1):
             raise BlendError(
-                f"etas or base_eta came for the method {name}, which fuses no steps. Leave them out, or choose msdda."
+                f"etas or base_eta came for the evaluation {name}, which fuses no steps. Leave them out, or choose "
+                "msdda."
+            )
+        if name != "budget" and evaluations is not None:
+            raise BlendError(
+                f"a budget came for the evaluation {name}, which has none. Leave it out, or choose budget."
             )
         if name == "base":
             return cls(None, (1.0,), exact)
         if name == "msdda":
             etas = basis_etas(etas, [None] * len(factors), base_eta)
             return cls(LoRABank(factors), blend.coefficients, exact, etas)
-        if name not in ESTIMATORS:
-            raise BlendError(f"method is {name!r}, expected one of {', '.join(METHODS)}.")
-        estimator = ESTIMATORS[name]
-        if evaluations is not None:
-            if name not in BUDGETED:
-                raise BlendError(
-                    f"a budget came for the method {name}, which has none. Leave it out, or choose one of "
-                    f"{', '.join(BUDGETED)}."
-                )
-            estimator = partial(estimator, evaluations=evaluations)
-        if name == "anchored":
-            factors = [*factors, soup(factors, blend.coefficients[1:])]
-        method = cls(LoRABank(factors), blend.coefficients, estimator)
-        method.plan(1, [0])  # refuses coefficients that this estimator cannot take
-        return method
+        estimator = EVALUATIONS[name] if evaluations is None else partial(budget, evaluations=evaluations)
+        evaluation = cls(LoRABank(factors), blend.coefficients, estimator)
+        evaluation.check_coefficients()
+        return evaluation
+
+    def check_coefficients(self) -> None:
+        """Raise BlendError for coefficients that the estimator cannot take."""
+        self.plan(1, [0])
 
     def plan(self, steps: int, seeds: Sequence[int]) -> Plan:
         """The plan of one batch; every image's choices come from its own seed, and from no stream of the sampler's."""
         return self.estimator(self.coefficients, steps, [image_seed(seed, 0) for seed in seeds])
 
     def check(self, pipe: DiffusionPipeline, sampling: Sampling) -> None:
-        """Raise BlendError for what the pipeline, or this method on it, cannot do."""
+        """Raise BlendError for what the pipeline, or this evaluation on it, cannot do."""
         sampling.options_for(pipe)
         if self.etas is None:
             return
@@ -127,7 +125,7 @@ class Method:
 
 def generate(
     pipe: DiffusionPipeline,
-    method: Method,
+    evaluation: BlendEvaluation,
     prompts: Sequence[str],
     seeds: Sequence[int],
     sampling: Sampling,
@@ -136,13 +134,13 @@ def generate(
     """Images (batch, 3, height, width) in [0, 1], float32 on the CPU: prompts[i] from seeds[i].
 
     Each image has a generator of its own, so a batch holds the images that its prompts and seeds give one by one (to
-    rounding). plan: one that the method made for these steps and seeds, for who wants to ask it afterwards what it
+    rounding). plan: one that the evaluation made for these steps and seeds, for who wants to ask it afterwards what it
     spent. Raises BlendError for an eta that the pipeline would ignore, and for msdda on an unknown scheduler.
     """
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]  # the CPU's: the same on every device
-    plan = plan or method.plan(sampling.steps, seeds)
-    method.check(pipe, sampling)
-    with method.active(pipe, plan, generators, sampling.execution), torch.no_grad():
+    plan = plan or evaluation.plan(sampling.steps, seeds)
+    evaluation.check(pipe, sampling)
+    with evaluation.active(pipe, plan, generators, sampling.execution), torch.no_grad():
         output = pipe(
             prompt=list(prompts),
             generator=generators,

@@ -4,14 +4,14 @@
         images = pipe(prompts, generator=generators, eta=1.0).images
 
 Only the network's `forward` is replaced, and put back afterwards: schedulers, guidance, ControlNets and the pipeline's
-own loop stay as they are. eps, v and flow velocity may be blended alike, because coefficients sum to 1.
+own loop stay as they are. eps, v and flow velocity may all be blended, because coefficients sum to 1.
 diffusers puts guidance's rows as [uncond..., cond...], group by group, which is the layout the engine expects.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -77,20 +77,32 @@ def blended(
     network = pipe if isinstance(pipe, nn.Module) else network_of(pipe)
     if execution not in EXECUTIONS:
         raise BlendError(f"execution is {execution!r}, expected one of {', '.join(EXECUTIONS)}.")
-    own = network.__dict__
-    had_own, original = "forward" in own, network.forward
+    original = network.forward
     if isinstance(original, _BlendedForward):
         raise BlendError(
             "this network is blended already; one blend inside another would add both. Put all LoRAs into one bank."
         )
-    own["forward"] = _BlendedForward(network, bank, plan, execution, getattr(pipe, "scheduler", None))
+    forward = _BlendedForward(network, bank, plan, execution, getattr(pipe, "scheduler", None))
+    with replaced(network, "forward", forward):
+        yield
+
+
+@contextmanager
+def replaced(owner: Any, name: str, function: Callable) -> Iterator[None]:
+    """While open, `function` stands for the method `name` of one object; then what was there before.
+
+    accelerate's offloading, for one, has put a forward of its own into the object, which comes back too.
+    """
+    attributes = owner.__dict__
+    former = attributes.get(name)
+    attributes[name] = function
     try:
         yield
     finally:
-        if had_own:  # accelerate's offloading, for one, has a forward of its own there
-            own["forward"] = original
+        if former is None:
+            del attributes[name]
         else:
-            del own["forward"]
+            attributes[name] = former
 
 
 class _BlendedForward:
@@ -141,8 +153,8 @@ class _BlendedForward:
     def _by_name(self, args: tuple, kwargs: dict) -> dict[str, Any]:
         """The call's inputs by parameter name, the noisy latents first in every diffusers network."""
         names = list(self.signature.parameters)[1:]  # after self
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        return {names[0]: given.pop(names[0]), **given}
+        inputs = {**dict(zip(names, args, strict=False)), **kwargs}
+        return {names[0]: inputs.pop(names[0]), **inputs}
 
     def _rows(self, x: Tensor) -> int:
         rows = x.shape[0]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import diffusers
 import torch
+import transformers
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 
@@ -18,6 +19,12 @@ from ..blend_core.errors import first_line
 from .host import network_of, target_index
 
 SINGLE_FILES = (".safetensors", ".ckpt")
+
+
+def hide_loading_bars() -> None:
+    """Switch off the bars that diffusers and transformers draw while they load, for a program that draws its own."""
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
 
 
 def load_base(path: str, config: str | None = None, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:

@@ -1,4 +1,4 @@
-"""Where a diffusers scheduler stands, and what its model's predictions mean there."""
+"""The noise level of a diffusers scheduler at a timestep, and x0 from the model's predictions there."""
 
 from __future__ import annotations
 
@@ -13,6 +13,25 @@ from ..blend_core import BlendError
 from ..blend_core.parameterization import x0_map
 
 KNOWN = (DDIMScheduler, FlowMatchEulerDiscreteScheduler)
+
+
+@dataclass(frozen=True)
+class Level:
+    """A noise level: latents = signal * x0 + noise * n.
+
+    blend_core/gaussian has x = latents / scale at sigma = noise / scale, in a family of noise, ve or flow.
+    """
+
+    signal: float
+    noise: float
+
+    def scale(self, family: str) -> float:
+        """What blend_core/gaussian's x is multiplied by to be latents."""
+        return 1.0 if family == "flow" else self.signal
+
+    def sigma(self, family: str) -> float:
+        """blend_core/gaussian's noise level."""
+        return self.noise / self.scale(family)
 
 
 @dataclass(frozen=True)
@@ -49,7 +68,7 @@ def read_scheduler(scheduler, timestep: Tensor | float) -> Reading:
         return Reading(1 - noise, noise, *x0_map("flow", 1 - noise, noise))
     raise BlendError(
         f"the pipeline samples with {type(scheduler).__name__}, but this evaluation knows the noise levels of "
-        f"{' and '.join(each.__name__ for each in KNOWN)}. Set one of those, or choose the method exact."
+        f"{' and '.join(kind.__name__ for kind in KNOWN)}. Set one of those, or choose the evaluation exact."
     )
 
 

@@ -45,8 +45,8 @@ def last_after(separator: str, change: Stated) -> Stated:
     """`change` for the part behind the last separator of a text such as NAME=PATH; without one, for all of it."""
 
     def changed(text: str, folder: Path) -> str:
-        head, found, tail = text.rpartition(separator)
-        return head + found + change(tail, folder)
+        head, mark, tail = text.rpartition(separator)
+        return head + mark + change(tail, folder)
 
     return changed
 

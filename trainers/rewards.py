@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..blend_core.errors import BlendError
-from ..blend_core.rewards import Library, Rescaled, Reward, Scale, WeightedSum, load_reward, rescaled
+from ..blend_core.rewards import Library, Rescaled, Reward, RewardScale, WeightedSum, load_reward, rescaled
 from .distributed import Gathering
 from .places import reward_label
 from .settings.config import Config, RewardChoice
@@ -35,7 +35,7 @@ class Term:
 
     name: str
     reward: Reward
-    scale: Scale = field(default_factory=Scale)
+    scale: RewardScale = field(default_factory=RewardScale)
     weight: float = 1.0
 
 
@@ -69,8 +69,8 @@ class Rewards:
     def facts(self) -> list[dict[str, Any]]:
         """For the file's header: of each reward its name, its weight in the sum, and score = scale * raw + shift."""
         return [
-            {"name": each.name, "weight": each.weight, "scale": each.scale.factor, "shift": each.scale.shift}
-            for each in self.terms
+            {"name": term.name, "weight": term.weight, "scale": term.scale.factor, "shift": term.scale.shift}
+            for term in self.terms
         ]
 
 
@@ -101,12 +101,12 @@ def _from_library(config: Config, device: torch.device | str) -> Callable[[str],
 def _scaled(term: Term, weight: float, choice: RewardChoice) -> Term:
     """The term under the settings' scale preset and factor, as one of weight `weight`."""
     reward = rescaled(term.reward, choice.scale)
-    preset = Scale() if reward is term.reward else reward.scale
-    scale = Scale(
+    preset = RewardScale() if reward is term.reward else reward.scale
+    scale = RewardScale(
         choice.factor * preset.factor * term.scale.factor,
         choice.factor * (preset.factor * term.scale.shift + preset.shift),
     )
-    reward = reward if choice.factor == 1 else Rescaled(reward, Scale(choice.factor))
+    reward = reward if choice.factor == 1 else Rescaled(reward, RewardScale(choice.factor))
     return replace(term, reward=reward, scale=scale, weight=weight)
 
 

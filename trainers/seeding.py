@@ -1,4 +1,4 @@
-"""Randomness by name: every draw comes from the run's seed and what it is for, never from a process or an order.
+"""Random generators by purpose: every draw follows from the run's seed and its purpose, not from process or order.
 
 So one seed gives one run whatever the number of processes, and a resumed run goes on exactly without saved generators.
 """
@@ -28,7 +28,7 @@ class ImageNoise:
 
     def __call__(self) -> Tensor:
         """The next draw, (batch, *shape)."""
-        drawn = [torch.randn(self.shape, generator=each, dtype=self._dtype()) for each in self.generators]
+        drawn = [torch.randn(self.shape, generator=generator, dtype=self._dtype()) for generator in self.generators]
         return torch.stack(drawn).to(self.like.device)
 
     def _dtype(self) -> torch.dtype:

@@ -22,7 +22,7 @@ from .loop.epoch import collect, update_policy
 from .loop.estimate import announce
 from .loop.log import Log, save_grid
 from .loop.run import Run
-from .loop.stop import StopWish
+from .loop.stop import StopFlag
 from .model.base import Base, open_base
 from .model.lora_policy import LoraPolicy
 from .objectives.objective import Stats
@@ -40,8 +40,8 @@ def train(config: Config, rewards: Rewards | None = None, base: Base | None = No
     """
     run = open_run(config, rewards, base)
     announce(run)
-    with StopWish() as wish:
-        done = train_epochs(run, lambda: run.gathering.any(wish.wished))
+    with StopFlag() as stop_flag:
+        done = train_epochs(run, lambda: run.gathering.any(stop_flag.is_set))
     path = write_lora(run)
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
@@ -68,10 +68,10 @@ def open_run(config: Config, rewards: Rewards | None, base: Base | None) -> Run:
     return Run.start(config, accelerator, LoraPolicy(base, config), rewards, items, validation_prompts)
 
 
-def train_epochs(run: Run, stop_wished: Callable[[], bool]) -> bool:
+def train_epochs(run: Run, stopping: Callable[[], bool]) -> bool:
     """All epochs that are left; False where a stop was asked for before the last. Every process must call it.
 
-    stop_wished: whether a stop was asked for on any process, the same answer on all.
+    stopping: whether a stop was asked for on any process, the same answer on all.
     """
     config, output, accelerator = run.config, run.config.output, run.accelerator
     log = Log(run.folder, config.epochs, run.epoch, accelerator)
@@ -84,7 +84,7 @@ def train_epochs(run: Run, stop_wished: Callable[[], bool]) -> bool:
             chunks = epoch_chunks(
                 config, run.epoch, len(run.prompts), accelerator.process_index, accelerator.num_processes
             )
-            samples = collect(run.objective, chunks, stop_wished)
+            samples = collect(run.objective, chunks, stopping)
             if samples is None:  # nothing of the epoch was learnt yet: the state is that of its start
                 run.save()
                 log.say(f"stopped; saved after {run.epoch} epochs")
@@ -96,7 +96,7 @@ def train_epochs(run: Run, stop_wished: Callable[[], bool]) -> bool:
             seconds = time.perf_counter() - started
             figures |= {"seconds": seconds, "images_per_second": config.images_per_epoch / seconds}
             run.epoch += 1
-            stop = stop_wished()
+            stop = stopping()
 
             # validate
             if run.due(output.validate_every):

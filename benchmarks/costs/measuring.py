@@ -17,7 +17,7 @@ from tqdm import tqdm
 from . import clock
 from .floors import Floors, Machine, adapter_work, network_work, watched
 from .modes import COPIES, MODES, ON_A_CARD, Mode, State, plain
-from .networks import SHAPES, Network, Sampling, build
+from .networks import SHAPES, Network, SamplerSettings, build
 
 DEFAULTS = {
     "cuda": {"size": "real", "dtypes": ["float16", "bfloat16"], "steps": 20, "rewards": [2, 3, 4], "rounds": 5},
@@ -72,9 +72,9 @@ class Bench:
         return cls(network, settings, floors_of(network, settings), Machine.measured(network.device, dtype))
 
     @property
-    def sampling(self) -> Sampling:
+    def sampling(self) -> SamplerSettings:
         """How every mode makes an image."""
-        return Sampling(self.settings.steps, self.settings.cfg)
+        return SamplerSettings(self.settings.steps, self.settings.cfg)
 
     def modes(self, loras: Sequence[State]) -> dict[str, Mode]:
         """All ways to sample these LoRAs' blend that the settings allow."""
@@ -150,7 +150,7 @@ def floors_of(network: Network, settings: Settings) -> Floors:
     """The work of one pass, from one step of the plain sampler."""
     adapted = network.adapted()
     with watched(adapted) as positions:
-        base = network_work(lambda: network.sample(Sampling(1, settings.cfg)), network.bytes)
+        base = network_work(lambda: network.sample(SamplerSettings(1, settings.cfg)), network.bytes)
     return Floors(base, adapter_work(adapted, positions, settings.rank, network.dtype.itemsize))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -14,12 +15,13 @@ import comfy.sd
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...blend_core import ESTIMATORS, read_adapter
+from ...blend_core import EVALUATIONS, budget, read_adapter
+from ...blend_core.estimators import Estimator
 from ...blend_core.network import low_rank
 from ...nodes.host.apply import KEY, apply_blend
 from ...nodes.types import LoRABlend, RewardLoRA
 from .floors import Passes, scheduled
-from .networks import Network, Sampling
+from .networks import Network, SamplerSettings
 
 State = Mapping[str, Tensor]
 
@@ -38,22 +40,25 @@ class Mode:
     low_rank: bool = True
 
 
-def plain(network: Network, sampling: Sampling) -> Mode:
+def plain(network: Network, sampling: SamplerSettings) -> Mode:
     """The base, as without any LoRA."""
     return Mode(lambda: network.sample(sampling), lambda: 0, lambda: (Passes(sampling.steps),), low_rank=False)
 
 
-def blended(evaluation: str, execution: str) -> Callable[[Network, Sampling, Sequence[State]], Mode]:
-    """Our way: one network, low-rank factors."""
+def blended(
+    evaluation: str, execution: str, estimator: Estimator | None = None
+) -> Callable[[Network, SamplerSettings, Sequence[State]], Mode]:
+    """Our way: one network, low-rank factors. estimator: by default the evaluation's."""
 
-    def mode(network: Network, sampling: Sampling, loras: Sequence[State]) -> Mode:
-        applied = apply_blend(network.model, _even_blend(loras), ESTIMATORS[evaluation], execution, seed=1)
+    def mode(network: Network, sampling: SamplerSettings, loras: Sequence[State]) -> Mode:
+        chosen = estimator or EVALUATIONS[evaluation]
+        applied = apply_blend(network.model, _even_blend(loras), chosen, execution, seed=1)
         (bank,) = (patcher.model for patcher in applied.model.get_additional_models_with_key(KEY))
 
         def passes() -> tuple[Passes, ...]:
             if evaluation == "merged":
                 return (Passes(sampling.steps, adapters=len(loras)),)
-            evaluations = round(applied.plan.evaluations_per_step * sampling.steps)
+            evaluations = round(applied.wrappers.last.plan.evaluations_per_step * sampling.steps)
             return scheduled(evaluations, sampling.steps, len(loras), execution)
 
         return Mode(lambda: network.sample(sampling, applied.model), lambda: bank.nbytes, passes)
@@ -61,10 +66,10 @@ def blended(evaluation: str, execution: str) -> Callable[[Network, Sampling, Seq
     return mode
 
 
-def two_products(evaluation: str, execution: str) -> Callable[[Network, Sampling, Sequence[State]], Mode]:
+def two_products(evaluation: str, execution: str) -> Callable[[Network, SamplerSettings, Sequence[State]], Mode]:
     """The same without the kernel that makes both products of a low-rank addition in one launch."""
 
-    def mode(network: Network, sampling: Sampling, loras: Sequence[State]) -> Mode:
+    def mode(network: Network, sampling: SamplerSettings, loras: Sequence[State]) -> Mode:
         own = blended(evaluation, execution)(network, sampling, loras)
 
         def run() -> Tensor:
@@ -85,7 +90,7 @@ def _even_blend(loras: Sequence[State]) -> LoRABlend:
     return LoRABlend.of(adapters, (1 / len(loras),) * len(loras))
 
 
-def hooked(network: Network, sampling: Sampling, loras: Sequence[State]) -> Mode:
+def hooked(network: Network, sampling: SamplerSettings, loras: Sequence[State]) -> Mode:
     """ComfyUI's way to the same average: a LoRA hook on a copy of each conditioning, weights swapped in between."""
     hooks = [comfy.hooks.create_hook_lora(lora=dict(state), strength_model=1.0, strength_clip=0.0) for state in loras]
     conditionings = [_hooked_prompt(prompt, hooks) for prompt in network.conditioning]
@@ -107,7 +112,7 @@ def _hooked_prompt(prompt, hooks) -> list:
     return [[tokens, {**options, "strength": 1 / len(hooks)}] for tokens, options in parts]
 
 
-def copied(network: Network, sampling: Sampling, loras: Sequence[State]) -> Mode:
+def copied(network: Network, sampling: SamplerSettings, loras: Sequence[State]) -> Mode:
     """The paper's code: m whole networks with merged weights, one call of each per step."""
     models = [comfy.sd.load_lora_for_models(network.load(), None, dict(state), 1.0, 0.0)[0] for state in loras]
 
@@ -140,8 +145,8 @@ MODES = {
     "merged": blended("merged", "sequential"),
     "stratified": blended("stratified", "sequential"),
     "stratified, two products": two_products("stratified", "sequential"),
-    "sampled": blended("sampled", "sequential"),
-    "control variate": blended("control_variate", "batched"),
+    "random": blended("random", "sequential"),
+    "budget 1": blended("budget", "batched", partial(budget, evaluations=1.0)),
     "budget 1.1": blended("budget", "batched"),
     "ComfyUI's LoRA hooks": hooked,
     COPIES: copied,

@@ -85,7 +85,7 @@ SHAPES = {
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplerSettings:
     """How an image is made: Euler, one evaluation of the guided model per step."""
 
     steps: int
@@ -115,7 +115,7 @@ class Network:
         """What its weights take."""
         return self.model.model_size()
 
-    def sample(self, sampling: Sampling, model=None, conditioning=None) -> Tensor:
+    def sample(self, sampling: SamplerSettings, model=None, conditioning=None) -> Tensor:
         """One image's latents from the stock KSampler, by the network itself unless told another model of it."""
         prompts, seed = conditioning or self.conditioning, 1
         asked = (sampling.steps, sampling.cfg, "euler", "normal", *prompts, dict(self.latent))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from .floors import TRIES
 
 EXACT = ("exact, one after another", "exact, one batch")
-ONE_EVALUATION = ("merged", "stratified", "sampled", "control variate")
+ONE_EVALUATION = ("merged", "stratified", "random", "budget 1")
 EXACT_GOAL = 0.85  # of m, times the plain sampler
 ONE_GOAL = 1.05  # times the plain sampler
 HELD_GOAL = 0.03  # of the base's bytes, four adapters of rank 8
@@ -51,7 +51,7 @@ of another m was taken at another moment.
 *busy* is the time that a GPU's kernels take, as a multiple of the plain sampler's: *times plain* comes to it where the
 host launches fast enough. It leaves out what the GPU waits for between two kernels.
 *peak* is the most that tensors took on the GPU with only this way's models there; a CPU does not count it.
-`control variate` and `budget 1.1` ask all rewards at their first step, which weighs more the fewer the steps. ComfyUI's
+`budget 1` and `budget 1.1` ask all rewards at their first step, which weighs more the fewer the steps. ComfyUI's
 hooks merge their weights anew in every run, beyond the floor. DynamicVRAM, which only ComfyUI's server starts, is off.
 
 The goals are meant for networks of real size, of which four LoRAs of rank 8 are 0.74% (SD 1.5) and 1.81% (SDXL) in the

@@ -1,4 +1,4 @@
-"""What a file does to one weight where it is more than a pair of factors: LoHa, LoKr, whole differences, DoRA, biases.
+"""What a file does to one weight: a pair of factors, or LoHa, LoKr, whole differences, DoRA, biases.
 
     W' = gain o (W + delta),  b' = b + bias        gain: DoRA's magnitude over the norms of W + delta; 1 without it
 
@@ -15,7 +15,46 @@ import torch
 from torch import Tensor
 
 from ..errors import BlendError
-from .factors import Factors
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One low-rank addition `scale * up @ down` to a weight.
+
+    down: (rank, in) for a linear layer, (rank, in, kh, kw) for a convolution (a Tucker core is already folded in).
+    up:   (out, rank).
+    Both keep the dtype of the file: very small fp16 factors should be multiplied in fp32.
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(out, in[, kh, kw]) of the weight they add to."""
+        return (self.up.shape[0], *self.down.shape[1:])
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """What they are made of, by name."""
+        return {"down": self.down, "up": self.up}
+
+    def times(self, strength: float) -> Factors:
+        """The same addition, `strength` times as large."""
+        return replace(self, scale=self.scale * strength)
+
+    def taken(self, rows: Tensor) -> Factors:
+        """The factors of some output rows."""
+        return replace(self, up=self.up[rows])
+
+    def built(self, shape: tuple[int, ...], tensors: Mapping[str, Tensor]) -> Tensor:
+        """The whole difference in a weight's shape. tensors: the factors, where and as it is to be."""
+        return (self.scale * tensors["up"] @ tensors["down"].flatten(1)).reshape(shape)
 
 
 @dataclass(frozen=True)

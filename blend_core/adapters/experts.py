@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from ..errors import BlendError
-from .factors import Adapter
+from .adapter import Adapter
 
 HIGH, LOW = "high noise", "low noise"
 AS_CHOSEN = "as chosen"

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import BlendError
-from .changes import Change, Delta
-from .factors import Factors
-from .target import Target
+from .changes import Change, Delta, Factors
+from .names.target import Target
 
 Part = tuple[float, Target, Factors | Change]
 """A coefficient, and what it multiplies."""

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from ..errors import BlendError
 from . import changes
-from .changes import Change, Delta, Magnitude
-from .factors import Factors
+from .changes import Change, Delta, Factors, Magnitude
+from .names.spelling import Key
 from .scale import Scale
-from .spelling import Key
 
 Parts = Mapping[str, Tensor]
 """The tensors of one module, by role."""

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from ..errors import BlendError
 from . import scale as scales
+from .adapter import Adapter
 from .experts import expert_of, note
-from .factors import Adapter
-from .families import family_of
 from .files import WeightFile, label_of, open_weights, weight_files_in
 from .foreign import first_of, refuse, sorted_out
 from .kinds import BESIDE, Built, Parts, checked, kind_of, scaled
+from .names.families import family_of
+from .names.spelling import Key, canonical, is_text_encoder, parse
 from .scale import AlphaConfig, Scale
-from .spelling import Key, canonical, is_text_encoder, parse
 
 _UNNAMED = "(no name)"
 _TEXT_ENCODER = "text-encoder keys"

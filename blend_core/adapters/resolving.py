@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from ..errors import BlendError
-from .changes import Change, Delta, difference
-from .factors import Adapter, Factors
-from .families import family_of, likely_reading
+from .adapter import Adapter
+from .changes import Change, Delta, Factors, difference
 from .foreign import first_of
+from .names.families import family_of, likely_reading
+from .names.spelling import canonical
+from .names.target import Target
+from .names.targets import TargetIndex
 from .report import LoadReport
-from .spelling import canonical
-from .target import Target
-from .targets import TargetIndex
 
 
 def resolve(

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .private import padding_of
+
 CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the dimensions of the input: sound, images, videos
 
 
@@ -51,7 +53,7 @@ def convolved(x: Tensor, weight: Tensor, module: nn.Module, groups: int = 1) -> 
     """x under a convolution with the module's geometry and another weight, without a bias."""
     padding = module.padding
     if module.padding_mode != "zeros":  # seamless tiling sets "circular" on a model's convolutions
-        x, padding = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode), 0
+        x, padding = F.pad(x, padding_of(module), mode=module.padding_mode), 0
     return CONVOLUTIONS[x.dim()](x, weight, None, module.stride, padding, module.dilation, groups)
 
 

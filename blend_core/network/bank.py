@@ -21,6 +21,7 @@ from ..adapters import Change, Factors, Target
 from ..errors import BlendError
 from .changed import Changed
 from .low_rank import LowRank
+from .private import CONVOLUTION, is_compiled
 from .selection import Mixtures, Selection
 from .shared_inputs import SharedInput, refuse_written_inputs, shared_inputs
 from .site import OWN, ModuleChanges, Parameters, Site
@@ -129,7 +130,7 @@ class Attachment:
         self._checked: set[frozenset[int]] = set()  # sets of variants in whose passes inputs were looked at
         self.selection: Selection | None = None
         self._mixtures: Mixtures = {}
-        self.compiled = any(module._compiled_call_impl is not None for module in modules.values())
+        self.compiled = any(map(is_compiled, modules.values()))
 
     def mix(self, mixtures: Mixtures) -> None:
         """Let these variants, which are none of the adapters', be several of them at once, at their coefficients."""
@@ -231,7 +232,7 @@ class Attachment:
 
 def _is_layer(module: nn.Module) -> bool:
     """Whether the module's output is its weight's product with its input, plus a bias: what additions are made for."""
-    if isinstance(module, nn.modules.conv._ConvNd):
+    if isinstance(module, CONVOLUTION):
         return module.groups == 1 and not module.transposed
     norm = isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.RMSNorm)
     return norm or (hasattr(module, "in_features") and hasattr(module, "out_features"))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..adapters import Change, Delta, Factors, Target
 from .add import CONVOLUTIONS, convolved
 from .low_rank import precise
+from .private import CONVOLUTION
 from .selection import Selection
 
 Gains = Mapping[int, Sequence[Tensor | None]]
@@ -149,7 +150,7 @@ class _Piece(nn.Module):
 
     def forward(self, out: Tensor, x: Tensor, gain: Tensor | None, module: nn.Module, again) -> Tensor:
         """`out` (rows, ...) with this change, for the module's input x of the same rows."""
-        axis = 1 if isinstance(module, nn.modules.conv._ConvNd | nn.GroupNorm) else -1
+        axis = 1 if isinstance(module, CONVOLUTION | nn.GroupNorm) else -1
         first, last = self.target.span
         gain = None if gain is None else _along(gain.to(out), axis, out.dim())
         part = out.narrow(axis, first, last - first)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from ..errors import BlendError
+from .private import plain_attributes_of_a_tensor, without_values
 
 
 class Deferred(Tensor):
@@ -24,13 +25,13 @@ class Deferred(Tensor):
 
     @staticmethod
     def __new__(cls, make: Callable[[], Tensor], like: Tensor, device: torch.device):
-        return Tensor._make_wrapper_subclass(cls, like.shape, dtype=like.dtype, device=device)
+        return without_values(cls, like, device)
 
     def __init__(self, make: Callable[[], Tensor], like: Tensor, device: torch.device):
         self._make = make
         self._made: Tensor | None = None
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = plain_attributes_of_a_tensor
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,6 @@ from torch import Tensor, nn
 from ..adapters import Factors, Target
 from .add import add_convolution, add_linear, add_linear_by_row, convolved, weighted
 from .selection import Selection
-
-if TYPE_CHECKING:
-    from .shared_inputs import SharedInput
 
 MOST_COLUMNS = 128
 """Columns of all variants' factors up to which rows of different variants meet all of them, masked: a tile of a matrix
@@ -49,6 +46,22 @@ def _kernel() -> ModuleType | None:
         return None
 
 
+class JointProjection(Protocol):
+    """What projects one input for several layers at once; see shared_inputs.py."""
+
+    def hidden(self, member: LowRank, x: Tensor, selection: Selection) -> Tensor:
+        """The member's hidden vectors of x."""
+        ...
+
+    def end(self) -> None:
+        """Let go of what a pass made."""
+        ...
+
+    def part(self) -> None:
+        """The same before a member's `down` is replaced."""
+        ...
+
+
 class LowRank(nn.Module):
     """Variant v adds scale_v * up_v (down_v x).
 
@@ -70,7 +83,7 @@ class LowRank(nn.Module):
         down, up = self._stacked(fused)
         self.register_buffer("down", down)
         self.register_buffer("up", up)
-        self.shared: SharedInput | None = None
+        self.shared: JointProjection | None = None
         self.row_weights: Tensor | None = None  # (rows, columns) of the pass, for a compiled network
         self._placed: _Placed | None = None
 

@@ -24,6 +24,7 @@ from ..errors import BlendError
 from .changed import Changed, Gains
 from .deferred import Deferred
 from .low_rank import LowRank, precise
+from .private import places_of_attributes
 from .selection import Selection
 
 _STACK = "_diffusion_blend_sites"  # what is ours in a module's dictionary while its parameters are replaced
@@ -337,7 +338,7 @@ def _reading(kind: type, names: frozenset[str]) -> type:
 
 def _stored(module: nn.Module, name: str, kind: type) -> Any:
     """What a module has under a name, without our class. Raises AttributeError where it has nothing."""
-    for place in (module.__dict__, module._parameters, module._buffers):
+    for place in places_of_attributes(module):
         if name in place:
             return place[name]
     found = inspect.getattr_static(kind, name)

@@ -32,7 +32,7 @@ class Line:
 
 
 @dataclass
-class Panel:
+class PlotPanel:
     """lines over steps.  marks: (value, words) of horizontal lines that mean something.  unit: behind the numbers."""
 
     title: str
@@ -78,7 +78,7 @@ def _fitted(label: str) -> str:
     return ", ".join(name if len(name) <= most else f"{name[: most - 1]}…" for name in names)
 
 
-def _bends(diagnosis: Diagnosis) -> Panel:
+def _bends(diagnosis: Diagnosis) -> PlotPanel:
     lines = [
         Line(name, COLOURS[i % len(COLOURS)], [(step.step + 1, step.bends[i]) for step in diagnosis.steps])
         for i, name in enumerate(diagnosis.names)
@@ -87,20 +87,20 @@ def _bends(diagnosis: Diagnosis) -> Panel:
     high = 1.15 * max(value for line in lines for _, value in line.points) or 1.0
     marks = [(MOST_BEND, "strong")] if high > MOST_BEND else []
     title = "How much each changes the direction of the base model"
-    return Panel(title, lines, 0.0, high, marks, percent=True, ticks=even_ticks(0.0, high))
+    return PlotPanel(title, lines, 0.0, high, marks, percent=True, ticks=even_ticks(0.0, high))
 
 
-def _cosines(diagnosis: Diagnosis) -> list[Panel]:
+def _cosines(diagnosis: Diagnosis) -> list[PlotPanel]:
     lines = [
         Line(f"{a}, {b}", COLOURS[-1 - i % len(COLOURS)], [(s.step + 1, s.cosines[i]) for s in diagnosis.steps])
         for i, (a, b) in enumerate(diagnosis.pairs)
     ]
     title = "Do reward LoRAs agree? 1: the same pull, 0: independent, -1: opposite (cosine)"
     marks = [(0.0, ""), (OPPOSED, "they cancel")]
-    return [Panel(title, lines, -1.0, 1.0, marks, ticks=(-1, -0.5, 0, 0.5, 1))] if lines else []
+    return [PlotPanel(title, lines, -1.0, 1.0, marks, ticks=(-1, -0.5, 0, 0.5, 1))] if lines else []
 
 
-def _gaps(diagnosis: Diagnosis) -> list[Panel]:
+def _gaps(diagnosis: Diagnosis) -> list[PlotPanel]:
     if not diagnosis.gaps:
         return []
     lines = []
@@ -116,7 +116,7 @@ def _gaps(diagnosis: Diagnosis) -> list[Panel]:
     low, high = min(0.1, *(value / 2 for value in values)), max(10.0, *(2 * value for value in values))
     ticks = [10.0**i for i in range(-4, 9) if low <= 10.0**i <= high]
     title = "Jensen gap G in nats: how many times too strong is the reward? 1 and below (filled) is fine"
-    return [Panel(title, lines, low, high, [(1.0, "too strong")], logarithmic=True, ticks=ticks)]
+    return [PlotPanel(title, lines, low, high, [(1.0, "too strong")], logarithmic=True, ticks=ticks)]
 
 
 def _short(number: float) -> str:
@@ -132,7 +132,7 @@ def _headline(paper: Paper, diagnosis: Diagnosis) -> None:
     paper.text(24, 50, f"{spent} ({diagnosis.blend_evaluations} without diagnosis)", 14, GREY)
 
 
-def _draw_panel(paper: Paper, panel: Panel, diagnosis: Diagnosis, top: float) -> None:
+def _draw_panel(paper: Paper, panel: PlotPanel, diagnosis: Diagnosis, top: float) -> None:
     last = diagnosis.steps[-1].step + 1
     right, upper = WIDTH - RIGHT, top + 26
 

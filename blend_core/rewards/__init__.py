@@ -4,9 +4,9 @@
 blip.py and siglip.py the learned ones; custom.py the user's own.
 """
 
-from .combined import SCALES, Rescaled, Scale, WeightedSum, rescaled, weighted
+from .combined import SCALES, Rescaled, RewardScale, WeightedSum, rescaled, weighted
 from .contract import IMAGES_PER_PASS, Card, Reward, check_images
-from .files import Library, WeightFile
+from .files import Library, RewardFile
 from .image import colourfulness, jpeg_compressibility
 from .table import DTYPES, installed_rewards, load_reward, reward_cards
 
@@ -18,8 +18,8 @@ __all__ = [
     "Library",
     "Rescaled",
     "Reward",
-    "Scale",
-    "WeightFile",
+    "RewardFile",
+    "RewardScale",
     "WeightedSum",
     "check_images",
     "colourfulness",

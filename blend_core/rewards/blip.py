@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import BlendError
 from .clip import activation_bytes, affine, clip_input, folded
 from .contract import Card, Reward
-from .files import WeightFile, read_state_dict
+from .files import RewardFile, read_state_dict
 from .networks import PLACES, filled
 from .preprocessing import cropped
 from .text import BERT_FILE, Tokens, bert_tokens
@@ -138,6 +138,6 @@ CARD = Card(
     True,
     True,
     "Apache-2.0",
-    (WeightFile("THUDM/ImageReward", "ImageReward.pt"), BERT_FILE),
+    (RewardFile("THUDM/ImageReward", "ImageReward.pt"), BERT_FILE),
 )
 REWARDS = ((CARD, build),)

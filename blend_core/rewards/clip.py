@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import BlendError
 from .contract import Card, Reward, frozen
-from .files import WeightFile, read_state_dict
+from .files import RewardFile, read_state_dict
 from .networks import filled, starting
 from .preprocessing import CLIP_MEAN, CLIP_STD, cropped, cropped_low, normalised, padded
 from .text import CLIP_FILES, Tokens, clip_tokens
@@ -21,7 +21,7 @@ from .text import CLIP_FILES, Tokens, clip_tokens
 if TYPE_CHECKING:
     from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
 
-CLIP_L = WeightFile("openai/clip-vit-large-patch14", "model.safetensors")
+CLIP_L = RewardFile("openai/clip-vit-large-patch14", "model.safetensors")
 VISION = ("vision_model.", "visual_projection.")
 
 
@@ -207,13 +207,13 @@ def _aesthetic(card: Card, paths: Sequence[Path]) -> Reward:
     return Aesthetic(card, network, folded(read_state_dict(paths[1]), config.projection_dim))
 
 
-def _prompted(name: str, measures: str, usual_range: tuple[float, float], licence: str, file: WeightFile) -> Card:
+def _prompted(name: str, measures: str, usual_range: tuple[float, float], licence: str, file: RewardFile) -> Card:
     return Card(name, measures, usual_range, True, True, licence, (file, *CLIP_FILES))
 
 
 def _head(name: str, measures: str, licence: str, url: str) -> Card:
     repository, filename = url.split("/raw/")[0].removeprefix("https://github.com/"), url.rpartition("/")[2]
-    head = WeightFile(repository, filename.replace("%2B", "+"), url)
+    head = RewardFile(repository, filename.replace("%2B", "+"), url)
     return Card(name, measures, (4.0, 7.5), licence=licence, files=(CLIP_L, head))
 
 
@@ -228,7 +228,7 @@ REWARDS: tuple[tuple[Card, Build], ...] = (
             "people's preference, prompt aware (Pick-a-Pic)",
             (17.0, 24.0),
             "see the model card (code MIT)",
-            WeightFile("yuvalkirstain/PickScore_v1", "model.safetensors"),
+            RewardFile("yuvalkirstain/PickScore_v1", "model.safetensors"),
         ),
         _similarity(vit_h_14, None, cropped_low),
     ),
@@ -239,7 +239,7 @@ REWARDS: tuple[tuple[Card, Build], ...] = (
                 f"people's preference, prompt aware (HPD v{version})",
                 (0.14, 0.34),
                 "Apache-2.0",
-                WeightFile("xswu/HPSv2", file),
+                RewardFile("xswu/HPSv2", file),
             ),
             _similarity(vit_h_14, 1.0, padded),
         )

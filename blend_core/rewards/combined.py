@@ -13,20 +13,20 @@ from .contract import Card, Reward
 
 
 @dataclass(frozen=True)
-class Scale:
+class RewardScale:
     """factor * score + shift. A shift changes no optimum; a factor does: it divides the KL weight."""
 
     factor: float = 1.0
     shift: float = 0.0
 
 
-SCALES: Mapping[str, Mapping[str, Scale]] = {
+SCALES: Mapping[str, Mapping[str, RewardScale]] = {
     "none": {},
-    "diffusion-blend": {"vila": Scale(4, -2), "pickscore": Scale(1, -19)},  # arXiv 2505.18547's code
+    "diffusion-blend": {"vila": RewardScale(4, -2), "pickscore": RewardScale(1, -19)},  # arXiv 2505.18547's code
     "flow-grpo": {
-        "pickscore": Scale(1 / 26),
-        "jpeg_compressibility": Scale(1 / 500),
-        "jpeg_incompressibility": Scale(1 / 500),
+        "pickscore": RewardScale(1 / 26),
+        "jpeg_compressibility": RewardScale(1 / 500),
+        "jpeg_incompressibility": RewardScale(1 / 500),
     },
 }
 """Named presets: the scale of each reward that a paper rescales; the others stay as they are."""
@@ -35,7 +35,7 @@ SCALES: Mapping[str, Mapping[str, Scale]] = {
 class Rescaled(Reward):
     """A reward under a scale."""
 
-    def __init__(self, reward: Reward, scale: Scale):
+    def __init__(self, reward: Reward, scale: RewardScale):
         ends = reward.card.usual_range
         moved = ends and tuple(sorted(scale.factor * end + scale.shift for end in ends))
         super().__init__(replace(reward.card, usual_range=moved))

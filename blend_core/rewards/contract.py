@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BlendError
-from .files import WeightFile
+from .files import RewardFile
 
 MOST_PIXELS = 2**25  # per image: an 8K frame, 7680 x 4320, is just below
 IMAGES_PER_PASS = 16
@@ -32,7 +32,7 @@ class Card:
     differentiable: bool = True
     reads_prompt: bool = False
     licence: str = "no weights"
-    files: tuple[WeightFile, ...] = ()
+    files: tuple[RewardFile, ...] = ()
 
 
 class Reward(nn.Module):

@@ -16,7 +16,7 @@ from ..errors import BlendError, first_line
 
 
 @dataclass(frozen=True)
-class WeightFile:
+class RewardFile:
     """A file that a reward needs. repository: its id on the hub, owner/name.  url: its address where not on the hub.
 
     also: names of other folders that hold the same file, such as one that a host brings along.
@@ -51,7 +51,7 @@ class Library:
     download: bool = False
     switch: str = "--download"
 
-    def find(self, reward: str, files: Sequence[WeightFile]) -> list[Path]:
+    def find(self, reward: str, files: Sequence[RewardFile]) -> list[Path]:
         """The files' paths. Raises BlendError that names each missing file, its address and the place for it.
 
         In every folder F: F/<reward>/<file>, F/<repository's name>/<file>, and the same with the ending .safetensors.
@@ -68,7 +68,7 @@ class Library:
         """The Python files in the folders by name, rewards of the user's own; the first folder wins."""
         return {file.name: file for folder in reversed(self.folders) for file in sorted(Path(folder).glob("*.py"))}
 
-    def _errand(self, reward: str, files: Sequence[WeightFile]) -> str:
+    def _errand(self, reward: str, files: Sequence[RewardFile]) -> str:
         home = self._home(reward)
         lines = [f"{file.filename}: get it from {file.page} and put it at {home / file.filename}." for file in files]
         return f"{'a file' if len(files) == 1 else f'{len(files)} files'} that cannot be found here. {' '.join(lines)}"
@@ -76,7 +76,7 @@ class Library:
     def _home(self, reward: str) -> Path:
         return Path(self.folders[0]) / reward
 
-    def _fetched(self, reward: str, file: WeightFile) -> Path:
+    def _fetched(self, reward: str, file: RewardFile) -> Path:
         """The downloaded file; both ways show a progress bar and leave no half of a file behind where they fail."""
         try:
             if not file.url:
@@ -93,13 +93,13 @@ class Library:
                 f"{self._errand(reward, [file])}"
             ) from error
 
-    def _in_folders(self, reward: str, file: WeightFile) -> Path | None:
+    def _in_folders(self, reward: str, file: RewardFile) -> Path | None:
         names = dict.fromkeys([file.filename, str(Path(file.filename).with_suffix(".safetensors"))])
         below = (reward, file.folder, *file.also)
         places = (Path(root) / folder / name for root in self.folders for folder in below for name in names)
         return next((place for place in places if place.is_file()), None)
 
-    def _in_cache(self, file: WeightFile) -> Path | None:
+    def _in_cache(self, file: RewardFile) -> Path | None:
         if file.url:
             return None
         from huggingface_hub import try_to_load_from_cache

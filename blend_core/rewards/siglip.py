@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .clip import activation_bytes, affine, folded, unit
 from .contract import Card, Reward
-from .files import WeightFile, read_state_dict
+from .files import RewardFile, read_state_dict
 from .networks import filled, starting
 from .preprocessing import HALF, normalised, squashed
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
 TOWER = "vision_model."
-HEAD = WeightFile(
+HEAD = RewardFile(
     "discus0434/aesthetic-predictor-v2-5",
     "aesthetic_predictor_v2_5.pth",
     "https://github.com/discus0434/aesthetic-predictor-v2-5/raw/main/models/aesthetic_predictor_v2_5.pth",
@@ -68,6 +68,6 @@ CARD = Card(
     "beauty, drawings too, 1 to 10 (aesthetic predictor v2.5)",
     (1.0, 10.0),
     licence="AGPL-3.0 head, Apache-2.0 SigLIP",
-    files=(WeightFile("google/siglip-so400m-patch14-384", "model.safetensors"), HEAD),
+    files=(RewardFile("google/siglip-so400m-patch14-384", "model.safetensors"), HEAD),
 )
 REWARDS = ((CARD, build),)

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .files import WeightFile
+from .files import RewardFile
 
 CLIP_FILES = tuple(
-    WeightFile("openai/clip-vit-large-patch14", name, also=("sd1_tokenizer",))  # ComfyUI ships it under that name
+    RewardFile("openai/clip-vit-large-patch14", name, also=("sd1_tokenizer",))  # ComfyUI ships it under that name
     for name in ("vocab.json", "merges.txt")
 )
-BERT_FILE = WeightFile("google-bert/bert-base-uncased", "vocab.txt")
+BERT_FILE = RewardFile("google-bert/bert-base-uncased", "vocab.txt")
 
 log = logging.getLogger(__name__)
 

@@ -43,7 +43,7 @@ def command(
 
 def _network(base: str) -> tuple[nn.Module, str]:
     from ...pipelines import load_base, network_of
-    from ..generation.record import place
+    from ..toy import place
 
     pipe = load_base(place(base))
     return network_of(pipe), "unet" if getattr(pipe, "unet", None) is not None else "transformer"
@@ -53,7 +53,7 @@ def _tuned(file: Path) -> dict:
     from ...blend_core import BlendError
     from ...blend_core.rewards.files import read_state_dict
 
-    found = file / "diffusion_pytorch_model.safetensors" if file.is_dir() else file
-    if not found.is_file():
-        raise BlendError(f"{found} does not exist. Give the tuned network's folder or its .safetensors file.")
-    return read_state_dict(found)
+    weights = file / "diffusion_pytorch_model.safetensors" if file.is_dir() else file
+    if not weights.is_file():
+        raise BlendError(f"{weights} does not exist. Give the tuned network's folder or its .safetensors file.")
+    return read_state_dict(weights)

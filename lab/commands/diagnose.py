@@ -42,11 +42,11 @@ def command(
     Without --reward-model it costs one run with all LoRAs and the base. A probe costs SAMPLES runs of the base model
     from each probed step on.
     """
-    from ..diagnosis.run import Probe, run
+    from ..diagnosis.run import GapProbe, run
     from ..scores.chosen_rewards import library_of
 
     request = options.request()
-    probe = Probe.of(reward_model or [], list(request.rewards), kl_weight, samples, probes)
+    probe = GapProbe.of(reward_model or [], list(request.rewards), kl_weight, samples, probes)
     print_diagnosis(run(request, probe, library_of(models or []), out))
     print(f"Written: {out / 'diagnosis.json'}, {out / 'diagnosis.png'}")
 

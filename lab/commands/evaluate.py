@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ...trainers.settings.fields import settings_help
 from ..evaluation.protocol import PROTOCOLS, Protocol, read_protocol
 from .options import Device
+
+if TYPE_CHECKING:
+    from ..evaluation.evaluation import Evaluation
 
 
 def _show_help(context: typer.Context, wanted: bool) -> None:
@@ -36,37 +39,39 @@ def command(
 
     On several machines, with a folder that all see: accelerate launch -m diffusion_blend.lab evaluate ...
     """
-    chosen = read_protocol(protocol or ["toy"], set or [])
-    from ..evaluation.report import at_kl_of, publish, table_of, volumes_of
+    settings = read_protocol(protocol or ["toy"], set or [])
+    from ..evaluation.evaluation import Evaluation
+    from ..evaluation.report import publish
     from ..options import chosen_device
     from ..tables import print_rows
 
-    _work(chosen, out, processes, chosen_device(device))
-    summary = publish(chosen, out)
-    if summary is None:
+    device = chosen_device(device)
+    evaluation = Evaluation.of(settings)
+    _work(evaluation, out, processes, device)
+    tables = publish(evaluation, out)
+    if tables is None:
         print(f"This process has made its share; the last one of all writes {out / 'report.html'}.")
         return
-    for table in (table_of(summary), at_kl_of(summary), volumes_of(summary)):
-        if table:
-            print_rows(table)
-    print(f"Written: {out / 'report.html'}, and scores.parquet, costs.parquet, summary.md, .csv and .json beside it")
+    for table in tables:
+        print_rows(table)
+    print(f"Written: {out / 'report.html'}, and scores.parquet, costs.parquet, summary.md, .csv and .json next to it")
 
 
-def _work(protocol: Protocol, out: Path, processes: int, device: str) -> None:
+def _work(evaluation: Evaluation, out: Path, processes: int, device: str) -> None:
     """This process's share under accelerate launch, else all of it by `processes`."""
     from ..evaluation.queue import work
 
     if "WORLD_SIZE" in os.environ:
         local = int(os.environ.get("LOCAL_RANK", 0))
-        work(protocol, out, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), _placed(device, local))
+        work(evaluation, out, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), _placed(device, local))
     elif processes == 1:
-        work(protocol, out, 0, 1, device)
+        work(evaluation, out, 0, 1, device)
     else:
         import multiprocessing
         from concurrent.futures import ProcessPoolExecutor
 
         with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            shares = [pool.submit(work, protocol, out, i, processes, _placed(device, i)) for i in range(processes)]
+            shares = [pool.submit(work, evaluation, out, i, processes, _placed(device, i)) for i in range(processes)]
             for share in shares:
                 share.result()
 

@@ -18,15 +18,15 @@ REPEATABLE = {"repeat", "out", "device", *MODELS}  # the options that go with --
 class GenerateOptions(RunOptions):
     """A run whose images are kept."""
 
-    method: Annotated[
+    evaluation: Annotated[
         str,
         typer.Option(
-            help="exact, budget, control_variate, stratified, sampled, anchored (blends of predictions), merged (all "
-            "LoRAs added up), msdda or base."
+            help="exact, budget, stratified, random (blends of predictions), merged (all LoRAs added up), msdda or "
+            "base."
         ),
     ] = "exact"
     budget: Annotated[
-        float | None, typer.Option(help="Evaluations per step of the methods budget and anchored; default 1.1.", min=1)
+        float | None, typer.Option(help="Evaluations per step of the evaluation budget; default 1.1.", min=1)
     ] = None
     etas: Annotated[
         str, typer.Option(help="msdda: eta of each reward's training, such as '1, 0.6'; empty: as the files say, or 1.")
@@ -59,8 +59,8 @@ def command(
 def _repeat(record_file: Path, options: GenerateOptions, base_moved: bool, out: Path) -> None:
     """The images of a record again, its models in other places where options name them. base_moved: --base came."""
     from ..generation.record import Request, read_record
-    from ..generation.run import read_rewards, run
-    from ..options import chosen_device
+    from ..generation.run import run
+    from ..options import chosen_device, read_rewards
 
     record = read_record(record_file)
     request = Request(**record["request"]).reopened(record_file.parent)
@@ -77,7 +77,7 @@ def _refuse_other_options(context: typer.Context) -> None:
     others = [f"--{name.replace('_', '-')}" for name in _typed(context) if name not in REPEATABLE]
     if others:
         raise BlendError(
-            f"{', '.join(others)} came beside --repeat, which takes all settings from the record. Leave out everything "
+            f"{', '.join(others)} came with --repeat, which takes all settings from the record. Leave out everything "
             "but --out, --device and where the models lie now (--base, --reward, --config), or start a new run without "
             "--repeat."
         )

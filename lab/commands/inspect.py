@@ -20,7 +20,7 @@ def command(
     print(adapter.summary)
     if base:
         from ...pipelines import load_base, match
-        from ..generation.record import place
+        from ..toy import place
 
         _, (report,) = match(load_base(place(base)), [adapter])
         print(report)

@@ -34,7 +34,7 @@ class RunOptions:
     reward: Annotated[
         list[str] | None, typer.Option(help="NAME=PATH of a reward LoRA; repeat. With --base toy a NAME is enough.")
     ] = None
-    weights: Annotated[str, typer.Option(help="One number per reward, such as '0.6, 0.4'; empty: all alike.")] = ""
+    weights: Annotated[str, typer.Option(help="One number per reward, such as '0.6, 0.4'; empty: all equal.")] = ""
     alignment: Annotated[float, typer.Option(help="0 the base model, 1 as trained, above 1 beyond.")] = 1.0
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; repeat for more.")] = None
     prompts: Annotated[Path | None, typer.Option(help="A text file with one prompt per line.")] = None
@@ -51,8 +51,7 @@ class RunOptions:
     def request(self) -> Request:
         """The run that they ask for. Raises BlendError for options that cannot be read."""
         from ..generation.record import Request
-        from ..generation.run import read_rewards
-        from ..options import chosen_device, read_prompts
+        from ..options import chosen_device, read_prompts, read_rewards
 
         names = {entry.name for entry in dataclasses.fields(Request)}
         options = {name: value for name, value in vars(self).items() if name in names}

@@ -11,10 +11,8 @@ import typer
 from .options import Device, WeightFolders, with_tables
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from ...blend_core.rewards import Library
-    from ..scores.chosen_rewards import Chosen, Settings
+    from ..scores.chosen_rewards import Chosen, ScoreSettings
     from ..scores.image_folder import Item
 
 SPACE = 3  # columns of the terminal between two of a table's
@@ -36,11 +34,11 @@ class RewardModels:
 
         return library_of(self.models or [], self.download)
 
-    def settings(self) -> Settings:
+    def settings(self) -> ScoreSettings:
         """What scores depend on. Raises BlendError for a device or dtype that does not exist."""
-        from ..scores.chosen_rewards import Settings
+        from ..scores.chosen_rewards import ScoreSettings
 
-        return Settings.of(self.device, self.dtype, self.scale)
+        return ScoreSettings.of(self.device, self.dtype, self.scale)
 
 
 @with_tables
@@ -78,24 +76,24 @@ def command(
     if prompt is not None and prompts is not None:
         raise BlendError("both --prompt and --prompts came. Give one of them.")
     out = out or folder
-    given = prompts if prompt is None else prompt
-    items, rewards = run(folder, reward or [], library, settings, out, given, recursive, batch_size)
+    source = prompts if prompt is None else prompt
+    items, rewards = run(folder, reward or [], library, settings, out, source, recursive, batch_size)
     print_scores(items, rewards, top)
     print(f"Scores of all images: {out / 'scores.csv'}, {out / 'scores.json'}")
 
 
 def print_scores(items: list[Item], rewards: list[Chosen], top: int) -> None:
     """The best images by weighted score, or by the first reward where there are no weights; then means."""
-    from rich.console import Console
     from rich.text import Text
 
     from ..scores.run import statistics, total_scores
+    from ..tables import plain_table, print_table
 
     columns = {reward.label: {item.file: item.scores[reward.label] for item in items} for reward in rewards}
     total = total_scores(items, rewards)
     columns |= {"weighted": total} if total else {}
     by, scores = ("weighted", total) if total else next(iter(columns.items()))
-    table = _table(f"{min(top, len(items))} of {len(items)} images, best {by} first")
+    table = plain_table(f"{min(top, len(items))} of {len(items)} images, best {by} first")
     table.add_column("image", overflow="fold", min_width=20)
     for name in columns:
         table.add_column(Text(name), justify="right", no_wrap=True)
@@ -103,24 +101,24 @@ def print_scores(items: list[Item], rewards: list[Chosen], top: int) -> None:
         table.add_row(Text(file), *(f"{column[file]:.4g}" for column in columns.values()))
     table.add_section()
     means = [statistics(column.values()) for column in columns.values()]
-    table.add_row("mean", *(f"{each['mean']:.4g}" for each in means))
+    table.add_row("mean", *(f"{figures['mean']:.4g}" for figures in means))
     if len(items) > 1:
-        table.add_row("standard error", *(f"± {each['standard_error']:.2g}" for each in means))
+        table.add_row("standard error", *(f"± {figures['standard_error']:.2g}" for figures in means))
     width = 20 + sum(max(len(name), 9) + SPACE for name in columns)
-    Console(width=max(Console().width, width)).print(table)
+    print_table(table, width)
 
 
-def print_rewards(more: list[str], library: Library, settings: Settings) -> None:
+def print_rewards(more: list[str], library: Library, settings: ScoreSettings) -> None:
     """All rewards, `more` of the user's own among them, and where the weights come from."""
-    from rich.console import Console
     from rich.text import Text
 
     from ...blend_core.rewards import installed_rewards, reward_cards
     from ..scores.chosen_rewards import card_of
+    from ..tables import plain_table, print_table
 
-    own = {place: place for place in more if place not in reward_cards()}
-    names = dict.fromkeys([*reward_cards(), *installed_rewards()]) | library.own_rewards() | own
-    table = _table("prompt: reads it; gradient: reaches the pixels")
+    places = {place: place for place in more if place not in reward_cards()}
+    names = dict.fromkeys([*reward_cards(), *installed_rewards()]) | library.own_rewards() | places
+    table = plain_table("prompt: reads it; gradient: reaches the pixels")
     for column in ("reward", "measures", "usual range", "prompt", "gradient"):
         table.add_column(column, no_wrap=column != "measures", overflow="fold")
     files = []
@@ -132,19 +130,12 @@ def print_rewards(more: list[str], library: Library, settings: Settings) -> None
             files += [f"{name}: {error}"]
             continue
         ends = "not stated" if card.usual_range is None else "{:g} to {:g}".format(*card.usual_range)
-        facts = [ends, *("yes" if each else "-" for each in (card.reads_prompt, card.differentiable))]
+        facts = [ends, *("yes" if applies else "-" for applies in (card.reads_prompt, card.differentiable))]
         table.add_row(Text(name), Text(card.measures), *facts)
         if card.licence != "no weights":
             files += [f"{name}, licence: {card.licence}"]
             for file in card.files:
                 files += [f"  {file.filename}{' (never downloaded for you)' if file.by_hand else ''}: {file.page}"]
-    Console(width=max(Console().width, max(map(len, names)) + 58)).print(table)  # 58: the other columns
+    print_table(table, max(map(len, names)) + 58)  # 58: the other columns
     print("Licences and files of those with weights, looked for in", *map(str, library.folders))
     print(*files, sep="\n")  # plain, so that addresses stay whole
-
-
-def _table(title: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    return Table(box=box.SIMPLE, title=title, title_justify="left")

@@ -1,4 +1,4 @@
-"""Diagnosing a request: the blend sampled with every prediction recorded, then the base model's posterior probed."""
+"""A run's diagnosis: all bases' predictions at every step, and the Jensen gap from the base model's posterior."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
-from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from tqdm import tqdm
-from transformers.utils import logging as transformers_logging
 
 from ...blend_core import Adapter, BlendError, LoRABank, read_adapter
 from ...blend_core.diagnostics import (
@@ -26,18 +25,23 @@ from ...blend_core.diagnostics import (
 )
 from ...blend_core.gaussian import reverse_step
 from ...blend_core.pictures.diagnosis import draw
-from ...blend_core.rewards import Library, Rescaled, Reward, Scale, load_reward
+from ...blend_core.rewards import Library, Rescaled, Reward, RewardScale, load_reward
 from ...pipelines import Sampling, load_base, match
+from ...pipelines.loading import hide_loading_bars
 from ...trainers.model.base import Base
 from ...trainers.places import stated_reward
-from ...trainers.seeding import ImageNoise, stream
+from ...trainers.seeding import stream
 from ...trainers.settings.config import SamplingSettings
-from ..generation.record import Request, place, write
-from ..generation.run import blend_of, check, dtype_of
+from ..chain import Sampler
+from ..files import write, write_json
+from ..generation.record import Request
+from ..generation.run import blend_of, check
+from ..options import dtype_of
+from ..toy import place
 
 
 @dataclass(frozen=True)
-class Probe:
+class GapProbe:
     """What is probed. rewards: label of a reward LoRA -> name of a reward.  kl_weight: where its file states none."""
 
     rewards: dict[str, str] = field(default_factory=dict)
@@ -46,7 +50,7 @@ class Probe:
     steps: int = 3
 
     @classmethod
-    def of(cls, options: Sequence[str], labels: Sequence[str], kl_weight, samples: int, steps: int) -> Probe:
+    def of(cls, options: Sequence[str], labels: Sequence[str], kl_weight, samples: int, steps: int) -> GapProbe:
         """From options such as pickscore=beautiful. Raises BlendError for a label that is not there, or twice."""
         rewards = {}
         for option in options:
@@ -70,7 +74,7 @@ class Probe:
         return stated
 
 
-def run(request: Request, probe: Probe, library: Library, out: Path) -> Diagnosis:
+def run(request: Request, probe: GapProbe, library: Library, out: Path) -> Diagnosis:
     """Diagnose, and write diagnosis.json and diagnosis.png into `out`.
 
     Raises BlendError for input that cannot be used, before any model is loaded where that can be known.
@@ -82,109 +86,109 @@ def run(request: Request, probe: Probe, library: Library, out: Path) -> Diagnosi
     kl_weights = {label: probe.kl_weight_of(label, adapter) for label, adapter in probed_adapters.items()}
     blend = blend_of(request, [adapter.kl_weight for adapter in adapters])
     rewards = {
-        label: Rescaled(load_reward(name, library, request.device), Scale(probed_adapters[label].reward_factor))
+        label: Rescaled(load_reward(name, library, request.device), RewardScale(probed_adapters[label].reward_factor))
         for label, name in probe.rewards.items()
     }
-    sampler = _Sampler(request, adapters)
+    sampler, bank = _opened(request, adapters)
     coefficients = blend.coefficients
     probed = probed_steps(request.steps, probe.steps) if rewards else []
     evaluations = request.steps * len(coefficients) + probe.samples * sum(request.steps - k for k in probed)
     with tqdm(total=evaluations, unit="evaluation") as progress, torch.no_grad():
-        sampler.progress = progress
-        steps, states = sampler.recorded(coefficients)
-        gaps = [gap for k in probed for gap in _gaps(sampler, k, states[k], rewards, kl_weights, coefficients, probe)]
+        blend_run = _BlendRun(sampler, bank, progress.update)
+        steps, states = blend_run.recorded(coefficients, request.eta)
+        gaps = [gap for k in probed for gap in _gaps(blend_run, k, states[k], rewards, kl_weights, coefficients, probe)]
     spent = request.steps * sum(c != 0 for c in coefficients)
     diagnosis = Diagnosis(tuple(labels), blend.formula(), tuple(steps), tuple(gaps), evaluations, spent)
     _write(diagnosis, request, probe, out)
     return diagnosis
 
 
-class _Sampler:
-    """The request's models, and its run in the coordinates of blend_core/gaussian: x = x0 + sigma n, or flow's."""
+def _opened(request: Request, adapters: Sequence[Adapter]) -> tuple[Sampler, LoRABank]:
+    """The request's models and LoRAs. Raises BlendError for what cannot be opened, or not be sampled so."""
+    hide_loading_bars()
+    pipe = load_base(place(request.base), request.config, dtype_of(request.dtype))
+    Sampling(request.steps, request.eta, request.cfg).options_for(pipe)  # refuses an eta that it cannot take
+    factors, _ = match(pipe, adapters)
+    pipe.to(request.device)
+    base, items = Base(pipe, request.size or 0), request.items()
+    steps = base.chain(SamplingSettings(steps=request.steps, eta=0, noise_level=0))
+    prompts, seeds = [item["prompt"] for item in items], [item["seed"] for item in items]
+    return Sampler(base, steps, prompts, seeds, request.cfg), LoRABank(factors).to(request.device)
 
-    def __init__(self, request: Request, adapters: Sequence[Adapter]):
-        for logging in (diffusers_logging, transformers_logging):
-            logging.disable_progress_bar()
-        pipe = load_base(place(request.base), request.config, dtype_of(request.dtype))
-        Sampling(request.steps, request.eta, request.cfg).options_for(pipe)  # refuses an eta that it cannot take
-        factors, _ = match(pipe, adapters)
-        pipe.to(request.device)
-        self.base = Base(pipe, request.size or 0)
-        self.bank = LoRABank(factors).to(request.device)
-        self.attachment = self.bank.attach(self.base.network)
-        self.items = request.items()
-        self.prompts = [item["prompt"] for item in self.items]
-        self.eta = request.eta
-        self.flow = self.base.family.transition == "flow"
-        self.family = "flow" if self.flow else "ve"
-        self.steps = self.base.chain(SamplingSettings(steps=request.steps, eta=0, noise_level=0))
-        self.sigmas = [step.noise if self.flow else step.noise / step.signal for step in self.steps] + [0.0]
-        self.guidance = self.base.guidance(self.prompts, request.cfg)
-        self.progress: tqdm | None = None
 
-    def noise(self, *purpose) -> Callable[[], Tensor]:
-        """Standard normal noise, one generator per image and purpose; none: the images' own seeds, as generate has."""
-        seeds = [item["seed"] for item in self.items]
-        if purpose:
-            generators = [stream(seed, *purpose, i) for i, seed in enumerate(seeds)]
-        else:
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return ImageNoise(generators, self.base.latent_shape, torch.empty(0, device=self.base.device))
+class _BlendRun:
+    """A blend's run in the coordinates of blend_core/gaussian, x = x0 + sigma n or flow's, down to sigma 0.
 
-    def denoised(self, x: Tensor, k: int, variant: int = 0) -> Tensor:
-        """The guided prediction of x0 by one variant (0: the base) before step k."""
-        step = self.steps[k]
-        own = x if self.flow else x * step.signal
-        rows = self.guidance.rows(own)
-        with self.attachment.using([variant] * len(rows)):
-            predictions = self.base.call(self.base.network, rows, step.timestep, self.guidance.conditions)
-        self.progress.update()
-        return step.x0(own, self.guidance.guided(predictions))
+    progress: is called with the number of evaluations done.
+    """
 
-    def recorded(self, coefficients: Sequence[float]) -> tuple[list[Disagreement], list[Tensor]]:
-        """The blend's run: how the bases disagree before every step, and the states there."""
-        noise = self.noise()
-        x = noise() * (1.0 if self.flow else 1 / self.steps[0].signal)
-        found, states = [], []
-        weights = torch.tensor(coefficients, dtype=x.dtype, device=x.device).view(-1, *[1] * x.dim())
-        for k, sigma in enumerate(self.sigmas[:-1]):
-            each = torch.stack([self.denoised(x, k, variant) for variant in range(len(coefficients))])
-            found.append(disagreement(x, each, coefficients, k, sigma))
+    def __init__(self, sampler: Sampler, bank: LoRABank, progress: Callable[[int], object]):
+        self.sampler, self.progress = sampler, progress
+        self.evaluate = sampler.evaluation_of(bank)
+        levels = sampler.levels[:-1]
+        self.scales = [level.scale(sampler.family) for level in levels]
+        self.sigmas = [*(level.sigma(sampler.family) for level in levels), 0.0]
+
+    def base_denoised(self, x: Tensor, k: int) -> Tensor:
+        """The base model's guided prediction of x0 before step k, shaped as x."""
+        return self.denoised(x, k, (0,))[0]
+
+    def denoised(self, x: Tensor, k: int, variants: Sequence[int]) -> Tensor:
+        """The guided predictions of x0 by variants (0: the base) before step k, (variants, n, ...)."""
+        numbers = torch.tensor(variants)[:, None].expand(-1, len(x))
+        predictions = self.sampler.denoised(self.evaluate, x * self.scales[k], k, numbers)
+        self.progress(len(variants))
+        return predictions
+
+    def recorded(self, coefficients: Sequence[float], eta: float) -> tuple[list[Disagreement], list[Tensor]]:
+        """The blend's run: how the bases disagree before every step, and the states before it."""
+        noise, family = self.sampler.noise(), self.sampler.family
+        x = noise() * (1 / self.scales[0])
+        disagreements, states = [], []
+        multipliers = torch.tensor(coefficients, dtype=x.dtype, device=x.device).view(-1, *[1] * x.dim())
+        for k, (sigma, sigma_next) in enumerate(pairwise(self.sigmas)):
+            denoised = self.denoised(x, k, range(len(coefficients)))
+            disagreements.append(disagreement(x, denoised, coefficients, k, sigma))
             states.append(x)
-            x, spread = reverse_step(x, (weights * each).sum(0), sigma, self.sigmas[k + 1], self.eta, self.family)
+            x, spread = reverse_step(x, (multipliers * denoised).sum(0), sigma, sigma_next, eta, family)
             x = x + spread * noise() if spread > 0 else x
-        return found, states
+        return disagreements, states
+
+    def posterior_images(self, x: Tensor, k: int, number: int) -> Tensor:
+        """Images (n, 3, h, w) of the base model given the states x before step k, one each; number: of the draw."""
+        seeds = enumerate(self.sampler.seeds)
+        noise = self.sampler.noise([stream(seed, "posterior", k, number, i) for i, seed in seeds])
+        latents = posterior_samples(self.base_denoised, x, self.sigmas, k, self.sampler.family, noise)
+        return self.sampler.base_model.decode(latents)
 
 
 def _gaps(
-    sampler: _Sampler,
+    blend_run: _BlendRun,
     k: int,
     x: Tensor,
     rewards: dict[str, Reward],
     kl_weights: dict[str, float],
     coefficients: Sequence[float],
-    probe: Probe,
+    probe: GapProbe,
 ) -> list[Gap]:
     """The gaps of every probed reward before step k, all from the same samples."""
     scores = {label: [] for label in rewards}
-    for i in range(probe.samples):
-        noise = sampler.noise("posterior", k, i)
-        clean = posterior_samples(sampler.denoised, x, sampler.sigmas, k, sampler.family, noise)
-        images = sampler.base.decode(clean)
+    for number in range(probe.samples):
+        images = blend_run.posterior_images(x, k, number)
         for label, reward in rewards.items():
-            scores[label].append(reward(images, sampler.prompts).cpu())
+            scores[label].append(reward(images, blend_run.sampler.prompts).cpu())
     return [
-        gap_at(k, sampler.sigmas[k], label, torch.stack(found), kl_weights[label], coefficients)
-        for label, found in scores.items()
+        gap_at(k, blend_run.sigmas[k], label, torch.stack(values), kl_weights[label], coefficients)
+        for label, values in scores.items()
     ]
 
 
-def _write(diagnosis: Diagnosis, request: Request, probe: Probe, out: Path) -> None:
+def _write(diagnosis: Diagnosis, request: Request, probe: GapProbe, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     rewards = {label: stated_reward(name, out) for label, name in probe.rewards.items()}
     said = {"request": asdict(request.stated(out)), "probe": asdict(replace(probe, rewards=rewards))}
     content = {**said, **json.loads(diagnosis.to_json())}
-    write(out / "diagnosis.json", json.dumps(content, indent=1, ensure_ascii=False).encode("utf8"))
+    write_json(out / "diagnosis.json", content)
     buffer = io.BytesIO()
     draw(diagnosis).save(buffer, "PNG")
     write(out / "diagnosis.png", buffer.getvalue())

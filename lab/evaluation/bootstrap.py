@@ -1,7 +1,7 @@
-"""Intervals by the bootstrap: prompts and seeds are drawn with replacement, each for itself.
+"""Intervals by the bootstrap: prompts and seeds are drawn with replacement, independently of each other.
 
 Images of one prompt (or seed) share what is easy or hard about it, so images are not drawn one by one. Everything that
-is compared is drawn alike, which makes differences paired.
+is compared is drawn in the same way, which makes differences paired.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Draws:
     def __init__(self, prompts: int, seeds: int, count: int = COUNT):
         generator = np.random.default_rng(FIRST)
         self.prompts, self.seeds = (
-            generator.multinomial(each, np.full(each, 1 / each), count) / each for each in (prompts, seeds)
+            generator.multinomial(number, np.full(number, 1 / number), count) / number for number in (prompts, seeds)
         )
 
     def means(self, values: np.ndarray) -> np.ndarray:

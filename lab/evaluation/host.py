@@ -1,4 +1,4 @@
-"""What every method samples with: one network, one chain, one noise per image, and counters of what was spent.
+"""The models of an evaluation, and the images of a pass: one chain and one noise for every method, path KL, costs.
 
     x_next = mean(x, prediction) + sigma * noise        (trainers/model/chain.py)
 
@@ -9,23 +9,21 @@ the base, sum over steps of |mean - mean_base|^2 / (2 sigma^2), is taken on the 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...blend_core import Factors, LoRABank, Plan, Target, evaluate_variants, exact, image_seed
-from ...blend_core.network.selection import Mixtures
-from ...blend_core.parameterization import State
-from ...blend_core.plan import Call
+from ...blend_core import Factors, LoRABank, Target, exact, image_seed
 from ...blend_core.rewards import Reward, weighted
 from ...trainers.model.base import Base
 from ...trainers.model.chain import Step
 from ...trainers.model.rollout import Predict
 from ...trainers.seeding import ImageNoise, stream
 from ...trainers.settings.config import SamplingSettings
+from ..chain import Sampler
 from .memory import Peak
 
 
@@ -70,16 +68,6 @@ class Host:
         """Whether every step adds noise, so that it has a likelihood."""
         return all(step.sigma > 0 for step in self.chain)
 
-    @property
-    def levels(self) -> list[tuple[float, float]]:
-        """(signal, noise) before every step and after the last: x = signal x0 + noise n."""
-        if self.base.family.transition == "flow":
-            last = (1.0, 0.0)
-        else:
-            final = float(self.base.pipe.scheduler.final_alpha_cumprod)
-            last = (final**0.5, (1 - final) ** 0.5)
-        return [*((step.signal, step.noise) for step in self.chain), last]
-
     def oracle(self, preference: tuple[float, ...]) -> LoRABank:
         """A bank whose variant 1 was trained for this preference."""
         if preference not in self._oracles:
@@ -102,7 +90,7 @@ class Host:
         with torch.no_grad():
             images = self.base.decode(method.sample(batch, point))
             seconds, peak_bytes = self.now() - started - batch.reference_seconds, peak.bytes()
-            scores = {name: each.cpu() for name, each in self.score(images, prompts).items()}
+            scores = {name: values.cpu() for name, values in self.score(images, prompts).items()}
         kl = None if batch.kl is None else batch.kl.cpu()
         return Outcome(images.float().cpu(), scores, batch.evaluations, seconds, peak_bytes, kl)
 
@@ -116,87 +104,51 @@ class Host:
         return time.perf_counter()
 
 
-class Batch:
+class Batch(Sampler):
     """The images of one pass on their way. kl: (n,), summed up while they are sampled; None where it is not asked for.
 
-    base: the base model's prediction.  evaluations: of the network so far, per image, those for the KL left out.
+    base: the base model's prediction.  evaluations: without those for the KL.
     """
 
     def __init__(self, host: Host, prompts: Sequence[str], seeds: Sequence[int], charged: bool = False):
-        self.host, self.prompts, self.seeds = host, list(prompts), list(seeds)
-        self.guidance = host.base.guidance(self.prompts, host.sampling.cfg)
+        super().__init__(host.base, host.chain, prompts, seeds, host.sampling.cfg)
+        self.host, self.reference_seconds = host, 0.0
         self.kl = torch.zeros(len(self.seeds), dtype=torch.float64, device=host.base.device) if charged else None
-        self.evaluations, self.reference_seconds = 0.0, 0.0
-        self.base = self.predictor(host.bank, exact((1.0,) + (0.0,) * host.bank.size, len(host.chain), self.seeds))
+        self.base = self.predictor(host.bank, exact((1.0,) + (0.0,) * host.bank.size, len(self.steps), self.seeds))
 
     @property
     def choice_seeds(self) -> list[int]:
-        """Of each image, for estimators that draw: those that diffusion-blend generate takes."""
+        """Of each image, for evaluations that draw: those that diffusion-blend generate takes."""
         return [image_seed(seed, 0) for seed in self.seeds]
 
-    def noise(self, candidate: int = 0) -> ImageNoise:
-        """Noise of every image from its own seed; candidates above 0 have streams of their own."""
-        made = (torch.Generator().manual_seed(seed) for seed in self.seeds)
-        others = (stream(seed, "candidate", candidate) for seed in self.seeds)
-        like = torch.empty(0, device=self.host.base.device)
-        return ImageNoise(list(others if candidate else made), self.host.base.latent_shape, like)
-
-    def variants_at(self, bank: LoRABank, mixtures: Mixtures | None = None):
-        """evaluate(x, k, variants (v, n)) -> unguided predictions (v, sides * n, ...), unconditional rows first.
-
-        mixtures: variants that are several of the bank's at once.
-        """
-        base, chain = self.host.base, self.host.chain
-        attachment = bank.attach(base.network)
-        attachment.mix(mixtures or {})
-
-        def evaluate(x: Tensor, k: int, variants: Tensor) -> Tensor:
-            self.evaluations += len(variants)
-            rows = self.guidance.rows(x)
-            inputs = {"x": rows, "conditions": self.guidance.conditions}
-
-            def call(part: dict[str, Any], _variants: Tensor) -> Tensor:
-                return base.call(base.network, part["x"], chain[k].timestep, part["conditions"])
-
-            return evaluate_variants(call, inputs, len(rows), variants, attachment, 1)
-
-        return evaluate
-
-    def predictor(self, bank: LoRABank, plan: Plan) -> Predict:
-        """The guided prediction that a plan makes of a bank's variants."""
-        evaluate = self.variants_at(bank, plan.mixtures)
-
-        def predict(x: Tensor, k: int) -> Tensor:
-            step, rows = self.host.chain[k], self.guidance.rows(x)
-            if not plan.needs_denoised:
-                return self.guidance.guided(plan(lambda variants: evaluate(x, k, variants), k))
-            call = Call(state=State(rows, step.signal, step.noise))
-            denoised = plan(lambda variants: step.x0(rows, evaluate(x, k, variants)), k, call=call)
-            return self.guidance.guided((denoised - step.x0_keep * rows) / step.x0_gain)
-
-        return predict
+    def candidate_noise(self, candidate: int) -> ImageNoise:
+        """Noise of the candidates of a search: the first has that of every method, the others streams of their own."""
+        return self.noise([stream(seed, "candidate", candidate) for seed in self.seeds] if candidate else None)
 
     def sample(self, predict: Predict, noise: ImageNoise | None = None) -> Tensor:
         """The clean latents of the whole chain, (n, ...)."""
         noise = noise or self.noise()
-        return self.walk(noise(), range(len(self.host.chain)), predict, noise)
+        return self.walk(noise(), range(len(self.steps)), predict, noise)
 
-    def walk(self, x: Tensor, steps: Iterable[int], predict: Predict, noise: ImageNoise) -> Tensor:
-        """The state after some steps from x."""
-        for k in steps:
-            step, prediction = self.host.chain[k], predict(x, k)
-            if self.kl is not None and predict is not self.base:
-                self._charge(x, k, prediction)
-            x = step.mean(x, prediction) + step.sigma * noise()
-        return x
+    def walk(self, x: Tensor, steps: Iterable[int], predict: Predict, noise: Callable[[], Tensor]) -> Tensor:
+        """The state after some steps from x, the path KL charged where it is asked for."""
+        charged = self.kl is not None and predict is not self.base
+        return super().walk(x, steps, self._charged(predict) if charged else predict, noise)
 
     def value(self, x: Tensor, k: int, preference: Sequence[float]) -> Tensor:
         """The weighted reward of the image that the base predicts before step k, or of x itself at the end, (n,)."""
-        clean = x if k == len(self.host.chain) else self.host.chain[k].x0(x, self.base(x, k))
+        clean = x if k == len(self.steps) else self.steps[k].x0(x, self.base(x, k))
         return self.host.total(preference, self.host.base.decode(clean), self.prompts)
 
-    def _charge(self, x: Tensor, k: int, prediction: Tensor) -> None:
-        spent, started = self.evaluations, self.host.now()
-        self.kl += self.host.chain[k].kl(prediction, self.base(x, k)).double()
-        self.evaluations = spent
-        self.reference_seconds += self.host.now() - started
+    def _charged(self, predict: Predict) -> Predict:
+        """The same prediction, whose every call adds the step's KL to the base."""
+
+        def charged(x: Tensor, k: int) -> Tensor:
+            prediction = predict(x, k)
+            spent, started = self.evaluations, self.host.now()
+            self.kl += self.steps[k].kl(prediction, self.base(x, k)).double()
+            self.evaluations = spent
+            self.reference_seconds += self.host.now() - started
+            return prediction
+
+        return charged

@@ -27,8 +27,8 @@ class Peak:
         """The peak so far; None where it is unknown."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        found = re.search(r"VmHWM:\s+(\d+) kB", (PROCESS / "status").read_text()) if self.known else None
-        return 1024 * int(found[1]) if found else None
+        line = re.search(r"VmHWM:\s+(\d+) kB", (PROCESS / "status").read_text()) if self.known else None
+        return 1024 * int(line[1]) if line else None
 
     def _reset(self) -> bool:
         try:

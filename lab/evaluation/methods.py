@@ -5,9 +5,9 @@ basis        each reward LoRA alone
 merged       the LoRAs added up in one network, as stacked LoRAs are (rewarded soup)
 mpa          DB-MPA (arXiv 2505.18547): predictions blended by the preference
 kla          DB-KLA: the same at every alignment
-sampled      DB-MPA-LS: one LoRA per step, drawn
+random       DB-MPA-LS: one LoRA per step, drawn
 stratified   one per step, in its share
-control_variate, budget   one per step or little more, the others remembered
+budget       little more than one per step, the others remembered
 msdda        reverse steps fused (arXiv 2604.14379)
 rlg          RL guidance (arXiv 2508.21016): base + scale * (basis - base)
 best_of_n    n images of the base, the best by weighted reward
@@ -25,14 +25,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...blend_core import ESTIMATORS, Blend, BlendError, LoRABank, exact
-from ...blend_core.gaussian import basis_etas, fused_step
+from ...blend_core import EVALUATIONS, Blend, LoRABank, exact
+from ...blend_core.estimators import check_evaluation
+from ...blend_core.gaussian import basis_etas
+from ...pipelines.fusion import fused_latents
 from .host import Batch, LoRAs
-from .protocol import Protocol, Search
+from .protocol import Protocol, Search, oracle_files
 
 
 @dataclass(frozen=True)
-class Point:
+class EvaluationPoint:
     """What one row of the tables is about. preference: over the rewards, () for the base.  alignment: lambda."""
 
     method: str
@@ -49,70 +51,65 @@ class Method:
     """
 
     title: str
-    sample: Callable[[Batch, Point], Tensor]
+    sample: Callable[[Batch, EvaluationPoint], Tensor]
     points: Callable[[Protocol], list[tuple[tuple[float, ...], float]]]
     blends: bool = True
 
 
-def base(batch: Batch, point: Point) -> Tensor:
+def base(batch: Batch, point: EvaluationPoint) -> Tensor:
     """The pretrained model."""
     return batch.sample(batch.base)
 
 
-def blended(batch: Batch, point: Point, estimator: str = "exact") -> Tensor:
-    """sum_i c_i prediction_i with c_i = alignment * w_i * alpha_i / alpha_target, by an estimator of blend_core."""
-    return _planned(batch, batch.host.bank, coefficients(batch.host.loras, point), estimator)
+def blended(batch: Batch, point: EvaluationPoint, evaluation: str = "exact") -> Tensor:
+    """sum_i c_i prediction_i with c_i = alignment * w_i * alpha_i / alpha_target, by an evaluation of blend_core."""
+    return _planned(batch, batch.host.bank, coefficients_of(batch.host.loras, point), evaluation)
 
 
-def estimated(estimator: str) -> Callable[[Batch, Point], Tensor]:
-    """The blend by another estimator than exact."""
-    return lambda batch, point: blended(batch, point, estimator)
+def evaluated(evaluation: str) -> Callable[[Batch, EvaluationPoint], Tensor]:
+    """The blend by another evaluation than exact."""
+    return lambda batch, point: blended(batch, point, evaluation)
 
 
-def rlg(batch: Batch, point: Point) -> Tensor:
+def rlg(batch: Batch, point: EvaluationPoint) -> Tensor:
     """base + scale * (basis - base) at a one-hot preference; scale is the point's alignment."""
     return _planned(batch, batch.host.bank, rlg_coefficients(point.preference, point.alignment))
 
 
-def oracle(batch: Batch, point: Point) -> Tensor:
+def oracle(batch: Batch, point: EvaluationPoint) -> Tensor:
     """The LoRA trained for this preference, at the point's alignment."""
     return _planned(batch, batch.host.oracle(point.preference), rlg_coefficients((1.0,), point.alignment))
 
 
-def msdda(batch: Batch, point: Point) -> Tensor:
+def msdda(batch: Batch, point: EvaluationPoint) -> Tensor:
     """Each basis takes its own reverse step, at the eta its file states (else the chain's); the steps are fused."""
-    host, loras = batch.host, batch.host.loras
-    flow = host.base.family.transition == "flow"
-    own = host.sampling.eta if not flow and host.sampling.eta > 0 else 1.0
-    etas = basis_etas((), [eta or own for eta in loras.etas], own)
-    plan = exact(coefficients(loras, point), len(host.chain), batch.seeds)
-    evaluate, noise, levels = batch.variants_at(host.bank), batch.noise(), host.levels
+    loras, sampling = batch.host.loras, batch.host.sampling
+    chain_eta = sampling.eta if batch.family == "ve" and sampling.eta > 0 else 1.0
+    etas = basis_etas((), [eta or chain_eta for eta in loras.etas], chain_eta)
+    plan = exact(coefficients_of(loras, point), len(batch.steps), batch.seeds)
+    evaluate, noise, levels = batch.evaluation_of(batch.host.bank), batch.noise(), batch.levels
     x = noise()
-    for k, step in enumerate(host.chain):
-        variants, weights = plan.active(k)
-        denoised = step.x0(x, batch.guidance.guided(evaluate(x, k, variants)))
-        (signal, now), (signal_next, after) = levels[k], levels[k + 1]
-        scale, scale_next = (1.0, 1.0) if flow else (signal, signal_next)
+    for k in range(len(batch.steps)):
+        variants, coefficients = plan.active(k)
+        denoised = batch.denoised(evaluate, x, k, variants)
         used = [etas[variant] for variant in variants[:, 0].tolist()]
-        sigmas = now / scale, after / scale_next
-        x, spread = fused_step(x / scale, denoised, *sigmas, used, weights.tolist(), "flow" if flow else "ve")
-        x = scale_next * (x + spread * noise())
+        x = fused_latents(x, denoised, (levels[k], levels[k + 1]), used, coefficients.tolist(), batch.family, noise)
     return x
 
 
-def best_of_n(batch: Batch, point: Point) -> Tensor:
+def best_of_n(batch: Batch, point: EvaluationPoint) -> Tensor:
     """The best of n images of the base by weighted reward; n = 1 is the base."""
-    ends = [batch.sample(batch.base, batch.noise(i)) for i in range(point.search.candidates)]
-    return _best(batch, ends, len(batch.host.chain), point.preference)
+    ends = [batch.sample(batch.base, batch.candidate_noise(i)) for i in range(point.search.candidates)]
+    return _best(batch, ends, len(batch.steps), point.preference)
 
 
-def code(batch: Batch, point: Point) -> Tensor:
+def code(batch: Batch, point: EvaluationPoint) -> Tensor:
     """CoDe: n ways on through every block of steps, of which the one with the best predicted image goes on.
 
     With n = 1 it is the base.
     """
-    steps = range(len(batch.host.chain))
-    sources = [batch.noise(i) for i in range(point.search.candidates)]
+    steps = range(len(batch.steps))
+    sources = [batch.candidate_noise(i) for i in range(point.search.candidates)]
     x = sources[0]()
     for start in steps[:: point.search.block]:
         block = steps[start : start + point.search.block]
@@ -121,14 +118,14 @@ def code(batch: Batch, point: Point) -> Tensor:
     return x
 
 
-def rgg(batch: Batch, point: Point) -> Tensor:
+def rgg(batch: Batch, point: EvaluationPoint) -> Tensor:
     """Every mean moves by scale * sigma * sqrt(d) * g / |g|, g the gradient at x of the weighted reward of x0(x).
 
     d: dimensions of an image's latents, so that scale 1 is as long as the step's noise. Scale 0 is the base.
     """
 
     def predict(x: Tensor, k: int) -> Tensor:
-        step = batch.host.chain[k]
+        step = batch.steps[k]
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             prediction = batch.base(leaf, k)
@@ -142,7 +139,7 @@ def rgg(batch: Batch, point: Point) -> Tensor:
     return batch.sample(predict)
 
 
-def coefficients(loras: LoRAs, point: Point) -> tuple[float, ...]:
+def coefficients_of(loras: LoRAs, point: EvaluationPoint) -> tuple[float, ...]:
     """(1 + m,), base first: what the LoRAs' own KL weights and the point's alignment make of its preference."""
     return Blend(loras.names, point.preference, point.alignment, loras.kl_weights).coefficients
 
@@ -152,8 +149,8 @@ def rlg_coefficients(basis: Sequence[float], scale: float) -> tuple[float, ...]:
     return (1 - scale * sum(basis), *(scale * share for share in basis))
 
 
-def _planned(batch: Batch, bank: LoRABank, weights: Sequence[float], estimator: str = "exact") -> Tensor:
-    plan = ESTIMATORS[estimator](weights, len(batch.host.chain), batch.choice_seeds)
+def _planned(batch: Batch, bank: LoRABank, coefficients: Sequence[float], evaluation: str = "exact") -> Tensor:
+    plan = EVALUATIONS[evaluation](coefficients, len(batch.steps), batch.choice_seeds)
     return batch.sample(batch.predictor(bank, plan))
 
 
@@ -179,11 +176,11 @@ def _preferences(protocol: Protocol):
 
 
 def _dial(protocol: Protocol):
-    return [(preference, each) for preference in protocol.dial_preferences for each in protocol.alignments]
+    return [(preference, alignment) for preference in protocol.dial_preferences for alignment in protocol.alignments]
 
 
 def _scales(protocol: Protocol):
-    return [(preference, each) for preference, _ in _one_hot(protocol) for each in protocol.alignments]
+    return [(preference, alignment) for preference, _ in _one_hot(protocol) for alignment in protocol.alignments]
 
 
 def _with_oracles(protocol: Protocol):
@@ -191,54 +188,34 @@ def _with_oracles(protocol: Protocol):
 
 
 def _oracle_dial(protocol: Protocol):
-    known = oracle_files(protocol)
-    return [(preference, each) for preference, each in _dial(protocol) if preference in known]
+    files = oracle_files(protocol)
+    return [(preference, alignment) for preference, alignment in _dial(protocol) if preference in files]
 
 
 DIALS = ("kla", "merged_dial", "oracle_dial")  # one preference at several alignments
 METHODS: dict[str, Method] = {
     "base": Method("base", base, _once),
     "basis": Method("one LoRA", blended, _one_hot),
-    "merged": Method("rewarded soup", estimated("merged"), _preferences),
+    "merged": Method("rewarded soup", evaluated("merged"), _preferences),
     "mpa": Method("DB-MPA", blended, _preferences),
     "kla": Method("DB-KLA", blended, _dial),
-    "sampled": Method("DB-MPA-LS", estimated("sampled"), _preferences),
-    "stratified": Method("stratified", estimated("stratified"), _preferences),
-    "control_variate": Method("control variate", estimated("control_variate"), _preferences),
-    "budget": Method("budget", estimated("budget"), _preferences),
+    "random": Method("DB-MPA-LS", evaluated("random"), _preferences),
+    "stratified": Method("stratified", evaluated("stratified"), _preferences),
+    "budget": Method("budget", evaluated("budget"), _preferences),
     "msdda": Method("MSDDA", msdda, _preferences, blends=False),
     "rlg": Method("RLG", rlg, _scales),
     "best_of_n": Method("best of n", best_of_n, _preferences, blends=False),
     "code": Method("CoDe", code, _preferences, blends=False),
     "rgg": Method("RGG", rgg, _preferences),
     "oracle": Method("MORL oracle", oracle, _with_oracles),
-    "merged_dial": Method("soup, dial", estimated("merged"), _dial),
+    "merged_dial": Method("soup, dial", evaluated("merged"), _dial),
     "oracle_dial": Method("oracle, dial", oracle, _oracle_dial),
 }
 
 
-def points_of(protocol: Protocol) -> Iterator[Point]:
+def points_of(protocol: Protocol) -> Iterator[EvaluationPoint]:
     """Every point of an evaluation, in the order of its tables. Raises BlendError for an unknown method."""
     for name in dict.fromkeys(protocol.methods):
-        if name not in METHODS:
-            raise BlendError(f"a method is {name!r}, expected some of {', '.join(METHODS)}. Correct methods.")
+        check_evaluation("a name in methods", name, METHODS)
         for preference, alignment in METHODS[name].points(protocol):
-            yield Point(name, preference, alignment, protocol.search)
-
-
-def oracle_files(protocol: Protocol) -> dict[tuple[float, ...], str]:
-    """preference -> LoRA file. Raises BlendError for another form than '0.5, 0.5=PATH'."""
-    files = {}
-    for option in protocol.models.oracles:
-        words, _, path = option.partition("=")
-        try:
-            preference = tuple(float(word) for word in words.replace(",", " ").split())
-        except ValueError:
-            preference = ()
-        if not path or preference not in protocol.preferences:
-            raise BlendError(
-                f"an oracle is {option!r}, expected one of the protocol's preferences and a file, such as "
-                f"'{', '.join(map(str, protocol.preferences[0]))}=oracle.safetensors'. Correct models.oracles."
-            )
-        files[preference] = path
-    return files
+            yield EvaluationPoint(name, preference, alignment, protocol.search)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ...trainers.places import last_after, stated, stated_reward
 from ...trainers.settings.config import SamplingSettings
-from ...trainers.settings.fields import setting
+from ...trainers.settings.fields import refusal, setting
 from ...trainers.settings.toml import read_settings
 
 PROTOCOLS = Path(__file__).parent / "protocols"
@@ -32,7 +32,7 @@ class Models:
 
 
 @dataclass(frozen=True)
-class RewardChoice:
+class EvaluationRewards:
     """What images are scored with."""
 
     names: tuple[str, ...] = setting((), "The reward of each LoRA, in their order; toy:NAME for the studio's. "
@@ -43,11 +43,11 @@ class RewardChoice:
 
 
 @dataclass(frozen=True)
-class Prompts:
+class EvaluationPrompts:
     """What is sampled: every prompt with every seed."""
 
     texts: tuple[str, ...] = setting((), "Prompts.")
-    file: str = setting("", "Text file with one prompt per line, beside texts.", stated)
+    file: str = setting("", "Text file with one prompt per line, added to texts.", stated)
     seeds: int = setting(4, "Images of each prompt. Intervals shrink with its root, and with that of the prompts.")
     first_seed: int = setting(1, "Seeds count up from it; the same ones for every prompt.")
 
@@ -71,8 +71,8 @@ class Protocol:
     alignments: tuple[float, ...] = setting((0.0, 0.5, 1.0, 1.5, 2.0), "Lambda of kla and rlg. 0: base, 1: as trained.")
     images_per_pass: int = setting(8, "Rounding depends on it, so it belongs to the protocol. Memory grows with it.")
     models: Models = field(default_factory=Models)
-    rewards: RewardChoice = field(default_factory=RewardChoice)
-    prompts: Prompts = field(default_factory=Prompts)
+    rewards: EvaluationRewards = field(default_factory=EvaluationRewards)
+    prompts: EvaluationPrompts = field(default_factory=EvaluationPrompts)
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     search: Search = field(default_factory=Search)
 
@@ -81,10 +81,26 @@ def read_protocol(files: Sequence[Path | str], assignments: Sequence[str] = ()) 
     """The protocol of TOML files, or of names such as toy, then of `key=value` texts. Raises BlendError."""
     protocol = read_settings(Protocol, PROTOCOLS, files, assignments)
     for message in _objections(protocol):
-        from ...blend_core.errors import BlendError  # here, because it brings torch along
-
-        raise BlendError(message)
+        raise refusal(message)
     return protocol
+
+
+def oracle_files(protocol: Protocol) -> dict[tuple[float, ...], str]:
+    """preference -> LoRA file. Raises BlendError for another form than '0.5, 0.5=PATH'."""
+    files = {}
+    for option in protocol.models.oracles:
+        words, _, path = option.partition("=")
+        try:
+            preference = tuple(float(word) for word in words.replace(",", " ").split())
+        except ValueError:
+            preference = ()
+        if not path or preference not in protocol.preferences:
+            raise refusal(
+                f"an oracle is {option!r}, expected one of the protocol's preferences and a file, such as "
+                f"'{', '.join(map(str, protocol.preferences[0]))}=oracle.safetensors'. Correct models.oracles."
+            )
+        files[preference] = path
+    return files
 
 
 def _objections(protocol: Protocol):
@@ -112,7 +128,7 @@ def _objections(protocol: Protocol):
                 f"a preference is {list(preference)}, expected {len(models.loras)} numbers from 0 upwards that sum to "
                 "1, one per reward LoRA. Correct preferences or dial_preferences."
             )
-    if any(not (math.isfinite(each) and each >= 0) for each in protocol.alignments):
+    if any(not (math.isfinite(alignment) and alignment >= 0) for alignment in protocol.alignments):
         yield f"alignments are {list(protocol.alignments)}, expected numbers from 0 (the base) upwards. Correct them."
     search = protocol.search
     counts = {"prompts.seeds": prompts.seeds, "images_per_pass": protocol.images_per_pass}

@@ -9,63 +9,35 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from ...blend_core import BlendError
-from ..generation.record import write
-from ..generation.run import png
+from ..files import png, write, write_json
+from .evaluation import Evaluation, Pass
 from .host import Outcome
-from .methods import METHODS, Point, points_of
-from .opening import open_host, prompts_of, record_of
-from .protocol import Protocol
+from .methods import METHODS, EvaluationPoint
+from .opening import open_host, record_of
 
 RECORD, LINES, PICTURES = "evaluation.json", "passes-{}.jsonl", "images"
 
 
-@dataclass(frozen=True)
-class Pass:
-    """Images that are sampled together. first: the number of its first image in the evaluation."""
-
-    number: int
-    first: int
-    point: Point
-    prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
-
-
-def passes_of(protocol: Protocol, prompts: Sequence[str]) -> list[Pass]:
-    """All passes of an evaluation: points in order, every prompt with every seed."""
-    start, size = protocol.prompts.first_seed, protocol.images_per_pass
-    pairs = [(prompt, seed) for prompt in prompts for seed in range(start, start + protocol.prompts.seeds)]
-    found: list[Pass] = []
-    for i, point in enumerate(points_of(protocol)):
-        for j in range(0, len(pairs), size):
-            texts, seeds = zip(*pairs[j : j + size], strict=True)
-            found.append(Pass(len(found), i * len(pairs) + j, point, texts, seeds))
-    return found
-
-
-def work(protocol: Protocol, out: Path, rank: int, world: int, device: str) -> None:
+def work(evaluation: Evaluation, out: Path, rank: int, world: int, device: str) -> None:
     """Make the passes that are missing among those of process `rank` of `world`. Raises BlendError, see claim."""
     if device == "cpu":
         torch.set_num_threads(1)  # rounding depends on the threads, and results shall not on the processes
-    prompts = prompts_of(protocol)
-    everything = passes_of(protocol, prompts)
-    host = open_host(protocol, device)
-    claim(out, record_of(protocol, host, prompts, out))
-    done = finished(out)
-    own = [each for each in everything if each.number % world == rank]
-    with tqdm(total=len(own), unit="pass", disable=rank > 0) as progress:
-        for each in own:
-            if each.number not in done:
-                outcome = host.run(METHODS[each.point.method], each.point, each.prompts, each.seeds)
-                _keep_picture(out, each, everything[each.number - 1].point if each.number else None, outcome)
-                _append(out / LINES.format(rank), _line(each, outcome))
+    host = open_host(evaluation, device)
+    claim(out, record_of(evaluation, host, out))
+    done, passes = finished(out), evaluation.passes
+    share = [pass_ for pass_ in passes if pass_.number % world == rank]
+    with tqdm(total=len(share), unit="pass", disable=rank > 0) as progress:
+        for pass_ in share:
+            if pass_.number not in done:
+                outcome = host.run(METHODS[pass_.point.method], pass_.point, pass_.prompts, pass_.seeds)
+                _keep_picture(out, pass_, passes[pass_.number - 1].point if pass_.number else None, outcome)
+                _append(out / LINES.format(rank), _line(pass_, outcome))
             progress.update()
 
 
@@ -78,7 +50,7 @@ def claim(out: Path, record: dict) -> None:
         if strangers:
             raise BlendError(f"{out} holds {strangers[0].name} but no {RECORD}. Choose another --out, or empty it.")
         out.mkdir(parents=True, exist_ok=True)
-        write(file, json.dumps(record, indent=1, ensure_ascii=False).encode())
+        write_json(file, record)
         return
     try:
         former = json.loads(file.read_text(encoding="utf8"))
@@ -100,7 +72,7 @@ def finished(out: Path) -> dict[int, dict]:
         for line in file.read_text(encoding="utf8", errors="replace").splitlines(keepends=True)
         if line.endswith("\n")
     ]
-    return {each["pass"]: each for each in map(json.loads, lines)}
+    return {line["pass"]: line for line in map(json.loads, lines)}
 
 
 def _differences(former: dict, now: dict, prefix: str = ""):
@@ -112,13 +84,13 @@ def _differences(former: dict, now: dict, prefix: str = ""):
             yield prefix + key
 
 
-def _line(each: Pass, outcome: Outcome) -> dict:
+def _line(pass_: Pass, outcome: Outcome) -> dict:
     return {
-        "pass": each.number,
+        "pass": pass_.number,
         "scores": {name: values.tolist() for name, values in outcome.scores.items()},
         "kl": None if outcome.kl is None else outcome.kl.tolist(),
         "evaluations": outcome.evaluations,
-        "seconds": outcome.seconds / len(each.seeds),
+        "seconds": outcome.seconds / len(pass_.seeds),
         "peak_bytes": outcome.peak_bytes,
     }
 
@@ -134,8 +106,8 @@ def _append(file: Path, line: dict) -> None:
         os.fsync(stream.fileno())
 
 
-def _keep_picture(out: Path, each: Pass, former: Point | None, outcome: Outcome) -> None:
+def _keep_picture(out: Path, pass_: Pass, former: EvaluationPoint | None, outcome: Outcome) -> None:
     """The first image of every point, for the report."""
-    if each.point != former:
+    if pass_.point != former:
         (out / PICTURES).mkdir(exist_ok=True)
-        write(out / PICTURES / f"{each.first:06d}.png", png(outcome.images[0]))
+        write(out / PICTURES / f"{pass_.first:06d}.png", png(outcome.images[0]))

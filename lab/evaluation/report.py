@@ -1,12 +1,12 @@
-"""What an evaluation leaves behind: scores.parquet, summary.md, .csv and .json, plots; report.html has all of it."""
+"""Files of a finished evaluation: scores.parquet, summary.md, .csv and .json, plots, and report.html with all of it."""
 
 from __future__ import annotations
 
 import base64
-import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
@@ -19,67 +19,84 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
-from ..generation.record import write
+from ..files import write
+from ..tables import as_csv, as_markdown
 from .bootstrap import Estimate
+from .evaluation import Evaluation
 from .methods import DIALS, METHODS
-from .opening import prompts_of
-from .protocol import Protocol
-from .queue import PICTURES, RECORD, finished, passes_of
+from .queue import PICTURES, RECORD, finished
 from .summary import Row, Summary, costs_table, scores_table, summarise
 
 TEMPLATE = Path(__file__).parent / "report.html"
-PALETTE = (*plt.get_cmap("tab10").colors, *plt.get_cmap("Dark2").colors)
+_TAB10 = plt.get_cmap("tab10").colors
+PALETTE = (*_TAB10[:7], *_TAB10[8:], *plt.get_cmap("Dark2").colors)  # without grey, which is the base's
 COLOURS = dict(zip(METHODS, PALETTE, strict=False)) | {"base": "#777777", "basis": "#222222"}
-MARKERS = dict(zip(METHODS, "osDvPX^<>pd*hH8+x", strict=True))  # methods may coincide
+MARKERS = dict(zip(METHODS, "osDvPX^>pd*hH8+x", strict=True))  # methods may coincide
 SWEPT = (*DIALS, "rlg")  # over alignment
 
 
-def publish(protocol: Protocol, out: Path) -> Summary | None:
+@dataclass(frozen=True)
+class Tables:
+    """A summary as text, headings first. at_kl: empty where no alignments were swept."""
+
+    points: list[list[str]]
+    at_kl: list[list[str]]
+    volumes: list[list[str]]
+    notes: str
+
+    @classmethod
+    def of(cls, summary: Summary) -> Tables:
+        """The tables of a summary."""
+        return cls(_points(summary), _at_kl(summary), _volumes(summary), _notes(summary))
+
+    def __iter__(self) -> Iterator[list[list[str]]]:
+        """The tables that have rows."""
+        return iter([table for table in (self.points, self.at_kl, self.volumes) if table])
+
+
+def publish(evaluation: Evaluation, out: Path) -> Tables | None:
     """Write everything from the recorded passes; None while some are missing."""
-    prompts, lines = prompts_of(protocol), finished(out)
-    if any(each.number not in lines for each in passes_of(protocol, prompts)):
+    lines = finished(out)
+    if any(pass_.number not in lines for pass_ in evaluation.passes):
         return None
-    scores, costs = scores_table(protocol, prompts, lines), costs_table(protocol, prompts, lines)
-    summary = summarise(protocol, scores, costs)
-    write(out / "scores.parquet", _parquet(scores))
-    write(out / "costs.parquet", _parquet(costs))
+    summary = summarise(evaluation, lines)
+    tables = Tables.of(summary)
+    write(out / "scores.parquet", _parquet(scores_table(evaluation, lines)))
+    write(out / "costs.parquet", _parquet(costs_table(evaluation, lines)))
     write(out / "summary.json", json.dumps(summary.to_json(), indent=1).encode())
-    write(out / "summary.csv", _csv(summary).encode())
-    write(out / "summary.md", _markdown(summary).encode())
+    write(out / "summary.csv", as_csv(_numbers(summary)).encode())
+    write(out / "summary.md", ("\n\n".join([tables.notes, *map(as_markdown, tables)]) + "\n").encode())
     plots = {"pareto.png": draw_pareto, "kl.png": draw_kl}
     plots |= {"alignment.png": draw_alignment} if any(row.method in SWEPT for row in summary.rows) else {}
     for name, draw in plots.items():
         write(out / name, _png(draw(summary)))
-    write(out / "report.html", _html(protocol, prompts, summary, out, list(plots)).encode())
-    return summary
+    write(out / "report.html", _html(evaluation, summary, tables, out, list(plots)).encode())
+    return tables
 
 
-def table_of(summary: Summary) -> list[list[str]]:
-    """The summary as text, headings first."""
+def _points(summary: Summary) -> list[list[str]]:
     oracle = any(row.oracle_share is not None for row in summary.rows)
     heads = ["method", "preference", "alignment", *summary.rewards, "weighted", "minus DB-MPA [95%]"]
     heads += ["of the oracle's gain [95%]"] * oracle + ["path KL", "evaluations", "s/image", "peak MB"]
     return [heads, *(_texts(row, oracle) for row in summary.rows)]
 
 
-def volumes_of(summary: Summary) -> list[list[str]]:
-    """Hypervolumes as text, headings first."""
+def _volumes(summary: Summary) -> list[list[str]]:
     return [["method", "hypervolume"], *([METHODS[k].title, _interval(v)] for k, v in summary.hypervolumes.items())]
 
 
-def at_kl_of(summary: Summary) -> list[list[str]]:
-    """Methods at equal path KL as text, headings first; nothing where no alignments were swept."""
+def _at_kl(summary: Summary) -> list[list[str]]:
     heads = ["preference", "path KL", "which is that of", "method", "weighted [95%]", "minus DB-KLA [95%]"]
     rows = [
         [
-            shown(each.preference),
-            f"{each.kl:.1f}",
-            METHODS[each.of].title,
-            METHODS[each.method].title,
-            _interval(each.weighted),
-            "" if each.against_kla is None else _interval(each.against_kla),
+            shown(row.preference),
+            f"{row.kl:.1f}",
+            METHODS[row.of].title,
+            METHODS[row.method].title,
+            _interval(row.weighted),
+            "" if row.against_kla is None else _interval(row.against_kla),
         ]
-        for each in summary.at_kl
+        for row in summary.at_kl
     ]
     return [heads, *rows] if rows else []
 
@@ -130,7 +147,7 @@ def draw_kl(summary: Summary) -> Figure:
     methods = {
         w: {row.method for row in known if row.preference == w} for w in dict.fromkeys(r.preference for r in known)
     }
-    shared = [preference for preference, found in methods.items() if len(found) > 2]
+    shared = [preference for preference, names in methods.items() if len(names) > 2]
     figure, axes = _panels(max(len(shared), 1))
     for axis, preference in zip(axes, shared, strict=False):
         for method, rows in _by_method(summary).items():
@@ -166,12 +183,7 @@ def _percent(share: Estimate) -> str:
     return f"{share.mean:.0%} [{share.low:.0%}, {share.high:.0%}]"
 
 
-def _markdown(summary: Summary) -> str:
-    tables = [table for table in (table_of(summary), at_kl_of(summary), volumes_of(summary)) if table]
-    return "\n\n".join([notes(summary), *map(_as_markdown, tables)]) + "\n"
-
-
-def notes(summary: Summary) -> str:
+def _notes(summary: Summary) -> str:
     """How the tables are to be read."""
     reference = ", ".join(f"{name} {value:.3f}" for name, value in zip(summary.rewards, summary.reference, strict=True))
     return (
@@ -184,32 +196,26 @@ def notes(summary: Summary) -> str:
     )
 
 
-def _as_markdown(table: Sequence[Sequence[str]]) -> str:
-    rule = ["---"] * len(table[0])
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (table[0], rule, *table[1:]))
-
-
-def _csv(summary: Summary) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
+def _numbers(summary: Summary) -> list[list[object]]:
+    """The points with every figure in full, headings first."""
     ends = [f"{name} {part}" for name in (*summary.rewards, "weighted") for part in ("mean", "standard error")]
     heads = ["method", "preference", "alignment", "n", *ends]
     heads += [f"{name}{end}" for name in ("minus DB-MPA", "oracle share") for end in ("", " low", " high")]
-    writer.writerow([*heads, "path KL", "evaluations", "seconds", "peak bytes"])
+    rows = [[*heads, "path KL", "evaluations", "seconds", "peak bytes"]]
     for row in summary.rows:
         numbers = [number for pair in (*row.rewards.values(), row.weighted) for number in pair]
-        numbers += [each for estimate in (row.against_mpa, row.oracle_share) for each in _ends(estimate)]
-        spent = [row.kl, row.evaluations, row.seconds, row.peak_bytes]
-        cells = ["" if each is None else each for each in (*numbers, *spent)]
-        writer.writerow([row.method, shown(row.preference), row.alignment, row.n, *cells])
-    return text.getvalue()
+        numbers += [*_ends(row.against_mpa), *_ends(row.oracle_share)]
+        numbers += [row.kl, row.evaluations, row.seconds, row.peak_bytes]
+        cells = ["" if number is None else number for number in numbers]
+        rows.append([row.method, shown(row.preference), row.alignment, row.n, *cells])
+    return rows
 
 
 def _ends(estimate: Estimate | None) -> tuple[float | None, ...]:
     return (None,) * 3 if estimate is None else (estimate.mean, estimate.low, estimate.high)
 
 
-def _html(protocol: Protocol, prompts: Sequence[str], summary: Summary, out: Path, plots: Sequence[str]) -> str:
+def _html(evaluation: Evaluation, summary: Summary, tables: Tables, out: Path, plots: Sequence[str]) -> str:
     """The report, its pictures inside it."""
     pictures = {
         METHODS[method].title: [(_caption(row), _inline(out / PICTURES / f"{row.picture:06d}.png")) for row in rows]
@@ -217,14 +223,14 @@ def _html(protocol: Protocol, prompts: Sequence[str], summary: Summary, out: Pat
     }
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(TEMPLATE.read_text(encoding="utf8")).render(
-        notes=notes(summary),
-        table=table_of(summary),
-        volumes=volumes_of(summary),
-        at_kl=at_kl_of(summary),
+        notes=tables.notes,
+        table=tables.points,
+        volumes=tables.volumes,
+        at_kl=tables.at_kl,
         plots=[_inline(out / name) for name in plots],
         pictures=pictures,
-        prompt=prompts[0],
-        seed=protocol.prompts.first_seed,
+        prompt=evaluation.prompts[0],
+        seed=evaluation.protocol.prompts.first_seed,
         record=(out / RECORD).read_text(encoding="utf8"),
     )
 
@@ -242,11 +248,11 @@ def _inline(file: Path) -> str:
 def _by_method(summary: Summary, skip: Sequence[str] = (), distinct: bool = False) -> dict[str, list[Row]]:
     """distinct: one row per picture; the base has a single one for all its preferences."""
     rows = list({row.picture: row for row in summary.rows}.values()) if distinct else summary.rows
-    found: dict[str, list[Row]] = {}
+    by_method: dict[str, list[Row]] = {}
     for row in rows:
         if row.method not in skip:
-            found.setdefault(row.method, []).append(row)
-    return found
+            by_method.setdefault(row.method, []).append(row)
+    return by_method
 
 
 def _panels(count: int):

@@ -1,4 +1,4 @@
-"""The tables of an evaluation.
+"""The figures of an evaluation: means, intervals, hypervolumes, and methods at equal path KL.
 
 An evaluation is a cube: every point has an image for every prompt and seed, from the same noise. So two methods are
 compared image by image.
@@ -6,7 +6,7 @@ compared image by image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -14,9 +14,8 @@ import pyarrow as pa
 
 from ...blend_core.pareto import hypervolume
 from .bootstrap import Draws, Estimate
+from .evaluation import Evaluation, Pass
 from .methods import DIALS, METHODS
-from .protocol import Protocol
-from .queue import Pass, passes_of
 
 
 @dataclass(frozen=True)
@@ -82,28 +81,28 @@ class Summary:
         return asdict(self)
 
 
-def scores_table(protocol: Protocol, prompts: Sequence[str], lines: dict[int, dict]) -> pa.Table:
+def scores_table(evaluation: Evaluation, lines: Mapping[int, dict]) -> pa.Table:
     """One row per image, in the order of the queue; lines: by number of the pass, as queue.finished has them."""
     rows = []
-    for each in passes_of(protocol, prompts):
-        line = lines[each.number]
-        for i, (prompt, seed) in enumerate(zip(each.prompts, each.seeds, strict=True)):
+    for pass_ in evaluation.passes:
+        line = lines[pass_.number]
+        for i, (prompt, seed) in enumerate(zip(pass_.prompts, pass_.seeds, strict=True)):
             scores = {f"reward.{name}": values[i] for name, values in line["scores"].items()}
             kl = None if line["kl"] is None else line["kl"][i]
             spent = {"kl": kl, "evaluations": line["evaluations"]}
-            what = {"image": each.first + i, **_key(each), "prompt": prompt, "seed": seed}
+            what = {"image": pass_.first + i, **_key(pass_), "prompt": prompt, "seed": seed}
             rows.append({**what, **scores, **spent})
     rewards = dict.fromkeys((name for name in rows[0] if name.startswith("reward.")), pa.float64())
     kinds = {"image": pa.int64(), **_KEY, "prompt": pa.string(), "seed": pa.int64(), **rewards}
     return pa.Table.from_pylist(rows, schema=pa.schema(kinds | dict.fromkeys(("kl", "evaluations"), pa.float64())))
 
 
-def costs_table(protocol: Protocol, prompts: Sequence[str], lines: dict[int, dict]) -> pa.Table:
+def costs_table(evaluation: Evaluation, lines: Mapping[int, dict]) -> pa.Table:
     """One row per pass: what differs from one run to the next. seconds: per image."""
     rows = []
-    for each in passes_of(protocol, prompts):
-        spent = {name: lines[each.number][name] for name in ("seconds", "peak_bytes")}
-        rows.append({"first_image": each.first, **_key(each), "images": len(each.seeds), **spent})
+    for pass_ in evaluation.passes:
+        spent = {name: lines[pass_.number][name] for name in ("seconds", "peak_bytes")}
+        rows.append({"first_image": pass_.first, **_key(pass_), "images": len(pass_.seeds), **spent})
     kinds = {"first_image": pa.int64(), **_KEY, "images": pa.int64(), "seconds": pa.float64(), "peak_bytes": pa.int64()}
     return pa.Table.from_pylist(rows, schema=pa.schema(kinds))
 
@@ -111,22 +110,22 @@ def costs_table(protocol: Protocol, prompts: Sequence[str], lines: dict[int, dic
 _KEY = {"method": pa.string(), "preference": pa.list_(pa.float64()), "alignment": pa.float64()}
 
 
-def _key(each: Pass) -> dict:
+def _key(pass_: Pass) -> dict:
     """What a pass is of."""
-    return {name: getattr(each.point, name) for name in _KEY}
+    return {name: getattr(pass_.point, name) for name in _KEY}
 
 
-def summarise(protocol: Protocol, scores: pa.Table, costs: pa.Table) -> Summary:
-    """The tables of all images, as scores_table and costs_table have them."""
-    cells = _cells(scores, costs)
-    draws = Draws(*cells[0].scores.shape[1:])
-    names = tuple(name.removeprefix("reward.") for name in scores.column_names if name.startswith("reward."))
-    seen = [(cell, w) for cell in cells for w in ([cell.preference] if cell.preference else protocol.preferences)]
-    rows = [_row(cells, cell, preference, names, draws) for cell, preference in seen]
+def summarise(evaluation: Evaluation, lines: Mapping[int, dict]) -> Summary:
+    """The figures of all passes; lines: by number of the pass, as queue.finished has them."""
+    cells = _cells(evaluation, lines)
+    draws, protocol = Draws(*cells[0].scores.shape[1:]), evaluation.protocol
+    names = tuple(lines[0]["scores"])
+    pairs = [(cell, w) for cell in cells for w in ([cell.preference] if cell.preference else protocol.preferences)]
+    rows = [_row(cells, cell, preference, names, draws) for cell, preference in pairs]
     reference = tuple(np.min([cell.scores.mean((1, 2)) for cell in cells], axis=0).tolist())
     methods = dict.fromkeys(cell.method for cell in cells)
     volumes = {method: _volume([c for c in cells if c.method == method], reference, draws) for method in methods}
-    at_kl = [found for preference in protocol.dial_preferences for found in _at_equal_kl(cells, preference, draws)]
+    at_kl = [row for preference in protocol.dial_preferences for row in _at_equal_kl(cells, preference, draws)]
     return Summary(names, rows, volumes, reference, at_kl)
 
 
@@ -145,14 +144,14 @@ def _at_equal_kl(cells: Sequence[_Cell], preference: tuple[float, ...], draws: D
     }
     curves = {method: _Curve(dial, preference, draws) for method, dial in swept.items() if len(dial) > 1}
     for of in ("mpa", "oracle"):
-        level = _found(cells, of, preference)
+        level = _cell_of(cells, of, preference)
         if level is None or level.kl is None or not curves:
             continue
-        found = {method: curve.at(_distance(level)) for method, curve in curves.items() if curve.reaches(level)}
-        for method, (value, drawn) in found.items():
+        values = {method: curve.at(_distance(level)) for method, curve in curves.items() if curve.reaches(level)}
+        for method, (value, drawn) in values.items():
             against = None
-            if method != "kla" and "kla" in found:
-                against = Estimate.of(value - found["kla"][0], drawn - found["kla"][1])
+            if method != "kla" and "kla" in values:
+                against = Estimate.of(value - values["kla"][0], drawn - values["kla"][1])
             yield AtKL(preference, of, _distance(level), method, Estimate.of(value, drawn), against)
 
 
@@ -160,8 +159,9 @@ class _Curve:
     """Weighted reward over path KL of one preference at several alignments, nearest to the base first."""
 
     def __init__(self, cells: Sequence[_Cell], preference: Sequence[float], draws: Draws):
-        self.kls, self.values = ([each.mean() for each in cubes] for cubes in self._cubes(cells, preference))
-        self.drawn = [np.stack([draws.means(each) for each in cubes]) for cubes in self._cubes(cells, preference)]
+        kls, values = [cell.kl for cell in cells], [cell.weighted(preference) for cell in cells]
+        self.kls, self.values = ([cube.mean() for cube in cubes] for cubes in (kls, values))
+        self.drawn = [np.stack([draws.means(cube) for cube in cubes]) for cubes in (kls, values)]
 
     def reaches(self, level: _Cell) -> bool:
         """Whether the alignments go that far; no curve is drawn on beyond its last point."""
@@ -172,10 +172,6 @@ class _Curve:
         kls, values = self.drawn
         drawn = [np.interp(kl, kls[:, i], values[:, i]) for i in range(kls.shape[1])]
         return float(np.interp(kl, self.kls, self.values)), np.array(drawn)
-
-    @staticmethod
-    def _cubes(cells: Sequence[_Cell], preference: Sequence[float]):
-        return [cell.kl for cell in cells], [cell.weighted(preference) for cell in cells]
 
 
 @dataclass(frozen=True)
@@ -201,47 +197,42 @@ def _distance(cell: _Cell) -> float:
     return float(cell.kl.mean())
 
 
-def _cells(scores: pa.Table, costs: pa.Table) -> list[_Cell]:
-    columns = {name: scores[name].to_pylist() for name in scores.column_names}
-    rewards = [columns[name] for name in scores.column_names if name.startswith("reward.")]
-    prompts = len(dict.fromkeys(columns["prompt"]))
-    keys, spent = _keys(scores), {name: costs[name].to_pylist() for name in costs.column_names}
-    cells = []
-    for key in dict.fromkeys(keys):
-        part = slice(keys.index(key), keys.index(key) + keys.count(key))
-        cube = np.array([reward[part] for reward in rewards]).reshape(len(rewards), prompts, -1)
-        kl = columns["kl"][part]
-        own = [i for i, each in enumerate(_keys(costs)) if each == key]
-        seconds = np.average([spent["seconds"][i] for i in own], weights=[spent["images"][i] for i in own])
-        peaks = [spent["peak_bytes"][i] for i in own]
-        cells.append(
-            _Cell(
-                *key,
-                columns["image"][part.start],
-                cube,
-                None if None in kl else np.array(kl).reshape(prompts, -1),
-                float(np.mean(columns["evaluations"][part])),
-                float(seconds),
-                None if None in peaks else max(peaks),
-            )
-        )
-    return cells
+def _cells(evaluation: Evaluation, lines: Mapping[int, dict]) -> list[_Cell]:
+    """One per point, in the protocol's order."""
+    return [
+        _cell(passes, [lines[pass_.number] for pass_ in passes], len(evaluation.prompts))
+        for passes in evaluation.passes_by_point().values()
+    ]
 
 
-def _keys(table: pa.Table) -> list[tuple]:
-    method, preference, alignment = (table[name].to_pylist() for name in _KEY)
-    return list(zip(method, map(tuple, preference), alignment, strict=True))
+def _cell(passes: Sequence[Pass], lines: Sequence[dict], prompts: int) -> _Cell:
+    """The images of a point. lines: one per pass."""
+    point, images = passes[0].point, [len(pass_.seeds) for pass_ in passes]
+    scores = [[score for line in lines for score in line["scores"][name]] for name in lines[0]["scores"]]
+    kl = None if any(line["kl"] is None for line in lines) else [nats for line in lines for nats in line["kl"]]
+    peaks = [line["peak_bytes"] for line in lines]
+    return _Cell(
+        point.method,
+        point.preference,
+        point.alignment,
+        passes[0].first,
+        np.array(scores).reshape(len(scores), prompts, -1),
+        None if kl is None else np.array(kl).reshape(prompts, -1),
+        float(np.mean(np.repeat([line["evaluations"] for line in lines], images))),
+        float(np.average([line["seconds"] for line in lines], weights=images)),
+        None if None in peaks else max(peaks),
+    )
 
 
 def _row(cells: Sequence[_Cell], cell: _Cell, preference: tuple[float, ...], names: Sequence[str], draws: Draws) -> Row:
     weighted = cell.weighted(preference)
-    mpa = _found(cells, "mpa", preference)
+    mpa = _cell_of(cells, "mpa", preference)
     return Row(
         cell.method,
         preference,
         cell.alignment,
         weighted.size,
-        {name: _mean(each) for name, each in zip(names, cell.scores, strict=True)},
+        {name: _mean(scores) for name, scores in zip(names, cell.scores, strict=True)},
         _mean(weighted),
         None if mpa is None or mpa is cell else draws.mean(weighted - mpa.weighted(preference)),
         _oracle_share(cells, weighted, preference, draws),
@@ -256,17 +247,17 @@ def _row(cells: Sequence[_Cell], cell: _Cell, preference: tuple[float, ...], nam
 def _oracle_share(
     cells: Sequence[_Cell], weighted: np.ndarray, preference: tuple[float, ...], draws: Draws
 ) -> Estimate | None:
-    base, oracle = _found(cells, "base", ()), _found(cells, "oracle", preference)
+    base, oracle = _cell_of(cells, "base", ()), _cell_of(cells, "oracle", preference)
     if base is None or oracle is None:
         return None
     start, end = base.weighted(preference), oracle.weighted(preference)
-    gain, most = (draws.means(each - start) for each in (weighted, end))
+    gain, most = draws.means(weighted - start), draws.means(end - start)
     if (end - start).mean() <= 0 or most.min() <= 0:
         return None  # a share of nothing
     return Estimate.of((weighted - start).mean() / (end - start).mean(), gain / most)
 
 
-def _found(cells: Sequence[_Cell], method: str, preference: tuple[float, ...]) -> _Cell | None:
+def _cell_of(cells: Sequence[_Cell], method: str, preference: tuple[float, ...]) -> _Cell | None:
     return next((cell for cell in cells if (cell.method, cell.preference) == (method, preference)), None)
 
 

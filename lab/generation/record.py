@@ -5,27 +5,23 @@ A folder belongs to one record. Images already there are kept, so a stopped run 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
-
-import torch
 
 from ... import __version__
 from ...blend_core import BlendError
 from ...blend_core.adapters.files import sha256
 from ...trainers.places import Stated, reopened, stated
+from ..files import write_json
+from ..toy import place
 
 RECORD = "generation.json"
-FORMAT = 1
-TOY = Path(__file__).parents[1] / "toy" / "studio"
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,7 @@ class Request:
     rewards: dict[str, str] = field(default_factory=dict)
     weights: str = ""
     alignment: float = 1.0
-    method: str = "exact"
+    evaluation: str = "exact"
     budget: float | None = None
     steps: int = 30
     eta: float = 0.0
@@ -86,13 +82,6 @@ class Request:
         return replace(self, base=changed(self.base), rewards=rewards, config=config)
 
 
-def place(path: str) -> str:
-    """A path, with the toy studio's short names spelled out; records keep the short ones, so that they travel."""
-    if path == "toy":
-        return str(TOY / "base")
-    return str(TOY / "loras" / f"{path[4:]}.safetensors") if path.startswith("toy:") else path
-
-
 def new_record(request: Request, base_fingerprint: str, facts: Mapping[str, Any], out: Path) -> dict:
     """The record of a run, as it stands in `out`.
 
@@ -112,15 +101,16 @@ def read_record(path: Path) -> dict:
     """The record in a file. Raises BlendError where it is none, or one of another format."""
     try:
         record = json.loads(path.read_text(encoding="utf8"))
-        Request(**record["request"])
-        found = record["format"]
+        number = record["format"]
+        if number == FORMAT:
+            Request(**record["request"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise BlendError(
             f"{path} is not the record of a run ({type(error).__name__}: {error}). Give the {RECORD} that "
             "diffusion-blend generate wrote."
         ) from error
-    if found != FORMAT:
-        raise BlendError(f"{path} has format {found}, this version reads {FORMAT}. Use the version that wrote it.")
+    if number != FORMAT:
+        raise BlendError(f"{path} has format {number}, this version reads {FORMAT}. Use the version that wrote it.")
     return record
 
 
@@ -144,8 +134,8 @@ def claim(out: Path, record: Mapping[str, Any]) -> None:
     file = out / RECORD
     if file.exists():
         former = read_record(file)
-        there = asdict(Request(**former["request"]).reopened(out).stated(out))  # later settings: their defaults
-        keys = [key for key, value in record["request"].items() if there.get(key) != value]
+        settings = asdict(Request(**former["request"]).reopened(out).stated(out))  # later settings: their defaults
+        keys = [key for key, value in record["request"].items() if settings.get(key) != value]
         if keys:
             raise BlendError(
                 f"{out} holds the images of another run, which differs in {', '.join(keys)}. Choose another --out, or "
@@ -157,31 +147,7 @@ def claim(out: Path, record: Mapping[str, Any]) -> None:
     if images:
         raise BlendError(f"{out} holds {images[0]} but no {RECORD}. Choose another --out, or empty that folder.")
     out.mkdir(parents=True, exist_ok=True)
-    write(file, json.dumps(record, indent=1, ensure_ascii=False).encode("utf8"))
-
-
-def write(path: Path, content: bytes) -> None:
-    """All or nothing: an interrupted run leaves no half file that a later one would take for finished.
-
-    Of processes that write at once, each has a partial file of its own.
-    """
-    partial = path.with_name(f"{path.name}.{uuid4().hex[:8]}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def fingerprint(pipe) -> str:
-    """A hash over the names, shapes and first values of all weights of a pipeline: instant for models of any size."""
-    digest = hashlib.sha256()
-    for name, part in sorted(pipe.components.items()):
-        if isinstance(part, torch.nn.Module):
-            for key, value in part.state_dict().items():
-                first = value.flatten()[:16].float().cpu().numpy().tobytes()
-                digest.update(f"{name}.{key}{tuple(value.shape)}".encode() + first)
-    return digest.hexdigest()
+    write_json(file, record)
 
 
 def _versions() -> dict[str, str]:

@@ -16,8 +16,8 @@ from .image_folder import stamp
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What scores depend on beside images, prompts and weights; scores of other settings are made anew."""
+class ScoreSettings:
+    """What scores depend on, images, prompts and weights apart; scores of other settings are made anew."""
 
     device: str = "cpu"
     dtype: str = "float32"
@@ -25,7 +25,7 @@ class Settings:
     version: str = __version__
 
     @classmethod
-    def of(cls, device: str, dtype: str, scale: str) -> Settings:
+    def of(cls, device: str, dtype: str, scale: str) -> ScoreSettings:
         """From a command's options. Raises BlendError for a device or dtype there is not."""
         if dtype not in DTYPES:
             raise BlendError(f"--dtype is {dtype!r}, expected one of {', '.join(DTYPES)}.")
@@ -55,11 +55,11 @@ def library_of(folders: Sequence[Path], download: bool = False) -> Library:
     """Where weights lie; without folders in those of the ComfyUIs found here."""
     homes = [*filter(None, os.environ.get("COMFYUI_PATH", "").split(os.pathsep)), "~/comfy/ComfyUI"]
     usual = [Path(home).expanduser() / "models" / "reward_models" for home in homes]
-    found = folders or [folder for folder in usual if folder.is_dir()]
-    return Library(tuple(found) or (Path("reward_models"),), download)
+    existing = folders or [folder for folder in usual if folder.is_dir()]
+    return Library(tuple(existing) or (Path("reward_models"),), download)
 
 
-def card_of(name: str, library: Library, settings: Settings) -> tuple[Card, Reward | None]:
+def card_of(name: str, library: Library, settings: ScoreSettings) -> tuple[Card, Reward | None]:
     """A reward's card, and the reward itself where it has to be loaded to know the card: those of the user's own."""
     cards = reward_cards()
     if name in cards:
@@ -68,7 +68,7 @@ def card_of(name: str, library: Library, settings: Settings) -> tuple[Card, Rewa
     return reward.card, reward
 
 
-def chosen_rewards(options: Sequence[str], library: Library, settings: Settings) -> list[Chosen]:
+def chosen_rewards(options: Sequence[str], library: Library, settings: ScoreSettings) -> list[Chosen]:
     """The rewards of options such as NAME or NAME=WEIGHT, those with weights not loaded yet.
 
     Raises BlendError for unknown names, names that come twice, and weights that are no numbers or not for all.
@@ -78,10 +78,10 @@ def chosen_rewards(options: Sequence[str], library: Library, settings: Settings)
         raise BlendError(f"no reward came. Give --reward NAME, or NAME=WEIGHT, once or more. Rewards: {names}.")
     rewards = []
     for option in options:
-        name, given, weight = option.rpartition("=") if not option.endswith(".py") else (option, "", "")
-        name = name if given else option
+        name, equals, weight = option.rpartition("=") if not option.endswith(".py") else (option, "", "")
+        name = name if equals else option
         place = name if Path(name).exists() else str(library.own_rewards().get(name, name))
-        weight = _weight(option, weight) if given else None
+        weight = _weight(option, weight) if equals else None
         card, model = card_of(place, library, settings)
         rewards.append(Chosen(place, card.name, weight, card, model))
     labels = [reward.label for reward in rewards]

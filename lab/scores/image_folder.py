@@ -39,8 +39,8 @@ def find_items(folder: Path, recursive: bool) -> list[Item]:
     """
     if not folder.is_dir():
         raise BlendError(f"{folder} is no folder. Give the folder that holds the images.")
-    found = folder.rglob("*") if recursive else folder.iterdir()
-    paths = {path.relative_to(folder).as_posix(): path for path in found if _is_image(path)}
+    entries = folder.rglob("*") if recursive else folder.iterdir()
+    paths = {path.relative_to(folder).as_posix(): path for path in entries if _is_image(path)}
     if not paths:
         deeper = "" if recursive else " Add --recursive for those in its subfolders."
         raise BlendError(f"{folder} holds no images ({', '.join(ENDINGS)}).{deeper}")

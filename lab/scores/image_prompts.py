@@ -77,13 +77,13 @@ def graph_prompt(graph: Any) -> str | None:
     """The positive prompt of a ComfyUI graph as its images hold it, {id: {"inputs": ...}}; None where it is not clear.
 
     Among what the saving nodes come from, a node with a conditioning that hands none on is a sampler or guider. Its
-    conditioning leads to text encoders; the texts of a combination are joined. Samplers of unlike prompts: None.
+    conditioning leads to text encoders; the texts of a combination are joined. Samplers of different prompts: None.
     """
     nodes = graph.items() if isinstance(graph, dict) else ()
     inputs = {key: node["inputs"] for key, node in nodes if isinstance(node, dict)}
-    inputs = {key: each for key, each in inputs.items() if isinstance(each, dict)}
+    inputs = {key: entry for key, entry in inputs.items() if isinstance(entry, dict)}
     linked = {link for key in inputs for link in _links(inputs, key)}
-    savers = {key for key, each in inputs.items() if "filename_prefix" in each} or inputs.keys() - linked
+    savers = {key for key, entry in inputs.items() if "filename_prefix" in entry} or inputs.keys() - linked
     used, more = set(savers), savers
     while more := {link for key in more for link in _links(inputs, key)} - used:
         used |= more
@@ -95,8 +95,8 @@ def graph_prompt(graph: Any) -> str | None:
 
 def _links(inputs: Inputs, key: str, wanted: Callable[[str], Any] = lambda name: True) -> list[str]:
     """The nodes that a node's inputs come from; wanted: of which input names."""
-    found = [_link(inputs, value) for name, value in inputs[key].items() if wanted(name)]
-    return [link for link in found if link is not None]
+    links = [_link(inputs, value) for name, value in inputs[key].items() if wanted(name)]
+    return [link for link in links if link is not None]
 
 
 def _link(inputs: Inputs, value: Any) -> str | None:
@@ -131,4 +131,4 @@ def _string(inputs: Inputs, value: Any, seen: set[str]) -> str:
         parts = [_string(inputs, node.get(name), seen) for name in ("string_a", "string_b")]
         return str(node.get("delimiter", "")).join(parts)
     values = list(node.values()) if len(node) == 1 and _links(inputs, key) else map(node.get, STRINGS)
-    return next(filter(None, (_string(inputs, each, seen) for each in values)), "")
+    return next(filter(None, (_string(inputs, part, seen) for part in values)), "")

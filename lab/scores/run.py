@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,8 +13,9 @@ from tqdm import tqdm
 
 from ...blend_core import BlendError
 from ...blend_core.rewards import Library, weighted
-from ..generation.record import write
-from .chosen_rewards import Chosen, Settings, chosen_rewards, sources_of
+from ..files import write, write_json
+from ..tables import as_csv
+from .chosen_rewards import Chosen, ScoreSettings, chosen_rewards, sources_of
 from .image_folder import Item, batches, find_items, listed
 from .image_prompts import given_prompts
 
@@ -28,7 +27,7 @@ def run(
     folder: Path,
     options: Sequence[str],
     library: Library,
-    settings: Settings,
+    settings: ScoreSettings,
     out: Path,
     prompts: str | Path | None = None,
     recursive: bool = False,
@@ -64,7 +63,7 @@ def total_scores(items: Sequence[Item], rewards: Sequence[Chosen]) -> dict[str, 
     weights = [reward.weight for reward in rewards]
     if None in weights or not done:
         return {}
-    columns = [torch.tensor([item.scores[each.label] for item in done], dtype=torch.float64) for each in rewards]
+    columns = [torch.tensor([item.scores[reward.label] for item in done], dtype=torch.float64) for reward in rewards]
     return dict(zip((item.file for item in done), weighted(columns, weights).tolist(), strict=True))
 
 
@@ -79,9 +78,9 @@ def _add_prompts(items: Sequence[Item], prompts: str | Path | None, readers: Seq
     """Set the prompts given. Raises BlendError for images without one, where there are rewards that read it."""
     if prompts is not None:
         files = [item.file for item in items]
-        given = given_prompts(prompts, files) if isinstance(prompts, Path) else dict.fromkeys(files, prompts)
+        by_file = given_prompts(prompts, files) if isinstance(prompts, Path) else dict.fromkeys(files, prompts)
         for item in items:
-            item.prompt = given.get(item.file)
+            item.prompt = by_file.get(item.file)
     without = [item.file for item in items if not (item.prompt or "").strip()]
     verb = "reads" if len(readers) == 1 else "read"
     if readers and without:
@@ -93,7 +92,7 @@ def _add_prompts(items: Sequence[Item], prompts: str | Path | None, readers: Seq
 
 
 def _score(
-    reward: Chosen, items: Sequence[Item], library: Library, settings: Settings, batch_size: int
+    reward: Chosen, items: Sequence[Item], library: Library, settings: ScoreSettings, batch_size: int
 ) -> Iterator[None]:
     """Score the images that lack this reward; yields after each batch."""
     missing = [item for item in items if reward.label not in item.scores]
@@ -137,7 +136,7 @@ def _former(out: Path, rewards: Sequence[Chosen]) -> dict:
     return former
 
 
-def _reuse(former: dict, items: Sequence[Item], rewards: Sequence[Chosen], settings: Settings) -> None:
+def _reuse(former: dict, items: Sequence[Item], rewards: Sequence[Chosen], settings: ScoreSettings) -> None:
     """Take over the scores of images, prompts and rewards that have not changed."""
     if former.get("settings") != asdict(settings):
         return
@@ -153,7 +152,7 @@ def _reuse(former: dict, items: Sequence[Item], rewards: Sequence[Chosen], setti
                 item.scores[reward.label] = entry["scores"][reward.label]
 
 
-def _save(out: Path, items: Sequence[Item], rewards: Sequence[Chosen], settings: Settings) -> None:
+def _save(out: Path, items: Sequence[Item], rewards: Sequence[Chosen], settings: ScoreSettings) -> None:
     """Write scores.json and scores.csv, images in the order of their names; scores not made yet are left out."""
     total = total_scores(items, rewards)
     record = {
@@ -173,15 +172,13 @@ def _save(out: Path, items: Sequence[Item], rewards: Sequence[Chosen], settings:
         ],
     }
     labels = [reward.label for reward in rewards]
-    text = io.StringIO(newline="")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["file", "prompt", *labels, *(["weighted"] if total else [])])
+    rows = [["file", "prompt", *labels, *(["weighted"] if total else [])]]
     for item in items:
         scores = [item.scores.get(label) for label in labels] + ([total.get(item.file)] if total else [])
-        table.writerow([item.file, item.prompt or "", *("" if each is None else f"{each:.7g}" for each in scores)])
+        rows.append([item.file, item.prompt or "", *("" if score is None else f"{score:.7g}" for score in scores)])
     out.mkdir(parents=True, exist_ok=True)
-    write(out / RECORD, json.dumps(record, indent=1, ensure_ascii=False).encode("utf8", "replace"))
-    write(out / TABLE, text.getvalue().encode("utf8", "replace"))
+    write_json(out / RECORD, record, errors="replace")
+    write(out / TABLE, as_csv(rows).encode("utf8", "replace"))
 
 
 def _described(reward: Chosen, items: Sequence[Item]) -> dict:

@@ -18,12 +18,12 @@ from ...trainers.loop.log import read_log
 
 def points(folder: Path, reward: str) -> list[tuple[float, float, float]]:
     """(path KL, validated reward, minutes so far) of each validation of a run, the base first."""
-    found, minutes = [], 0.0
+    rows, minutes = [], 0.0
     for line in read_log(folder / "log.jsonl"):
         minutes += line.get("seconds", 0.0) / 60
         if f"valid_{reward}" in line:
-            found.append((line["valid_path_kl"], line[f"valid_{reward}"], minutes))
-    return found
+            rows.append((line["valid_path_kl"], line[f"valid_{reward}"], minutes))
+    return rows
 
 
 def draw(runs: dict[str, tuple[Path, str]], out: Path) -> None:

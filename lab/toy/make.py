@@ -23,8 +23,8 @@ from ...trainers.model.rollout import rollout
 from ...trainers.seeding import stream
 from ...trainers.settings.config import PRESETS
 from ...trainers.settings.toml import tomllib
+from . import STUDIO
 from .data import random_prompts
-from .model import STUDIO
 from .rewards import toy_rewards
 from .scorer import Classifier, accuracy, load_classifier, save_classifier, train_classifier
 from .train_base import BaseTraining

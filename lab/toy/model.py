@@ -11,10 +11,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
+from . import STUDIO
 from .autoencoder import PatchAutoencoder
 from .data import WORDS
 
-STUDIO = Path(__file__).parent / "studio"
 TEXT_LENGTH = 16  # tokens; the longest caption has 10
 TEXT_WIDTH = 96
 LATENT_CHANNELS = 16
@@ -121,7 +121,7 @@ def _fit_refinement(autoencoder: PatchAutoencoder, images: Tensor, generator: to
 def save_base(unet, text_encoder, tokenizer, autoencoder, folder: Path) -> None:
     """Write a folder that `StableDiffusionPipeline.from_pretrained` loads, the network in float16.
 
-    The small parts stay in float32: transformers would otherwise load the text encoder in float16 beside a float32
+    The small parts stay in float32: transformers would otherwise load the text encoder in float16 for a float32
     network wherever no dtype is asked for.
     """
     pipe = StableDiffusionPipeline(

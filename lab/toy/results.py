@@ -31,12 +31,12 @@ def main(processes: int = 2) -> None:
 
 def filled(page: str, tables: str) -> str:
     """The page with `tables` between its two marks. Raises ValueError for a page without them."""
-    found = re.subn(
+    result = re.subn(
         r"(<!-- tables -->\n).*(<!-- end of tables -->)", lambda m: f"{m[1]}{tables}{m[2]}", page, flags=re.S
     )
-    if found[1] != 1:
+    if result[1] != 1:
         raise ValueError("docs/results.md has no place for the tables: <!-- tables --> and <!-- end of tables -->.")
-    return found[0]
+    return result[0]
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...blend_core import BlendError
 from ...blend_core.rewards import Card, Reward, colourfulness, jpeg_compressibility
-from .model import STUDIO
+from . import MARK, STUDIO
 from .scorer import Classifier, labels_of_prompt, load_classifier
 
 Score = Callable[[Tensor, Sequence[str]], Tensor]
@@ -62,6 +63,15 @@ def toy_rewards(scorer: Classifier | None = None, folder: Path = STUDIO) -> dict
     return {
         name: ToyReward(name, *scores, **settings.get(name, {}), **spread.get(name, {})) for name, scores in raw.items()
     }
+
+
+def toy_reward(name: str) -> ToyReward:
+    """The reward of a name such as toy:calm. Raises BlendError for another one."""
+    rewards = toy_rewards()
+    if name.removeprefix(MARK) not in rewards:
+        listed = ", ".join(f"{MARK}{known}" for known in rewards)
+        raise BlendError(f"the reward {name!r} is unknown, the toy studio's are {listed}. Correct rewards.names.")
+    return rewards[name.removeprefix(MARK)]
 
 
 def _read(path: Path) -> dict:

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import trange
 
+from . import STUDIO
 from .data import WORDS, draw, random_labels
-from .model import STUDIO
 
 
 class Classifier(nn.Module):

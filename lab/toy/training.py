@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...blend_core.errors import BlendError
 from ...trainers.settings.config import Config, read_config
+from . import BASE, MARK, STUDIO
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,15 +15,12 @@ if TYPE_CHECKING:
     from ...trainers.model.lora_policy import LoraPolicy
     from ...trainers.rewards import Rewards
 
-MARK = "toy:"
 PROMPTS = {"toy": "prompts.txt", "toy:open": "prompts_open.txt"}  # the second leave backgrounds open
 
 
 def resolved(config: Config) -> tuple[Config, Rewards | None]:
     """The configuration with `toy` replaced by the studio's places, and its rewards where one of them is named."""
-    from .model import STUDIO
-
-    if config.base.path == "toy":
+    if config.base.path == BASE:
         base = replace(config.base, path=str(STUDIO / "base"), name=config.base.name or "diffusion-blend toy studio")
         config = replace(config, base=base)
     if config.prompts.file in PROMPTS:
@@ -45,22 +43,22 @@ def toy_policy(lora: Path | None = None) -> LoraPolicy:
 
 
 def _rewards(config: Config) -> Rewards:
-    """The studio's rewards, in units of the base's spread, times the scale that makes the bases move alike."""
-    from ...blend_core.rewards import Scale
+    """The studio's rewards, in units of the base's spread, times the scale that makes the bases move equally far."""
+    from ...blend_core.rewards import RewardScale
     from ...trainers.rewards import Term, open_rewards
     from .rewards import toy_rewards
 
-    known = toy_rewards()
+    rewards = toy_rewards()
 
     def load(name: str) -> Term:
-        own = name.removeprefix(MARK)
-        if not name.startswith(MARK) or own not in known:
-            listed = ", ".join(MARK + each for each in known)
+        label = name.removeprefix(MARK)
+        if not name.startswith(MARK) or label not in rewards:
+            listed = ", ".join(MARK + label for label in rewards)
             raise BlendError(
                 f"the reward {name!r} came with the toy studio's, which are {listed}. Use these together, or none."
             )
-        reward = known[own]
+        reward = rewards[label]
         factor = reward.scale / reward.std
-        return Term(own, reward, Scale(factor, -reward.mean * factor))
+        return Term(label, reward, RewardScale(factor, -reward.mean * factor))
 
     return open_rewards(config, "cpu", load=load)

@@ -33,21 +33,21 @@ class Conditionings:
     @contextmanager
     def prepared(self, network: torch.nn.Module) -> Iterator[None]:
         """While open, `network` prepares conditionings for every variant."""
-        own, original = network.__dict__, network.extra_conds
-        had_own = "extra_conds" in own
+        attributes, original = network.__dict__, network.extra_conds
+        replaced_before = "extra_conds" in attributes
 
         def extra_conds(**arguments):
             return self._of_every_variant(network, original, arguments)
 
-        own["extra_conds"] = extra_conds
+        attributes["extra_conds"] = extra_conds
         try:
             yield
         finally:
             self._waiting.clear()
-            if had_own:
-                own["extra_conds"] = original
+            if replaced_before:
+                attributes["extra_conds"] = original
             else:
-                del own["extra_conds"]
+                del attributes["extra_conds"]
 
     def _of_every_variant(self, network: torch.nn.Module, original: Callable, arguments: dict) -> dict:
         attachment = self._attachment()
@@ -72,21 +72,21 @@ class Conditionings:
     def _wait(self, passed_on: Any, values: ByVariant) -> None:
         self._waiting[id(passed_on)] = (passed_on, values)
 
-    def taken(self, inputs: Any) -> Any:
+    def of_call(self, inputs: Any) -> Any:
         """`inputs` of a call with each conditioning of several variants in the place of the base's.
 
         Raises BlendError where another node made new tensors of them, which would be the base's for every basis.
         """
         if not self._waiting:
             return inputs
-        found = self._replaced(inputs)
-        if found is inputs:
+        replaced = self._replaced(inputs)
+        if replaced is inputs:
             raise BlendError(
                 "a LoRA changes layers that prepare the prompt before sampling, and another node in the graph changes "
                 "the prepared prompt on its way to the model. Remove that node (a tiler, a context window), or leave "
                 "these layers out of the LoRA."
             )
-        return found
+        return replaced
 
     def _replaced(self, inputs: Any) -> Any:
         """The same object where nothing in it waits."""

@@ -3,17 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import comfy.model_sampling
+import comfy.samplers
 import torch
 from comfy.k_diffusion.sampling import default_noise_sampler
+from comfy_extras.nodes_custom_sampler import BasicScheduler, SamplerCustom
 from torch import Tensor
 from tqdm.auto import trange
 
-from ...blend_core import BlendError, Plan, parse_numbers
+from ...blend_core import BlendError, Plan, exact, parse_numbers
 from ...blend_core.gaussian import basis_etas, fused_step
 from ...blend_core.regions import PaintedPlan
+from ..types import LoRABlend
+from .apply import RunResult, apply_blend
 from .run import BlendedRun, blended_run
+
+
+def msdda_sampler(etas: str, base_eta: float) -> comfy.samplers.KSAMPLER:
+    """ComfyUI's SAMPLER; see sample_msdda."""
+    return comfy.samplers.KSAMPLER(sample_msdda, {"etas": etas, "base_eta": base_eta})
+
+
+def sample_fused(
+    model,
+    blend: LoRABlend,
+    execution: str,
+    latent_image: dict,
+    seed: int,
+    steps: int,
+    cfg: float,
+    scheduler: str,
+    positive,
+    negative,
+    denoise: float,
+    etas: str,
+    base_eta: float,
+) -> RunResult:
+    """KSampler under MSDDA, through ComfyUI's own SamplerCustom."""
+    indices = latent_image.get("batch_index")
+    applied = apply_blend(model, blend, exact, execution, seed, image_indices=indices)
+    sigmas = BasicScheduler.execute(applied.model, scheduler, steps, denoise).result[0]
+    sampler = msdda_sampler(etas, base_eta)
+    latent = SamplerCustom.execute(
+        applied.model, True, seed, cfg, positive, negative, sampler, sigmas, latent_image
+    ).result[0]
+    return RunResult.of(latent, applied)
 
 
 @torch.no_grad()
@@ -42,13 +78,13 @@ def sample_msdda(
     ones = x.new_ones([x.shape[0]])
     for i in trange(len(sigmas) - 1, disable=disable):
         now, after = sigmas[i], sigmas[i + 1]
-        own = [numbers[variant] for variant in run.plan.active(i)[0][:, 0].tolist()]
+        etas_now = [numbers[variant] for variant in run.plan.active(i)[0][:, 0].tolist()]
         coefficients = _coefficients(run.plan, i, x)
-        each = run.separately(i, lambda x=x, sigma=now * ones: model(x, sigma, **extra_args))
+        predictions = run.separately(i, partial(model, x, now * ones, **extra_args))
         if callback is not None:
-            denoised = sum(c * d for c, d in zip(coefficients, each, strict=True))
+            denoised = sum(c * d for c, d in zip(coefficients, predictions, strict=True))
             callback({"x": x, "i": i, "sigma": now, "sigma_hat": now, "denoised": denoised})
-        x, spread = fused_step(x, each, now.item(), after.item(), own, coefficients, family)
+        x, spread = fused_step(x, predictions, now.item(), after.item(), etas_now, coefficients, family)
         if after > 0:
             x = x + spread * noise_sampler(now, after)
     return x
@@ -61,7 +97,7 @@ def _exact_run(extra_args: dict) -> BlendedRun:
             "MSDDA fuses the steps of a blend's bases, but the model it samples has no blend. Put Apply Blend before "
             "the guider, or use MSDDA KSampler."
         )
-    if not run.exact:
+    if not run.settings.exact:
         raise BlendError(
             "MSDDA needs the prediction of every basis at every step, but Apply Blend evaluates one per step. Set its "
             "evaluation to exact."
@@ -78,8 +114,8 @@ def _coefficients(plan: Plan, step: int, x: Tensor) -> list[float] | list[Tensor
 
 def _numbers(run: BlendedRun, etas: str, base_eta: float) -> tuple[float, ...]:
     """eta of each variant, base first."""
-    given = parse_numbers(etas, "etas", "reward LoRA", "1, 0.6")
-    return basis_etas(given, [basis.eta for basis in run.blend.bases], base_eta)
+    typed = parse_numbers(etas, "etas", "reward LoRA", "1, 0.6")
+    return basis_etas(typed, [basis.eta for basis in run.settings.blend.bases], base_eta)
 
 
 def is_flow(model) -> bool:

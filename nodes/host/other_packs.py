@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ...blend_core import BlendError
-from .row_layout import network_of
+from .private import network_of
 
 RECORDING = ("nodes_sag",)  # its mask comes from the attention of a whole batch; ComfyUI puts a path before the name
 """Modules whose attention patches keep what they saw: rows of several variants would mix images."""
@@ -43,7 +43,7 @@ def refuse(model_options: Mapping) -> None:
     if name:
         raise BlendError(
             f"{name} keeps one residual for every call of the network, so a blend would get what it kept of one basis "
-            "as another's. Remove that node; EasyCache, LazyCache and TeaCache work beside a blend."
+            "as another's. Remove that node; EasyCache, LazyCache and TeaCache work next to a blend."
         )
 
 
@@ -55,16 +55,16 @@ def separates(network, options: Mapping) -> str:
         "EasyCache decides for a whole batch": _easycache(options) is not None,
         "a cache of the network's steps decides for a whole batch": bool(_cached_names(network)),
     }
-    return next((reason for reason, found in reasons.items() if found), "")
+    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def check_choices(options: Mapping, variants: torch.Tensor) -> None:
-    """Raises BlendError where images of unlike `variants` (k, batch) meet a patch that knows images by their place."""
+    """Raises BlendError where images of different `variants` (k, batch) meet a patch that tells images by place."""
     if _counts_images(options) and not bool((variants == variants[:, :1]).all()):
         raise BlendError(
             f"an IPAdapter has an image, a mask or a weight for each of the {variants.shape[1]} images, but this step "
-            "evaluates unlike rewards for them, which it does one after another. Sample one image at a time, or choose "
-            "the exact evaluation."
+            "evaluates different rewards for them, which it does one after another. Sample one image at a time, or "
+            "choose the exact evaluation."
         )
 
 
@@ -93,10 +93,10 @@ def _easycache(options: Mapping):
 
 def _cached_names(network) -> tuple[str, ...]:
     """The attributes that a cache keeps on the network, while its forward stands there; else none."""
-    own = vars(network_of(network))
-    forwards = [_name(own[name]) for name in ("forward", "_forward", "forward_orig") if name in own]
-    found = (names for word, names in CACHES.items() if any(word in forward for forward in forwards))
-    return tuple(name for names in found for name in names)
+    place = vars(network_of(network))
+    forwards = [_name(place[name]) for name in ("forward", "_forward", "forward_orig") if name in place]
+    kept = (names for word, names in CACHES.items() if any(word in forward for forward in forwards))
+    return tuple(name for names in kept for name in names)
 
 
 def _name(function) -> str:
@@ -116,19 +116,19 @@ class Caches:
         self._holders: dict[Hashable, Any] = {}  # EasyCache's
         self._kept: dict[Hashable, dict[str, Any]] = {}  # attributes of the network
         self._left: set[str] = set()  # those that stand on the network since the last pass
-        self._own: dict[int, OwnCaches] = {}  # by network
+        self._by_network: dict[int, NetworkCache] = {}
 
     @contextmanager
     def of(self, basis: Hashable, network, options: dict) -> Iterator[None]:
         """While open, caches find what they kept of `basis`. options: those of this pass alone, changed in place."""
-        own = self._own.setdefault(id(network), OwnCaches(network_of(network)))
-        with self._easycache(basis, network, options), self._attributes(basis, network), own.of(basis):
+        cache = self._by_network.setdefault(id(network), NetworkCache(network_of(network)))
+        with self._easycache(basis, network, options), self._attributes(basis, network), cache.of(basis):
             yield
 
     def leave(self) -> None:
         """Put back what networks kept on themselves before this run."""
-        for own in self._own.values():
-            own.leave()
+        for cache in self._by_network.values():
+            cache.leave()
 
     @contextmanager
     def _easycache(self, basis: Hashable, network, options: dict) -> Iterator[None]:
@@ -165,7 +165,7 @@ class Caches:
             self._left = set(self._kept[basis])
 
 
-class OwnCaches:
+class NetworkCache:
     """What a network keeps on its modules itself, as HiDream O1 keeps the prompt's keys and values.
 
     Found by the attribute's name: a change of its value would not show when the network uses what it kept.
@@ -189,9 +189,9 @@ class OwnCaches:
             place.put(kept.get(place, place.empty))
         yield
         if first:  # some are there only once the network has run
-            found = [place for place in _places(self._network) if place not in self._before]
-            self._before |= dict.fromkeys(found, _ABSENT)
-            self._places += found
+            new = [place for place in _places(self._network) if place not in self._before]
+            self._before |= dict.fromkeys(new, _ABSENT)
+            self._places += new
         self._kept[basis] = {place: place.value for place in self._places}
 
     def leave(self) -> None:

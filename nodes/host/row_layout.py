@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ...blend_core import agree
+from .private import network_of
 
 APART = {
     "GeneralDIT": "its layers get frames first",  # Cosmos 1
@@ -36,14 +37,10 @@ TESTED = frozenset({
     "SingleStreamDiT", "StageB", "StageC", "UNetModel", "VaceWanModel", "WanAnimate2Model", "WanDancerModel",
     "WanModel", "WanModel_S2V",
 })  # fmt: skip
-"""Classes of networks whose batches of unlike variants tests/comfyui/test_families.py holds against merged copies."""
+"""Classes of networks whose batches of different variants tests/comfyui/test_families.py compares with merged
+copies."""
 
 _shown: dict[type, bool] = {}  # what other classes have shown in this process: whether they keep rows apart
-
-
-def network_of(model: nn.Module) -> nn.Module:
-    """ComfyUI's model without its envelopes; torch.compile puts one around the network."""
-    return getattr(model.diffusion_model, "_orig_mod", model.diffusion_model)
 
 
 def keeps_rows_apart(model: nn.Module) -> bool | None:
@@ -64,7 +61,7 @@ def _kinds(model: nn.Module) -> set[str]:
     return {base.__name__ for part in (network_of(model), model) for base in type(part).mro()}
 
 
-def note(model: nn.Module, together: Tensor, alone: Tensor) -> bool:
+def note(model: nn.Module, together: Tensor, separate: Tensor) -> bool:
     """Whether the model keeps rows apart, by two evaluations of the same variants; kept for the process. See agree."""
-    kept = _shown[type(network_of(model))] = agree(together, alone)
-    return kept
+    apart = _shown[type(network_of(model))] = agree(together, separate)
+    return apart

@@ -13,7 +13,7 @@ import comfy.model_management
 import comfy.model_sampling
 import torch
 
-from ...blend_core import BlendError, LoRABank, Plan, evaluate_variants, exact, mixed
+from ...blend_core import BlendError, Job, LoRABank, Plan, evaluate_variants, exact, mixed
 from ...blend_core.estimators import Estimator
 from ...blend_core.network.bank import Attachment
 from ...blend_core.parameterization import State
@@ -21,32 +21,52 @@ from ...blend_core.plan import Call
 from ..types import KEY, LoRABlend
 from .conditionings import Conditionings
 from .other_packs import Caches, check_choices, separates
-from .private import PARAMETERS, is_compiled, keep_moving_weights_as_stored
-from .row_layout import keeps_rows_apart, network_of, note
+from .private import PARAMETERS, is_compiled, keep_moving_weights_as_stored, network_of
+from .row_layout import keeps_rows_apart, note
 from .steps import StepClock
+from .turns import Turns
 from .whole_models import moved
 
 log = logging.getLogger(__name__)
 
 MEMORY_MARGIN = 1.5  # the factor ComfyUI itself applies to its estimate before it batches conditionings
 
-Steering = Callable[["BlendedRun", torch.Tensor], None]
-"""steering(run, denoised): called between two steps with the guided prediction of the one before, (batch, ...) latents
-as a VAE takes them. It may replace run.plan."""
+_WHOLE_JOB = Job()
+Record = Callable[[int, float, torch.Tensor, list[torch.Tensor], list[float]], None]
+"""record(step, sigma, x, denoised, coefficients): the guided prediction of every variant at x, base first."""
+Steering = Callable[[int, torch.Tensor], Plan | None]
+"""steering(step, denoised): called between two steps with the number of the one that begins and the guided prediction
+of the one before, (batch, ...) latents as a VAE takes them. Returns the plan from here on, or None to keep it."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What every run of a blended model is made from.
+
+    execution: one of apply.EXECUTIONS.  seed, image_indices: decide the choices of one-variant evaluations; the indices
+    are the number of each image within the whole job, where the latents are a part of it.  job: what a run is a part
+    of; schedules and choices count its steps.  steered: makes the steering of a run from its number of steps.  record:
+    called at the first evaluation of every step.
+    """
+
+    blend: LoRABlend
+    estimator: Estimator
+    execution: str
+    seed: int
+    image_indices: list[int] | None = None
+    job: Job = _WHOLE_JOB
+    steered: Callable[[int], Steering] | None = None
+    record: Record | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether every variant is evaluated at every step."""
+        return self.estimator is exact
 
 
 def blended_run(model_options: dict) -> BlendedRun | None:
     """The run of the blended model that is sampling with these options; None for a model without a blend."""
     return model_options.get("transformer_options", {}).get(KEY)
-
-
-@dataclass
-class _SharedCall:
-    """A call of the network that all variants of an evaluation share: its input, its predictions (k, rows, ...)."""
-
-    x: torch.Tensor
-    sigma: torch.Tensor
-    predictions: torch.Tensor
 
 
 class BlendedRun:
@@ -55,25 +75,22 @@ class BlendedRun:
     def __init__(
         self,
         plan: Plan,
+        coefficients: torch.Tensor,
         clock: StepClock,
         bank: LoRABank,
         networks: Mapping[int, torch.nn.Module],
-        execution: str,
-        blend: LoRABlend,
-        estimator: Estimator,
+        settings: RunSettings,
     ):
         keep_moving_weights_as_stored()
-        self.networks = networks  # of the variants that are whole models
-        self.blend = blend
-        self.estimator = estimator
         self.plan = plan
+        self.coefficients = coefficients  # (steps, 1 + m), base first, below the regions
         self.clock = clock
         self.bank = bank
-        self.execution = execution
+        self.networks = networks  # of the variants that are whole models
+        self.settings = settings
         self.step = 0
         self.noise = 0.0  # of the evaluation
         self.recorded: set[int] = set()  # steps
-        self.steering: Steering | None = None
         self.denoised: torch.Tensor | None = None  # the guided prediction before, where a run is steered
         self.caches = Caches()
         self.conditionings: Conditionings | None = None  # None: no network prepared any
@@ -82,14 +99,7 @@ class BlendedRun:
         self._calls: Counter = Counter()  # of this step, by what they ask for
         self._attachments: dict[int, Attachment] = {}  # per network: there are several on several devices
         self._banks: list[LoRABank] = []
-        self._shared: list[_SharedCall] | None = None  # None: predictions are blended
-        self._turn = self._call = 0
-        self._every = False  # variant in turn, and not those that count at the step alone
-
-    @property
-    def exact(self) -> bool:
-        """Whether every variant is evaluated at every step."""
-        return self.estimator is exact
+        self._turns: Turns | None = None  # None: predictions are blended
 
     @contextmanager
     def preparing(self, network: torch.nn.Module) -> Iterator[None]:
@@ -101,49 +111,48 @@ class BlendedRun:
     def separately(self, step: int, predict: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
         """predict() once under each variant that counts at `step`: the guided model if it were that basis alone.
 
-        Guidance and every other patch run once per variant; the network's passes hold all variants and are made in
-        the first turn only. A call that comes with another input than the first turn's is evaluated on its own.
+        Guidance and every other patch run once per variant; the network's passes hold all variants, see Turns.
         """
-        return self._in_turn(len(self.plan.active(step)[0]), predict)
+        return self._in_turn(len(self.plan.active(step)[0]), self._counting, predict)
 
     def every_variant(self, predict: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
         """The same under every variant, base first, whatever its coefficient; the run's caches see nothing of it."""
-        caches, self.caches, self._every = self.caches, Caches(), True
+        variants = torch.arange(1 + len(self.settings.blend.bases))[:, None]
+        caches, self.caches = self.caches, Caches()
         try:
-            return self._in_turn(1 + len(self.blend.bases), predict)
+            return self._in_turn(len(variants), lambda images: variants.expand(-1, images), predict)
         finally:
-            self.caches, self._every = caches, False
+            self.caches = caches
 
-    def _in_turn(self, turns: int, predict: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
-        self._shared, results = [], []
+    def _counting(self, images: int) -> torch.Tensor:
+        return self.plan.active(self.step, images)[0]
+
+    def _in_turn(
+        self, count: int, variants: Callable[[int], torch.Tensor], predict: Callable[[], torch.Tensor]
+    ) -> list[torch.Tensor]:
+        self._turns = Turns(variants)
         try:
-            for turn in range(turns):
-                self._turn, self._call = turn, 0
-                results.append(predict())
+            return [self._turns.take(turn, predict) for turn in range(count)]
         finally:
-            self._shared = None
-        return results
+            self._turns = None
 
-    def _in_turns(self, images: int) -> torch.Tensor:
-        """The variants (k, images) whose turns they are."""
-        if not self._every:
-            return self.plan.active(self.step, images)[0]
-        return torch.arange(1 + len(self.blend.bases))[:, None].expand(-1, images)
+    def advance(self, timestep: torch.Tensor) -> bool:
+        """Note the step of the evaluation that begins, and its noise level, which is read off the GPU once.
 
-    def advance(self, timestep: torch.Tensor) -> None:
-        """Note the step of the evaluation that begins, and its noise level, which is read off the GPU once."""
+        Returns whether a step begins with it.
+        """
         self.noise = float(timestep.max())
-        step = self.clock.step(self.noise)
-        if step != self.step:
+        before, self.step = self.step, self.clock.step(self.noise)
+        if self.step != before:
             self._calls.clear()
-        self.step = step
+        return self.step > before
 
     def predict(self, executor, inputs: dict, options: dict) -> torch.Tensor:
         """The blended denoised prediction, (rows, ...), from one or several calls of the model."""
         call = _ModelCall(self, executor, inputs, options)
-        if self._shared is None:
-            return self.plan(call.evaluate, self.step, images=call.images, call=self._asked(call))
-        return self._one_of(call, self._in_turns(call.images))
+        if self._turns is not None:
+            return self._turns.prediction(call)
+        return self.plan(call.evaluate, self.step, images=call.images, call=self._asked(call))
 
     def _asked(self, call: _ModelCall) -> Call:
         """What a call sees, and what it asks for: its conditionings, its shape, and which of such calls it is."""
@@ -152,17 +161,6 @@ class BlendedRun:
         self._calls[what] += 1
         flow = isinstance(call.network.model_sampling, comfy.model_sampling.CONST)
         return Call((*what, self._calls[what]), State(call.x, 1 - self.noise if flow else 1.0, self.noise))
-
-    def _one_of(self, call: _ModelCall, variants: torch.Tensor) -> torch.Tensor:
-        """The prediction of the variant whose turn it is, from the passes that all turns share."""
-        if self._call == len(self._shared):
-            self._shared.append(_SharedCall(call.x, call.sigma, call.evaluate(variants)))
-        shared = self._shared[self._call]
-        self._call += 1
-        same = shared.x.shape == call.x.shape and torch.equal(shared.x, call.x)
-        if same and torch.equal(shared.sigma, call.sigma):
-            return shared.predictions[self._turn]
-        return call.evaluate(variants[self._turn : self._turn + 1])[0]
 
     def attachment(self, network: torch.nn.Module) -> Attachment:
         """The bank on a network, attached once per run."""
@@ -179,12 +177,12 @@ class BlendedRun:
         attachments = list(self._attachments.values())
         planned = set(self.plan.variants.flatten().tolist())
         planned |= {variant for mixture in self.plan.mixtures.values() for variant in mixture}
-        found = {
+        unused = {
             name: sorted(set.intersection(*(set(attachment.unused(variant)) for attachment in attachments)))
-            for variant, name in enumerate(self.blend.names, start=1)
+            for variant, name in enumerate(self.settings.blend.names, start=1)
             if attachments and variant not in self.networks and variant in planned
         }
-        return {name: modules for name, modules in found.items() if modules}
+        return {name: modules for name, modules in unused.items() if modules}
 
     def read(self) -> list[str]:
         """The modules that changed through their parameters in this run: the network reads these without a call."""
@@ -219,8 +217,8 @@ class _ModelCall:
         self.images = self.rows // chunks if self.rows % chunks == 0 else self.rows
         self._attachment = run.attachment(self.network)
         self._attachment.compiled |= is_compiled(options)
-        taken = inputs if run.conditionings is None else run.conditionings.taken(inputs)
-        self._inputs = taken | {"rows": torch.arange(self.rows)}  # of which a pass finds its own, as of all inputs
+        inputs = inputs if run.conditionings is None else run.conditionings.of_call(inputs)
+        self._inputs = inputs | {"rows": torch.arange(self.rows)}  # of which a pass finds its own, as of all inputs
 
     def evaluate(self, variants: torch.Tensor) -> torch.Tensor:
         """The predictions (k, rows, ...) of variants (k, images), in passes of as many as fit."""
@@ -244,21 +242,21 @@ class _ModelCall:
         """One pass of the network, for variants (g, images)."""
         run, images = self.run, inputs["rows"][: variants.shape[1]]
         basis = (id(self.network), tuple(variants.flatten().tolist()), tuple(images.tolist()))
-        own = self.options | {"uuids": [_uuid_of(u, basis[1:]) for u in self.options.get("uuids", [])]}
+        options = self.options | {"uuids": [_uuid_of(u, basis[1:]) for u in self.options.get("uuids", [])]}
         network = run.networks.get(int(variants[0, 0]))
         executor = self.executor if network is None else moved(self.executor, network)
         x, *others = inputs["args"]
-        with run.caches.of(basis, network or self.network, own):
-            return executor(x.clone(), *others, own, **inputs["kwargs"])  # EasyCache writes into x
+        with run.caches.of(basis, network or self.network, options):
+            return executor(x.clone(), *others, options, **inputs["kwargs"])  # EasyCache writes into x
 
     def _group(self, variants: torch.Tensor) -> int:
         """How many variants to put into one pass."""
         run, network, x = self.run, self.network, self.x
         k = max(sum(not run.networks.keys() >= set(of_images) for of_images in variants.tolist()), 1)
         run.apart = run.apart or keeps_rows_apart(network) is False
-        if run.apart or run.execution == "sequential":
+        if run.apart or run.settings.execution == "sequential":
             return 1
-        if run.execution == "batched":
+        if run.settings.execution == "batched":
             return k
         free = network.current_patcher.get_free_memory(x.device) / MEMORY_MARGIN
         fits = (g for g in range(k, 1, -1) if network.memory_required([x.shape[0] * g, *x.shape[1:]]) < free)

@@ -8,6 +8,7 @@ import comfy.lora
 import torch
 
 from ...blend_core import Target, TargetIndex
+from .private import names_of_stored
 
 
 def target_index(base_model: torch.nn.Module) -> TargetIndex:
@@ -29,9 +30,7 @@ def _shapes(base_model: torch.nn.Module) -> Iterator[tuple[str, tuple[int, ...]]
     for name, module in base_model.named_modules():
         if name.partition(".")[0] != "diffusion_model":
             continue
-        passing = module._non_persistent_buffers_set
-        names = {"weight", "bias", *module._parameters, *module._buffers} - passing
-        for parameter in sorted(names):
+        for parameter in sorted(names_of_stored(module)):
             if isinstance(tensor := getattr(module, parameter, None), torch.Tensor):
                 yield f"{name}.{parameter}", tuple(tensor.shape)
 

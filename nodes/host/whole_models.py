@@ -1,4 +1,4 @@
-"""Whole models as bases: a network of their own beside the base's, which ComfyUI loads, counts and evicts with it.
+"""Whole models as bases: a network of their own next to the base's, which ComfyUI loads, counts and evicts with it.
 
 A whole model gives its weights, with what ComfyUI's loaders patched into them. Guidance, attention patches, ControlNets
 and wrappers come from the model that is blended, and reach every basis.
@@ -7,7 +7,6 @@ and wrappers come from the model that is blended, and reach every basis.
 from __future__ import annotations
 
 import copy
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -18,12 +17,10 @@ from comfy.patcher_extension import WrapperExecutor
 
 from ...blend_core import BlendError
 from ..types import KEY, Basis, WholeModel
-from .row_layout import network_of
+from .private import compiles, has_lora_hook, inner_apply_model, network_of, own_copy, reread
 
 MODELS_KEY = f"{KEY}_models"
 MB = 2**20
-_COMPILING = "comfy_api.torch_helpers.torch_compile"
-_HELD = ("backup", "backup_buffers", "object_patches_backup", "hook_backup")  # what a patcher replaced in its network
 
 
 def whole_model(model, label: str, kl_weight: float | None, own_copy: bool) -> WholeModel:
@@ -50,6 +47,11 @@ def megabytes(model) -> float:
     return model.model_size() / MB
 
 
+def network_name(model) -> str:
+    """The class of a model's network, as ComfyUI calls it."""
+    return type(network_of(model.model)).__name__
+
+
 def _wrapped(model) -> set[str]:
     return {str(key) for of_kind in model.wrappers.values() for key, wrappers in of_kind.items() if wrappers}
 
@@ -69,20 +71,13 @@ def _copied(model):
             "lose. Use ComfyUI's Load LoRA instead, or switch own_copy off."
         )
     comfy.model_management.unload_all_models()  # puts every patched weight back
-    own = model.clone()
-    own.model, own.parent, own.pinned = _fresh(model), None, set()
-    own.clone_base_uuid = uuid.uuid4()
-    for held in _HELD:
-        setattr(own, held, {})
-    return own
+    return own_copy(model, _fresh(model))
 
 
 def _fresh(model) -> torch.nn.Module:
     """The network as its file has it: read again where ComfyUI knows how, else copied in memory."""
-    if init := getattr(model, "cached_patcher_init", None):  # set by ComfyUI's own loaders, not yet in 0.14
-        load, arguments, *place = init
-        loaded = load(*arguments)
-        return (loaded[place[0]] if place else loaded).model
+    if (network := reread(model)) is not None:
+        return network
     if model.is_dynamic():
         raise BlendError(
             "this model streams its weights, and its loader does not say how to read them again, so they cannot be "
@@ -98,21 +93,21 @@ def moved(executor: WrapperExecutor, network: torch.nn.Module) -> WrapperExecuto
     Compiled modules are left out, for they would put the base's in the place of the other's. Raises BlendError for
     LoRA hooks of a prompt, which change the base's weights alone.
     """
-    if getattr(executor.class_obj.current_patcher, "current_hooks", None) is not None:
+    if has_lora_hook(executor.class_obj.current_patcher):
         raise BlendError(
             "a prompt carries a LoRA hook, which changes the weights of the base model and would not reach a basis "
             "that is a whole model. Remove the hook, or put its LoRA into both models with Load LoRA."
         )
     done, rest = executor.wrappers[: executor.idx + 1], executor.wrappers[executor.idx + 1 :]
-    rest = [wrapper for wrapper in rest if getattr(wrapper, "__module__", "") != _COMPILING]
-    return WrapperExecutor.new_class_executor(network._apply_model, network, [*done, *rest], executor.idx)
+    rest = [wrapper for wrapper in rest if not compiles(wrapper)]
+    return WrapperExecutor.new_class_executor(inner_apply_model(network), network, [*done, *rest], executor.idx)
 
 
 class WholeModels:
     """The whole models among a blend's bases. Raises BlendError for those that do not go with the base."""
 
     def __init__(self, bases: Sequence[Basis], base):
-        whole = {variant: each for variant, each in enumerate(bases, start=1) if isinstance(each, WholeModel)}
+        whole = {variant: basis for variant, basis in enumerate(bases, start=1) if isinstance(basis, WholeModel)}
         self._models: dict[torch.nn.Module, object] = {}  # by network, so that a model that stands twice is loaded once
         for basis in whole.values():
             _check_like(basis, base)
@@ -123,8 +118,8 @@ class WholeModels:
                     "file once, however many loaders name it), and they cannot be patched in two ways at once. Switch "
                     "on own_copy of its Model as Reward LoRA node."
                 )
-        self.networks: dict[int, torch.nn.Module] = {variant: each.model.model for variant, each in whole.items()}
-        self.report = [_line(each) for each in whole.values()]
+        self.networks: dict[int, torch.nn.Module] = {variant: basis.model.model for variant, basis in whole.items()}
+        self.report = [_line(basis) for basis in whole.values()]
         if whole and (changed := _changed(base)):
             self.report.append(
                 f"note: {' and '.join(changed)} of the base model do not act in whole models; put them into both"
@@ -157,33 +152,33 @@ def _same_weights(first, second) -> bool:
 
 
 def _line(basis: WholeModel) -> str:
-    return f"{basis.label}: a whole model, {megabytes(basis.model):.0f} MB beside the base, in passes of its own"
+    return f"{basis.label}: a whole model, {megabytes(basis.model):.0f} MB next to the base, in passes of its own"
 
 
 def _changed(base) -> list[str]:
     """What was done to the base's own weights and modules."""
     modules = set(base.object_patches) - {"diffusion_model"} or base.injections
-    return [name for name, there in (("LoRAs", base.patches), ("patches of modules", modules)) if there]
+    return [name for name, changes in (("LoRAs", base.patches), ("patches of modules", modules)) if changes]
 
 
 def _check_like(basis: WholeModel, base) -> None:
-    for what, own, expected in _compared(basis.model, base):
-        if own != expected:
+    for what, of_basis, expected in _compared(basis.model, base):
+        if of_basis != expected:
             raise BlendError(
-                f"{basis.label} is another kind of model than the base: {what} {own}, expected {expected}. Connect "
-                "to Model as Reward LoRA a model that was trained from this base."
+                f"{basis.label} is another kind of model than the base: {what} {of_basis}, expected {expected}. "
+                "Connect to Model as Reward LoRA a model that was trained from this base."
             )
 
 
 def _compared(model, base) -> Iterator[tuple[str, object, object]]:
-    """(what, of the model, of the base): what has to be alike."""
-    networks = [network_of(each.model) for each in (model, base)]
+    """(what, of the model, of the base): what has to be equal."""
+    networks = [network_of(patcher.model) for patcher in (model, base)]
     yield "its network is", *(type(network).__name__ for network in networks)
     shapes, expected = map(_shapes, networks)
     for name in [*expected, *(shapes.keys() - expected.keys())]:
         yield f"{name} has the shape", shapes.get(name), expected.get(name)
-    yield "its latents are", *(type(each.model.latent_format).__name__ for each in (model, base))
-    yield "it predicts as", *(_prediction(each) for each in (model, base))
+    yield "its latents are", *(type(patcher.model.latent_format).__name__ for patcher in (model, base))
+    yield "it predicts as", *(_prediction(patcher) for patcher in (model, base))
     yield "it runs on", model.load_device, base.load_device
 
 

@@ -48,7 +48,7 @@ class Graph:
 
     def whole(self, model, label: str = "whole", kl_weight: float = 0.0, **options):
         """Model as Reward LoRA: a basis."""
-        node = self.nodes["ModelAsBasis"]
+        node = self.nodes["ModelAsRewardLoRA"]
         return node.execute(model=model, label=label, kl_weight=kl_weight, **options).result[0]
 
     def blended(self, model, blend, execution: str = "batched", **inputs) -> Tensor:

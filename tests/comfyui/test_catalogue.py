@@ -74,7 +74,7 @@ def test_a_lora_trained_without_a_kl_term_gets_no_kl_weight(load, lora_folder, f
 
 def test_a_file_that_is_not_in_it_keeps_its_name(load, files):
     lora, lines = load(files[0])
-    assert lora.known is None and lora.label == lora.adapter.label
+    assert lora.recognition is None and lora.label == lora.adapter.label
     assert not [line for line in lines if "catalogue" in line]
 
 

@@ -10,12 +10,12 @@ from . import host, networks
 modes, floors, bench, measuring, report = (
     host.submodule(f"benchmarks.costs.{name}") for name in ("modes", "floors", "networks", "measuring", "report")
 )
-SAMPLING = bench.Sampling(steps=3, cfg=7.0)
+SAMPLING = bench.SamplerSettings(steps=3, cfg=7.0)
 SETTINGS = measuring.Settings("small", 8, SAMPLING.steps, SAMPLING.cfg, rounds=1, rewards=[3], copies=3, rank=8)
 M = 3
 HOOKS = "ComfyUI's LoRA hooks"
 SAME = ("exact, one batch", HOOKS, modes.COPIES)
-EVALUATIONS = {"stratified": 3, "sampled": 3, "control variate": 2 + M, "exact, one batch": 3 * M}
+EVALUATIONS = {"stratified": 3, "random": 3, "budget 1": 2 + M, "exact, one batch": 3 * M}
 
 
 @pytest.fixture(scope="module")

@@ -174,7 +174,7 @@ def test_posterior_samples_are_ancestral_runs_of_the_plain_model(nodes, graph, b
 
     def draw(seed):
         options = {"state": state, "generator": torch.Generator().manual_seed(seed)}
-        return submodule("nodes.diagnostics").drawn(model, sigmas, options, s)
+        return submodule("nodes.host.posterior").draw_clean(model, sigmas, options, s)
 
     options = {"state": state, "generator": torch.Generator().manual_seed(1), "flow": flow}
     sampler = comfy.samplers.KSAMPLER(ancestral, options)

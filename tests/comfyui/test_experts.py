@@ -62,7 +62,7 @@ def halves(models, blend, evaluation, jobs=JOBS):
 
 def choices(applied) -> torch.Tensor:
     """(images, steps) of the last run, for one variant per step."""
-    return applied.plan.variants[:, 0].T
+    return applied.wrappers.last.plan.variants[:, 0].T
 
 
 @pytest.mark.parametrize("sampler_name", ["euler", "dpmpp_2m", "heun"])

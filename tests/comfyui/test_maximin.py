@@ -81,15 +81,15 @@ def steered(graph, base, blend, vae, rewards, every=1, rate=2.0, **inputs):
     """The run of the node, with its steering: (latents, moves)."""
     module, patching = submodule("nodes.maximin"), submodule("nodes.host.apply")
     panel = module._panel(vae, list(rewards), "", "", "", blend.schedule.blends[0])
-    result, applied = patching.sample(
+    result = patching.sample(
         base,
         blend,
         submodule("blend_core").exact,
         "batched",
-        steered=lambda: module.WorstFirst(blend.schedule.blends[0], panel, rate, every),
+        steered=lambda steps: module.WorstFirst(blend.schedule.blends[0], panel, rate, every, steps),
         **graph._inputs(INPUTS | inputs),
     )
-    return result["samples"], applied.steering.moves
+    return result.latent["samples"], result.steering.moves
 
 
 def test_weights_move_to_the_worse_reward_of_each_image(graph, base, blend, vae, reward):

@@ -57,7 +57,7 @@ def test_regions_equal_merged_copies_position_by_position(graph, base, merged, b
 def test_kl_interpolate_scales_every_region(nodes, blend, region):
     painted = region(blend, torch.ones(1, 8, 8), blend.aligned(0.5))
     (half,) = nodes["KLInterpolate"].execute(blend=painted, alignment=0.5).result
-    for small, large in zip(half.layers(3), painted.layers(3), strict=True):
+    for small, large in zip(half.coefficients(3), painted.coefficients(3), strict=True):
         torch.testing.assert_close(small[:, 1:], large[:, 1:] / 2)
 
 

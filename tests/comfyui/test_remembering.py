@@ -58,5 +58,5 @@ def test_nothing_of_a_run_stays_behind_it(graph, base, blend):
     patching = submodule("nodes.host.apply")
     applied = patching.apply_blend(base, blend, submodule("blend_core").budget, "sequential", 1)
     graph.plain(applied.model, latent_image=latent(batch=2), steps=3)
-    assert applied.plan.evaluations_per_step > 1
-    assert applied.plan.memory.tracks == {}
+    assert applied.wrappers.last.plan.evaluations_per_step > 1
+    assert applied.wrappers.last.plan.memory.tracks == {}

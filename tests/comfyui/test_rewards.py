@@ -155,7 +155,7 @@ def test_a_list_of_images_is_scored_as_a_batch(nodes, images):
     execute = nodes["RewardScorer"].execute
     as_list = execute(image=list(images.split(1)), prompt=[""], rewards=models).result
     assert as_list[0] == score(nodes, images, [models["reward_0"][0]])[0]
-    with pytest.raises(ValueError, match=r"unlike sizes or channels \(32 x 24, 32 x 8\)|32 x 8, 32 x 24"):
+    with pytest.raises(ValueError, match=r"different sizes or channels \(32 x 24, 32 x 8\)|32 x 8, 32 x 24"):
         execute(image=[images, images[:, :8]], prompt=[""], rewards=models)
 
 

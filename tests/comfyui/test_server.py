@@ -16,7 +16,7 @@ from .server import PACK, Server
 
 NODE_IDS = {
     "DiffusionBlendLoadRewardLoRA",
-    "DiffusionBlendModelAsBasis",
+    "DiffusionBlendModelAsRewardLoRA",
     "DiffusionBlendBlendWeights",
     "DiffusionBlendDuel",
     "DiffusionBlendKLInterpolate",
@@ -36,6 +36,7 @@ NODE_IDS = {
     "DiffusionBlendParetoPlot",
     "DiffusionBlendSaveLoRA",
 }
+FORMER_IDS = {"DiffusionBlendModelAsBasis": "DiffusionBlendModelAsRewardLoRA"}
 CHECKPOINT, OTHER_CHECKPOINT = "tiny.safetensors", "other.safetensors"
 DOCS = host.REPOSITORY / "web" / "docs"
 
@@ -112,7 +113,14 @@ def test_the_pack_loads_without_complaint(server):
     failed = [line for line in server.log.read_text().splitlines() if "IMPORT FAILED" in line]
     assert not [line for line in failed if "custom_nodes" in line], failed
     ours = {name for name in server.get("/object_info") if name.startswith("DiffusionBlend")}
-    assert ours == NODE_IDS
+    assert ours == NODE_IDS | FORMER_IDS.keys()
+
+
+@pytest.mark.parametrize("former", FORMER_IDS)
+def test_a_node_under_its_former_id_is_the_same_and_out_of_the_menus(server, former):
+    this, now = (server.get(f"/object_info/{name}")[name] for name in (former, FORMER_IDS[former]))
+    assert this["deprecated"] and not now.get("deprecated")
+    assert {name for name in this if this[name] != now.get(name)} == {"name", "deprecated"}
 
 
 @pytest.mark.parametrize("node_id", sorted(NODE_IDS))
@@ -196,7 +204,7 @@ def test_four_images_are_scored_with_two_rewards_and_the_best_is_saved(server, f
 
 
 def with_a_whole_model(files, **options) -> dict:
-    """The same, with the second LoRA put into a model of its own."""
+    """The same, with the second LoRA put into a model of its own; as a graph of the node's former id."""
     graph, lora = workflow(files), {"lora_name": files[1], "strength_model": 1.0}
     more = {
         "patched": ("LoraLoaderModelOnly", {"model": ["again", 0], **lora}),
@@ -222,7 +230,7 @@ def test_a_lora_in_a_model_of_its_own_is_that_lora(server, files):
     else:  # the model in float16 is rounded after its LoRA is added
         other = pixels(server.picture(workflow(kohya_last, weights="1, 0"))).astype(int) - expected
         assert abs(difference).mean() < abs(other).mean() / 4
-    assert re.search(r"merged: a whole model, \d+ MB beside the base", "".join(history["outputs"]["sampler"]["text"]))
+    assert re.search(r"merged: a whole model, \d+ MB next to the base", "".join(history["outputs"]["sampler"]["text"]))
 
 
 def test_a_sweep_runs_the_graph_once_per_blend_and_is_plotted(server, files):

@@ -316,7 +316,7 @@ def test_two_whole_models(small):
 def test_the_kl_weight_counts_as_a_loras_does(small):
     bases = [small.graph.whole(small.tuned, kl_weight=w) for w in (0.1, 0.3)]
     blend = small.graph.blend(bases, "0.5, 0.5", target_kl_weight=0.2)
-    assert blend.layers(1)[0][0].tolist() == pytest.approx([0, 0.25, 0.75])
+    assert blend.coefficients(1)[0][0].tolist() == pytest.approx([0, 0.25, 0.75])
     assert small.bases[1].kl_weight is None
 
 
@@ -325,12 +325,12 @@ def test_the_kl_weight_counts_as_a_loras_does(small):
 
 def test_the_nodes_say_what_a_whole_model_takes(small):
     size = f"{small.tuned.model_size() / 2**20:.0f} MB"
-    node = small.graph.nodes["ModelAsBasis"].execute(model=small.tuned, label=" ", kl_weight=0.25)
-    assert node.ui["text"] == (f"reward\nFlux, {size} beside the base\nKL weight: 0.25",)
+    node = small.graph.nodes["ModelAsRewardLoRA"].execute(model=small.tuned, label=" ", kl_weight=0.25)
+    assert node.ui["text"] == (f"reward\nFlux, {size} next to the base\nKL weight: 0.25",)
     node = small.graph.nodes["ApplyBlend"].execute(
         model=small.model, blend=small.mixture("mixed")[0], evaluation="exact", execution="auto", seed=0
     )
-    assert f"whole: a whole model, {size} beside the base" in node.ui["text"][0]
+    assert f"whole: a whole model, {size} next to the base" in node.ui["text"][0]
 
 
 def test_what_reaches_the_base_alone_is_said(small):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusion_blend.blend_core.adapters import Change, Target, TargetIndex, read_adapter, resolve
-from diffusion_blend.blend_core.adapters.renames import diffusers_names, native_names, read_table
+from diffusion_blend.blend_core.adapters.names.renames import diffusers_names, native_names, read_table
 from diffusion_blend.blend_core.errors import BlendError
 
 from .lora_worlds import FLUX, WAN, pair, spelled, tensors_for, write

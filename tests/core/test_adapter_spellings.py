@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusion_blend.blend_core.adapters import read_adapter, resolve
-from diffusion_blend.blend_core.adapters.spelling import canonical, is_text_encoder, parse
+from diffusion_blend.blend_core.adapters.names.spelling import canonical, is_text_encoder, parse
 
 from .lora_worlds import FLUX, HOSTS, SD3, SD15, SPELLINGS, WAN, spelled, tensors_for, write
 

@@ -154,30 +154,6 @@ def test_the_description_says_whether_kl_weights_entered():
     assert "KL weight" not in Blend(("calm", "vivid"), (0.5, 0.5)).describe()
 
 
-@pytest.mark.parametrize(
-    "blended",
-    [
-        Blend(NAMES, (0.7, 0.2, 0.1)),
-        Blend(NAMES, (1 / 3, 1 / 3, 1 / 3), 1.7, (0.1, None, 0.3)),
-        Blend(("größe", 'a "b"'), (0.25, 0.75), 0.0, (0.1, 0.2), 0.15),
-    ],
-)
-def test_json_reads_back_as_the_same_blend(blended):
-    again = Blend.from_json(blended.to_json())
-    assert again == blended
-    assert again.coefficients == blended.coefficients
-    assert hash(again) == hash(blended)
-
-
-@pytest.mark.parametrize(
-    "text", ["not json", "[1, 2]", "{}", '{"names": ["a"], "preference": [1], "lambda": 2}', '{"names": 3}', "null"]
-)
-def test_json_of_something_else_is_refused(text):
-    message = refusal(text, of=Blend.from_json)
-    assert "this text is not a blend" in message
-    assert "Expected the JSON object that Blend.to_json writes" in message
-
-
 def test_a_blend_cannot_be_changed():
     names, preference = ["calm", "vivid"], [0.5, 0.5]
     blended = Blend(names, preference)

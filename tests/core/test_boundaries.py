@@ -1,4 +1,7 @@
-"""Who imports whom: nodes -> blend_core <- pipelines <- trainers <- lab, and no host in the core."""
+"""Who imports whom: nodes -> blend_core <- pipelines <- trainers <- lab, and no host in the core.
+
+A case per rule; a broken rule names every file that breaks it. The direction between rooms is a limit of figures.py.
+"""
 
 import ast
 import importlib
@@ -8,15 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from ..figures import Tree, imports_of
+
 ROOT = Path(__file__).parents[2]
-MAY_IMPORT = {
-    "blend_core": {"blend_core"},
-    "nodes": {"nodes", "blend_core"},
-    "pipelines": {"pipelines", "blend_core"},
-    "trainers": {"trainers", "pipelines", "blend_core"},
-    "lab": {"lab", "trainers", "pipelines", "blend_core"},
-}
+
 COMFY = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "nodes", "execution", "server"}
+PUBLIC_TO_NODES = {"comfy_api", "folder_paths"}  # what a node is declared with; all else of ComfyUI is nodes/host's
+MACHINERY = {
+    "model_options", "model_patcher", "model_sampling", "current_patcher", "transformer_options", "diffusion_model",
+    "get_wrappers", "add_wrapper_with_key", "set_additional_models", "object_patches", "patches", "load_device",
+    "offload_device", "get_model_object", "memory_required", "inner_model",
+}  # fmt: skip
 LIBRARIES = {"diffusers", "peft", "transformers", "accelerate"}
 PACK = {"diffusion_blend", "blend_core", "pipelines", "trainers", "lab"}  # `nodes` is ComfyUI's own
 MATHS = (
@@ -30,48 +35,25 @@ MATHS = (
     "control_variates",
     "duels",
 )
-SOURCES = sorted(file for folder in MAY_IMPORT for file in (ROOT / folder).rglob("*.py"))
-IDS = [str(file.relative_to(ROOT)) for file in SOURCES]
+NO_NOUNS = {"each", "own", "told", "found", "given", "taken", "there", "alone", "beside"}
+MODULES = Tree().modules
 
 
-def is_typing_only(node):
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-
-
-def imports(file, within_functions=True):
-    """(level, module, names) of every import of a file; `within_functions=False`: of those that importing it runs."""
-    pending = [ast.parse(file.read_text(encoding="utf-8"))]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, ast.Import):
-            yield from ((0, alias.name, ()) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.level, node.module or "", tuple(alias.name for alias in node.names)
-        elif within_functions or not (isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or is_typing_only(node)):
-            pending += ast.iter_child_nodes(node)
-
-
-def absolute(file, **options):
+def absolute(path, within_functions=True):
     """The top-level modules a file imports absolutely."""
-    return {module.split(".")[0] for level, module, _ in imports(file, **options) if level == 0}
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    return {module.split(".")[0] for level, module, _ in imports_of(tree, within_functions) if level == 0}
 
 
-def relative(file):
-    """The paths, below the pack's root, that a file imports relatively."""
-    folder = file.parent.relative_to(ROOT).parts
-    for level, module, names in imports(file):
-        if level:
-            start = folder[: len(folder) - level + 1]
-            parts = [*start, *filter(None, module.split("."))]
-            yield from ((parts,) if module else ([*parts, name] for name in names))
+def breaking(rule, room=""):
+    """{path: what it should not import} of the files in a room, for `rule(path)`."""
+    return {path: names for path in MODULES if path.startswith(room) and (names := rule(path))}
 
 
 def test_the_scan_sees_the_sources():
-    assert len(SOURCES) > 30
-    assert {"blend_core/blend.py", "nodes/host/apply.py", "pipelines/host.py"} <= {Path(i).as_posix() for i in IDS}
-    found = sorted(relative(ROOT / "blend_core" / "network" / "execution.py"))
-    assert found == [["blend_core", "network", "bank"]]
-    assert "comfy" in absolute(ROOT / "nodes" / "host" / "apply.py")
+    assert MODULES["blend_core/network/execution.py"].arrows == {"blend_core/network/bank.py"}
+    assert any("comfy" in absolute(path) for path in MODULES if path.startswith("nodes/"))
+    assert "transformers" in set().union(*(absolute(path) for path in MODULES if path.startswith("blend_core/rewards")))
 
 
 def test_importing_the_core_imports_no_host():
@@ -88,43 +70,49 @@ def test_importing_the_pack_itself_imports_nothing_heavy():
     assert {name.split(".")[0] for name in done.stdout.split()} & (COMFY | LIBRARIES | {"torch"}) == set()
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=IDS)
-def test_imports_follow_the_direction(file):
-    package = file.relative_to(ROOT).parts[0]
-    strangers = {parts[0] for parts in relative(file)} - MAY_IMPORT[package]
-    assert strangers <= {"__version__"}  # the pack's root holds its version and ComfyUI's entry point
+def test_rooms_are_imported_relatively():
+    # ComfyUI loads the pack under a name of its own.
+    assert breaking(lambda path: absolute(path) & PACK) == {}
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=IDS)
-def test_the_pack_is_imported_relatively_alone(file):
-    # ComfyUI loads the pack under a name of its own, and owns a top-level `nodes`.
-    assert absolute(file) & PACK == set()
-    package = file.relative_to(ROOT).parts[0]
-    own = {path.stem for path in (ROOT / "nodes").glob("*.py")} - {"__init__"}
-    for level, module, names in imports(file):
-        if level == 0 and module.split(".")[0] == "nodes":
-            assert package == "nodes" and module == "nodes" and not own & set(names)
+def test_the_name_nodes_is_comfyuis_own():
+    ours = {Path(path).stem for path in MODULES if path.startswith("nodes/")} - {"__init__"}
+
+    def misused(path):
+        of_nodes = [(module, names) for level, module, names in MODULES[path].imports if level == 0]
+        of_nodes = [(module, names) for module, names in of_nodes if module.split(".")[0] == "nodes"]
+        return [module for module, names in of_nodes if module != "nodes" or ours & set(names)]
+
+    assert breaking(misused) == {}
+    assert breaking(lambda path: absolute(path) & {"nodes"} if not path.startswith("nodes/") else set()) == {}
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=IDS)
-def test_each_side_knows_its_own_host_only(file):
-    package = file.relative_to(ROOT).parts[0]
-    if package == "blend_core":
-        assert absolute(file) & COMFY == set()
-        # A learned reward may load its library on first use; nothing else in the core may know one.
-        in_rewards = "rewards" in file.parts
-        assert absolute(file, within_functions=not in_rewards) & LIBRARIES == set()
-    elif package == "nodes":
-        assert absolute(file) & LIBRARIES == set()
-    else:
-        assert absolute(file) & (COMFY - {"nodes"}) == set()
+def test_the_core_knows_no_host():
+    assert breaking(lambda path: absolute(path) & COMFY, "blend_core/") == {}
 
 
-@pytest.mark.parametrize("name", [name for name in MATHS if (ROOT / "blend_core" / f"{name}.py").exists()])
-def test_the_maths_imports_torch_and_maths_alone(name):
-    file = ROOT / "blend_core" / f"{name}.py"
-    assert absolute(file) - set(sys.stdlib_module_names) <= {"torch"}
-    assert {parts[1] for parts in relative(file)} <= {*MATHS, "errors"}
+def test_the_core_knows_no_library_but_what_a_learned_reward_loads_on_first_use():
+    def known(path):
+        return absolute(path, within_functions=not path.startswith("blend_core/rewards/")) & LIBRARIES
+
+    assert breaking(known, "blend_core/") == {}
+
+
+def test_nodes_know_comfyui_and_no_library_of_the_other_side():
+    assert breaking(lambda path: absolute(path) & LIBRARIES, "nodes/") == {}
+
+
+@pytest.mark.parametrize("room", ["pipelines", "trainers", "lab"])
+def test_the_other_side_knows_no_comfyui(room):
+    assert breaking(lambda path: absolute(path) & COMFY, f"{room}/") == {}
+
+
+def test_the_maths_imports_torch_and_maths_alone():
+    allowed = {f"blend_core/{name}.py" for name in (*MATHS, "errors")}
+    paths = [f"blend_core/{name}.py" for name in MATHS]
+    assert set(paths) <= set(MODULES)
+    assert {path: names for path in paths if (names := absolute(path) - set(sys.stdlib_module_names) - {"torch"})} == {}
+    assert {path: names for path in paths if (names := MODULES[path].arrows - allowed)} == {}
 
 
 @pytest.mark.parametrize("name", ["blend_core", "blend_core.adapters", "blend_core.rewards", "pipelines"])
@@ -132,8 +120,71 @@ def test_all_lists_every_public_name(name):
     if name == "pipelines":
         pytest.importorskip("diffusers")
     module = importlib.import_module(f"diffusion_blend.{name}")
-    file = ROOT.joinpath(*name.split("."), "__init__.py")
-    imported = {alias for level, _, names in imports(file) if level for alias in names}
+    imports = MODULES[f"{name.replace('.', '/')}/__init__.py"].imports
+    imported = {alias for level, _, names in imports if level for alias in names}
     assert sorted(module.__all__) == sorted(imported)
     assert len(set(module.__all__)) == len(module.__all__)
     assert all(hasattr(module, public) for public in module.__all__)
+
+
+def test_declarations_of_nodes_leave_comfyuis_machinery_to_the_host_folder():
+    def touched(path):
+        nodes = list(ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))))
+        attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+        return (absolute(path, within_functions=False) & COMFY - PUBLIC_TO_NODES) | attributes & MACHINERY
+
+    assert breaking(lambda path: touched(path) if Path(path).parent == Path("nodes") else set(), "nodes/") == {}
+
+
+@pytest.mark.parametrize("room", ["nodes", "blend_core"])
+def test_private_attributes_of_others_stand_in_one_file(room):
+    assert {Path(path).name for path in breaking(private_of_others, f"{room}/")} == {"private.py"}
+
+
+def private_of_others(path):
+    """The private attributes a file reads that no class or function of it has."""
+    nodes = list(ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))))
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
+    own = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    own |= {node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")}
+    names = {node.attr for node in attributes} - own
+    return {name for name in names if name.startswith("_") and not name.startswith("__")}
+
+
+def test_pip_installs_every_folder_with_python_in_it():
+    if sys.version_info < (3, 11):
+        tomllib = pytest.importorskip("tomli")
+    else:
+        import tomllib
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    folders = {module.folder.replace("/", ".") for module in MODULES.values()}
+    assert sorted(packages) == sorted({"diffusion_blend", *(f"diffusion_blend.{folder}" for folder in folders)})
+
+
+def test_no_two_classes_have_one_name():
+    benchmarks = [file.relative_to(ROOT).as_posix() for file in (ROOT / "benchmarks").rglob("*.py")]
+    places = {}
+    for path in [*MODULES, *benchmarks]:
+        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(path)
+    assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
+
+
+def bound_names(node):
+    """The names that a node gives a value to."""
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        yield node.id
+    elif isinstance(node, ast.arg):
+        yield node.arg
+    elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+        yield node.name
+
+
+@pytest.mark.parametrize("room", ["nodes", "pipelines", "trainers", "lab"])
+def test_variables_are_named_by_nouns(room):
+    def wrong(path):
+        nodes = ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+        return {name for node in nodes for name in bound_names(node) if name.strip("_") in NO_NOUNS}
+
+    assert breaking(wrong, f"{room}/") == {}

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 from diffusion_blend.blend_core import (
-    ESTIMATORS,
+    EVALUATIONS,
     Blend,
     BlendError,
     Job,
@@ -19,6 +19,7 @@ from diffusion_blend.blend_core import (
     sampled,
     stratified,
 )
+from diffusion_blend.blend_core.estimators import FORMER, check_evaluation
 from diffusion_blend.blend_core.parameterization import State
 from diffusion_blend.blend_core.plan import Call
 
@@ -183,7 +184,7 @@ def test_every_image_of_every_job_has_a_seed_of_its_own():
     assert image_seed(0, 0) == 6100052898045856299  # fixed: another value changes the images of published seeds
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
+@pytest.mark.parametrize("estimator", EVALUATIONS.values(), ids=EVALUATIONS)
 def test_no_global_random_state_is_touched(estimator):
     torch.manual_seed(3)
     random.seed(3)
@@ -309,3 +310,10 @@ def test_a_run_of_more_steps_than_its_job_has_left_is_refused():
     assert [Job().whole(7), Job(10).whole(4), Job(10, 4).whole(6)] == [7, 10, 10]
     with pytest.raises(BlendError, match=r"7 steps from step 4 of a job of 10 on, expected at most 6\. .*at least 11"):
         Job(10, 4).whole(7)
+
+
+@pytest.mark.parametrize("name", FORMER)
+def test_a_former_name_of_an_evaluation_is_refused_with_the_one_to_take_instead(name):
+    with pytest.raises(BlendError, match=f"evaluation is '{name}', expected one of exact.* Choose {FORMER[name]}"):
+        check_evaluation("evaluation", name, EVALUATIONS)
+    assert FORMER[name].split(",")[0] in EVALUATIONS

@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
-from diffusion_blend.lab.toy.demo import ALIGNMENTS, PROMPTS, REWARDS, SWEPT, WEIGHTS, Setting, measure_one, settings
-from diffusion_blend.lab.toy.demo_pictures import draw_grid, draw_pareto
+from diffusion_blend.lab.toy.demo.pictures import draw_grid, draw_pareto
+from diffusion_blend.lab.toy.demo.points import REWARDS, SWEPT, Setting
+from diffusion_blend.lab.toy.demo.run import ALIGNMENTS, PROMPTS, WEIGHTS, measure_one, settings
 
 ROW = {"method", "weights", "alignment", "rewards", "evaluations_per_step", "seconds_per_image", "n"}
 

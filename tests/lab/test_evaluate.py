@@ -16,13 +16,20 @@ from diffusion_blend.blend_core import Blend, BlendError, exact
 from diffusion_blend.blend_core.rewards import reward_cards
 from diffusion_blend.lab.cli import main
 from diffusion_blend.lab.evaluation.bootstrap import Draws
+from diffusion_blend.lab.evaluation.evaluation import Evaluation
 from diffusion_blend.lab.evaluation.host import Batch
-from diffusion_blend.lab.evaluation.methods import METHODS, Point, coefficients, points_of, rlg_coefficients
+from diffusion_blend.lab.evaluation.methods import (
+    METHODS,
+    EvaluationPoint,
+    coefficients_of,
+    points_of,
+    rlg_coefficients,
+)
 from diffusion_blend.lab.evaluation.opening import open_host
 from diffusion_blend.lab.evaluation.protocol import PROTOCOLS, Search, read_protocol
 from diffusion_blend.lab.evaluation.queue import finished
 from diffusion_blend.lab.toy.rewards import toy_rewards
-from diffusion_blend.pipelines import Method, Sampling, generate, load_base, load_factors
+from diffusion_blend.pipelines import BlendEvaluation, Sampling, generate, load_base, load_factors
 from diffusion_blend.trainers.model.rollout import rollout
 
 from ..lora_files import random_lora, write_lora
@@ -64,7 +71,7 @@ def studio(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def host(studio):
-    return open_host(read_protocol([studio / "protocol.toml"]), "cpu")
+    return open_host(Evaluation.of(read_protocol([studio / "protocol.toml"])), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +87,7 @@ def command(studio, out, *more):
 
 
 def outcome(host, method, preference=(), alignment=1.0, **search):
-    point = Point(method, preference, alignment, Search(**search))
+    point = EvaluationPoint(method, preference, alignment, Search(**search))
     return host.run(METHODS[method], point, *PAIRS)
 
 
@@ -110,7 +117,7 @@ def test_a_search_that_does_not_search_is_the_base_bit_for_bit(host, method, sea
     assert torch.equal(outcome(host, "kla", HALF, 0.0).images, base.images)
 
 
-@pytest.mark.parametrize("method", ["merged", "mpa", "sampled", "stratified"])
+@pytest.mark.parametrize("method", ["merged", "mpa", "random", "stratified"])
 def test_a_one_hot_preference_is_that_basis_bit_for_bit(host, method):
     assert torch.equal(outcome(host, method, FIRST).images, outcome(host, "basis", FIRST).images)
 
@@ -124,20 +131,20 @@ def test_the_oracle_of_a_basis_is_that_basis_to_rounding(host):
 @pytest.mark.parametrize("scale", [0.0, 0.3, 1.0, 1.7])
 def test_rlg_is_kla_coefficient_for_coefficient(host, scale):
     for basis in (FIRST, (0.0, 1.0)):
-        blend = coefficients(host.loras, Point("kla", basis, scale))
+        blend = coefficients_of(host.loras, EvaluationPoint("kla", basis, scale))
         assert rlg_coefficients(basis, scale) == pytest.approx(blend, abs=1e-12)
     assert torch.equal(outcome(host, "rlg", FIRST, scale).images, outcome(host, "kla", FIRST, scale).images)
 
 
 @pytest.mark.parametrize(
     ("method", "name"),
-    [("mpa", "exact"), ("merged", "merged"), ("sampled", "sampled"), ("budget", "budget"), ("msdda", "msdda")],
+    [("mpa", "exact"), ("merged", "merged"), ("random", "random"), ("budget", "budget"), ("msdda", "msdda")],
 )
 def test_the_images_are_those_of_generate_to_rounding(studio, host, method, name):
     pipe = load_base(str(studio / "base"))
     factors, _ = load_factors(pipe, [studio / "first.safetensors", studio / "second.safetensors"])
     sampling = Sampling(STEPS, 0.0 if name == "msdda" else 1.0, 2.0)
-    expected = generate(pipe, Method.of(name, Blend(("first", "second"), HALF), factors), *PAIRS, sampling)
+    expected = generate(pipe, BlendEvaluation.of(name, Blend(("first", "second"), HALF), factors), *PAIRS, sampling)
     torch.testing.assert_close(outcome(host, method, HALF).images, expected, atol=2e-4, rtol=0)
 
 
@@ -165,7 +172,7 @@ def test_the_best_of_n_is_no_worse_than_the_base_image_by_image(host):
 
 
 def test_evaluations_are_counted_without_those_of_the_kl(host):
-    spent = {"base": 4, "mpa": 8, "merged": 4, "sampled": 4, "best_of_n": 8, "msdda": 8, "rgg": 4}
+    spent = {"base": 4, "mpa": 8, "merged": 4, "random": 4, "best_of_n": 8, "msdda": 8, "rgg": 4}
     for method, count in spent.items():
         assert outcome(host, method, HALF, candidates=2).evaluations == count
     # two blocks of two steps, two candidates each; after the first block both are looked at
@@ -292,7 +299,8 @@ def test_the_bootstrap_covers_prompts_and_seeds():
     ("assignment", "message"),
     [
         ("sampling.step=4", "Did you mean sampling.steps"),
-        ("methods=['mpa', 'magic']", "expected some of base"),
+        ("methods=['mpa', 'magic']", "expected one of base"),
+        ("methods=['mpa', 'control_variate']", "Choose budget, with a budget of 1"),
         ("preferences=[[0.5, 0.6]]", "expected 2 numbers from 0 upwards that sum to 1"),
         ("dial_preferences=[[1.0]]", "expected 2 numbers"),
         ("alignments=[-1.0]", "expected numbers from 0"),

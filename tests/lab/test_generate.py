@@ -10,8 +10,9 @@ import torch
 from diffusion_blend.blend_core import Blend
 from diffusion_blend.lab.cli import main
 from diffusion_blend.lab.generation import run as making
-from diffusion_blend.lab.generation.record import TOY, place
-from diffusion_blend.pipelines import Method, Sampling, generate, load_base, load_factors
+from diffusion_blend.lab.options import read_rewards
+from diffusion_blend.lab.toy import STUDIO, place
+from diffusion_blend.pipelines import BlendEvaluation, Sampling, generate, load_base, load_factors
 from PIL import Image
 
 from ..lora_files import random_lora, write_lora
@@ -56,9 +57,9 @@ def refusal(capsys, *command):
     return message
 
 
-@pytest.mark.parametrize("method", ["exact", "stratified", "merged", "base"])
-def test_a_record_makes_the_same_files_again(studio, tmp_path, method):
-    assert main(arguments(studio, tmp_path / "a", f"--method={method}")) == 0
+@pytest.mark.parametrize("evaluation", ["exact", "stratified", "merged", "base"])
+def test_a_record_makes_the_same_files_again(studio, tmp_path, evaluation):
+    assert main(arguments(studio, tmp_path / "a", f"--evaluation={evaluation}")) == 0
     assert main(["generate", f"--repeat={tmp_path / 'a' / 'generation.json'}", f"--out={tmp_path / 'b'}"]) == 0
     made = files(tmp_path / "a")
     assert sorted(made) == ["00000.png", "00001.png", "00002.png", "00003.png", "generation.json"]
@@ -70,16 +71,16 @@ def test_the_images_are_those_of_the_python_host(studio, tmp_path):
     assert main(arguments(studio, tmp_path / "out", "--alignment=0.7")) == 0
     pipe = load_base(str(studio / "base"))
     factors, _ = load_factors(pipe, [studio / "first.safetensors", studio / "second.safetensors"])
-    method = Method.of("exact", Blend(("first", "second"), (0.6, 0.4), 0.7), factors)
+    evaluation = BlendEvaluation.of("exact", Blend(("first", "second"), (0.6, 0.4), 0.7), factors)
     prompts = [PROMPTS[0], PROMPTS[0], PROMPTS[1]]
-    expected = generate(pipe, method, prompts, [5, 6, 5], Sampling(steps=4, eta=1.0, cfg=2.0))
+    expected = generate(pipe, evaluation, prompts, [5, 6, 5], Sampling(steps=4, eta=1.0, cfg=2.0))
     for i, image in enumerate(expected):
         pixels = torch.from_numpy(numpy.array(Image.open(tmp_path / "out" / f"{i:05d}.png"))).permute(2, 0, 1)
         assert torch.equal(pixels, (image * 255).round().byte())
 
 
 def test_the_record_says_what_was_made_with_what(studio, tmp_path):
-    assert main(arguments(studio, tmp_path, "--method=sampled", "--alignment=0.5")) == 0
+    assert main(arguments(studio, tmp_path, "--evaluation=random", "--alignment=0.5")) == 0
     record = record_of(tmp_path)
     assert record["request"]["prompts"] == PROMPTS
     assert record["coefficients"] == pytest.approx({"base": 0.5, "first": 0.3, "second": 0.2})
@@ -97,7 +98,7 @@ def test_msdda_takes_eta_from_the_files_or_from_the_command_and_repeats(studio, 
     stated = write_lora(
         tmp_path / "second.safetensors", random_lora(unet, 32, size=0.02), {"diffusion_blend.eta": "0.4"}
     )
-    fuse = ["--method=msdda", "--eta=0", "--alignment=0.8", "--base-eta=0.9"]
+    fuse = ["--evaluation=msdda", "--eta=0", "--alignment=0.8", "--base-eta=0.9"]
     assert main(arguments(studio, tmp_path / "given", *fuse, "--etas=1, 0.4")) == 0
     rewards = [f"--reward=first={studio / 'first'}.safetensors", f"--reward=second={stated}"]
     others = [entry for entry in arguments(studio, tmp_path / "read", *fuse) if not entry.startswith("--reward")]
@@ -113,11 +114,11 @@ def test_msdda_takes_eta_from_the_files_or_from_the_command_and_repeats(studio, 
 
 
 def test_a_folder_begun_before_a_setting_existed_goes_on(studio, tmp_path):
-    assert main(arguments(studio, tmp_path, "--method=base")) == 0
+    assert main(arguments(studio, tmp_path, "--evaluation=base")) == 0
     record = record_of(tmp_path)
     del record["request"]["etas"], record["request"]["base_eta"]
     (tmp_path / "generation.json").write_text(json.dumps(record))
-    assert main(arguments(studio, tmp_path, "--method=base")) == 0
+    assert main(arguments(studio, tmp_path, "--evaluation=base")) == 0
 
 
 def test_kl_weights_in_the_files_enter_the_coefficients(studio, tmp_path):
@@ -158,9 +159,9 @@ def test_a_stopped_run_goes_on_with_the_images_it_lacks(studio, tmp_path, monkey
 
 
 def test_a_folder_of_another_run_is_refused(studio, tmp_path, capsys):
-    assert main(arguments(studio, tmp_path, "--method=base")) == 0
+    assert main(arguments(studio, tmp_path, "--evaluation=base")) == 0
     before = files(tmp_path)
-    assert "differs in weights, method" in refusal(capsys, *arguments(studio, tmp_path, "--weights=1, 0"))
+    assert "differs in weights, evaluation" in refusal(capsys, *arguments(studio, tmp_path, "--weights=1, 0"))
     assert files(tmp_path) == before
     (tmp_path / "generation.json").unlink()
     assert "holds 00000.png but no generation.json" in refusal(capsys, *arguments(studio, tmp_path))
@@ -194,7 +195,9 @@ def test_a_repeat_refuses_changed_models_and_other_options(studio, tmp_path, cap
         ("--weights=0.5, -0.5", "expected numbers from 0 upwards"),
         ("--weights=much", "are not numbers"),
         ("--alignment=inf", "expected a finite number"),
-        ("--method=best", "expected one of exact"),
+        ("--evaluation=best", "expected one of exact"),
+        ("--evaluation=anchored", "Choose budget"),
+        ("--evaluation=sampled", "Choose random"),
         ("--size=33", "expected a multiple of 8"),
         ("--execution=fast", "expected one of sequential"),
         ("--dtype=int8", "expected float32"),
@@ -202,7 +205,7 @@ def test_a_repeat_refuses_changed_models_and_other_options(studio, tmp_path, cap
         ("--prompts=nowhere.txt", "nowhere.txt is no file"),
         ("--base=./nowhere", "cannot be opened as a base model"),
         ("--eta=2", "--eta"),
-        ("--method=msdda", "msdda has one per basis"),
+        ("--evaluation=msdda", "msdda has one per basis"),
         ("--etas=1, 1", "which fuses no steps"),
     ],
 )
@@ -213,30 +216,30 @@ def test_unusable_input_is_one_message_and_nothing_is_written(studio, tmp_path, 
     assert not out.exists()
 
 
-@pytest.mark.parametrize("method", ["sampled", "stratified"])
-def test_extrapolation_with_one_variant_per_step_is_refused(studio, tmp_path, capsys, method):
-    shown = refusal(capsys, *arguments(studio, tmp_path / "out", f"--method={method}", "--alignment=1.5"))
+@pytest.mark.parametrize("evaluation", ["random", "stratified"])
+def test_extrapolation_with_one_variant_per_step_is_refused(studio, tmp_path, capsys, evaluation):
+    shown = refusal(capsys, *arguments(studio, tmp_path / "out", f"--evaluation={evaluation}", "--alignment=1.5"))
     assert "Lower alignment to 1 or less" in shown
     assert not (tmp_path / "out").exists()
 
 
 def test_without_prompt_or_reward_it_says_so(studio, tmp_path, capsys):
     base, out = f"--base={studio / 'base'}", f"--out={tmp_path / 'out'}"
-    assert "no prompt came" in refusal(capsys, "generate", base, out, "--method=base")
+    assert "no prompt came" in refusal(capsys, "generate", base, out, "--evaluation=base")
     assert "no reward LoRA came" in refusal(capsys, "generate", base, out, "--prompt=a")
 
 
 def test_prompts_come_from_a_file_too(studio, tmp_path):
     (tmp_path / "prompts.txt").write_text("a red circle\n\n  a blue square \n")
-    more = [f"--prompts={tmp_path / 'prompts.txt'}", f"--out={tmp_path / 'out'}", "--method=base", "--steps=1"]
+    more = [f"--prompts={tmp_path / 'prompts.txt'}", f"--out={tmp_path / 'out'}", "--evaluation=base", "--steps=1"]
     assert main(["generate", f"--base={studio / 'base'}", "--device=cpu", *more]) == 0
     assert record_of(tmp_path / "out")["request"]["prompts"] == PROMPTS
 
 
 def test_the_toy_studios_short_names_travel(tmp_path):
-    assert making.read_rewards(["calm"], "toy") == {"calm": "toy:calm"}
-    assert place("toy:calm") == str(TOY / "loras" / "calm.safetensors")
-    assert place("toy") == str(TOY / "base")
+    assert read_rewards(["calm"], "toy") == {"calm": "toy:calm"}
+    assert place("toy:calm") == str(STUDIO / "loras" / "calm.safetensors")
+    assert place("toy") == str(STUDIO / "base")
 
 
 def test_help_answers_without_loading_torch():

@@ -12,7 +12,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from diffusion_blend.blend_core import Blend, BlendError, LoRABank, exact
-from diffusion_blend.pipelines import Method, Sampling, fused, generate, load_factors
+from diffusion_blend.pipelines import BlendEvaluation, Sampling, fused, generate, load_factors
 
 from ..lora_files import merged, random_lora, write_lora
 from .worlds import tiny_autoencoder, tiny_flux, tiny_pipeline, tiny_sd3
@@ -35,7 +35,7 @@ class Studio:
         self.copies = [self.network, *(merged(self.network, (1.0, lora)) for lora in loras)]
 
     def images(self, name, sampling, blend=BLEND, **etas):
-        return generate(self.pipe, Method.of(name, blend, self.factors, **etas), PROMPTS, SEEDS, sampling)
+        return generate(self.pipe, BlendEvaluation.of(name, blend, self.factors, **etas), PROMPTS, SEEDS, sampling)
 
     def latents(self, execution="sequential", etas=ETAS, **inputs):
         """What the pipeline makes while MSDDA is on."""
@@ -225,10 +225,10 @@ def test_flux_takes_the_fused_flow_step(tmp_path):
 
 
 def test_a_batch_is_its_images_one_by_one(studio):
-    method = Method.of("msdda", BLEND, studio.factors, (1.0, 0.4))
-    both = generate(studio.pipe, method, PROMPTS, SEEDS, Sampling(STEPS, cfg=2.0))
+    evaluation = BlendEvaluation.of("msdda", BLEND, studio.factors, (1.0, 0.4))
+    both = generate(studio.pipe, evaluation, PROMPTS, SEEDS, Sampling(STEPS, cfg=2.0))
     for i in range(2):
-        alone = generate(studio.pipe, method, [PROMPTS[i]], [SEEDS[i]], Sampling(STEPS, cfg=2.0))
+        alone = generate(studio.pipe, evaluation, [PROMPTS[i]], [SEEDS[i]], Sampling(STEPS, cfg=2.0))
         assert_close(alone[0], both[i], PIXELS)
 
 

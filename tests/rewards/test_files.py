@@ -6,11 +6,11 @@ import huggingface_hub
 import pytest
 import torch
 from diffusion_blend.blend_core import BlendError
-from diffusion_blend.blend_core.rewards import Library, WeightFile, load_reward
+from diffusion_blend.blend_core.rewards import Library, RewardFile, load_reward
 from diffusion_blend.blend_core.rewards.files import read_state_dict
 from safetensors.torch import save_file
 
-FILE = WeightFile("owner/repository", "weights.pt")
+FILE = RewardFile("owner/repository", "weights.pt")
 
 
 def touch(path):
@@ -27,7 +27,7 @@ def test_files_are_found_by_the_reward_or_by_the_repository(tmp_path, place):
 
 def test_the_folder_of_a_host_serves_too(tmp_path):
     path = touch(tmp_path / "sd1_tokenizer" / "vocab.json")
-    file = WeightFile("openai/clip", "vocab.json", also=("sd1_tokenizer",))
+    file = RewardFile("openai/clip", "vocab.json", also=("sd1_tokenizer",))
     assert Library((tmp_path,)).find("clipscore", [file]) == [path]
 
 

@@ -73,21 +73,21 @@ def epoch_chunks(config: Config, epoch: int, total: int, process: int = 0, proce
     The epoch's images, their prompts, noise and minibatches follow from the seed; processes only share them out, in
     whole chunks, so that a chunk holds the same images whoever computes it.
     """
-    each = 1 if config.algorithm == "dpo" else config.images_per_prompt
+    per_prompt = 1 if config.algorithm == "dpo" else config.images_per_prompt
     items = shuffled(config.seed, epoch * config.prompts_per_epoch, config.prompts_per_epoch, total)
     images = config.images_per_epoch
     order = torch.randperm(images, generator=stream(config.seed, "minibatches", epoch)).tolist()
     size = config.optimisation.images_per_pass
     minibatches = []
     for start in range(0, images, config.images_per_update):
-        own = order[start : start + config.images_per_update]
-        chunks = [own[i : i + size] for i in range(0, len(own), size)]
+        update = order[start : start + config.images_per_update]
+        chunks = [update[i : i + size] for i in range(0, len(update), size)]
         minibatches.append(
             [
                 Chunk(
                     tuple(epoch * images + image for image in chunk),
-                    tuple(image // each for image in chunk),
-                    tuple(items[image // each] for image in chunk),
+                    tuple(image // per_prompt for image in chunk),
+                    tuple(items[image // per_prompt] for image in chunk),
                 )
                 for chunk in chunks[process::processes]
             ]

@@ -44,7 +44,7 @@ def by_module(adapter: Adapter, network: nn.Module | None) -> dict[str, Factors]
                 f"{adapter.label}: {report.matched} of {report.in_file} modules fit the base, or some are slices of a "
                 "fused weight. Give the base the LoRA was trained on."
             )
-        return {target.module: each for target, each in factors.items()}
+        return {target.module: factor for target, factor in factors.items()}
     if not all("." in name for name in adapter.modules):
         raise BlendError(
             f"{adapter.path} has kohya's names, whose underscores hide the module paths. Give --base: the model it "
@@ -58,10 +58,10 @@ def spelled(modules: Mapping[str, Factors], spelling: str, component: str = "une
     if spelling not in SPELLINGS:
         raise BlendError(f"the spelling is {spelling!r}, expected one of {', '.join(SPELLINGS)}. Choose one.")
     state = {}
-    for name, each in modules.items():
-        trailing = (1,) * (each.down.dim() - 2)
-        up = each.up.float() * each.scale
-        state[f"base_model.model.{name}.lora_A.weight"] = each.down.float().contiguous()
+    for name, factors in modules.items():
+        trailing = (1,) * (factors.down.dim() - 2)
+        up = factors.up.float() * factors.scale
+        state[f"base_model.model.{name}.lora_A.weight"] = factors.down.float().contiguous()
         state[f"base_model.model.{name}.lora_B.weight"] = up.reshape(*up.shape, *trailing).contiguous()
     if spelling == "peft":
         return state

@@ -1,4 +1,4 @@
-"""What the LoRA file says of its making, under `diffusion_blend.` in its header."""
+"""The facts of a run that its LoRA file states, under `diffusion_blend.` in the header."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The file a run leaves: one safetensors LoRA that ComfyUI, diffusers and Load Reward LoRA read alike.
+"""The LoRA file of a run: safetensors that ComfyUI, diffusers and Load Reward LoRA read in the same way.
 
 UNets get kohya's names, which are the only ones ComfyUI knows for them without a table; transformers get diffusers'.
 Scale 1 everywhere: kohya's .alpha equals the rank, and where no alpha is written every reader takes it for the rank.
@@ -61,8 +61,8 @@ def header(facts: Mapping[str, Any], family: Family, tensors: Mapping[str, Tenso
 
     facts: what `diffusion_blend.*` says; title, author and description go to ModelSpec alone.
     """
-    own = {name: value for name, value in facts.items() if name not in ("title", "author", "description")}
-    text = {f"diffusion_blend.{name}": _text(value) for name, value in own.items() if value not in (None, "")}
+    entries = {name: value for name, value in facts.items() if name not in ("title", "author", "description")}
+    text = {f"diffusion_blend.{name}": _text(value) for name, value in entries.items() if value not in (None, "")}
     text["diffusion_blend.format"] = FORMAT
     spec = {
         "sai_model_spec": "1.0.1",

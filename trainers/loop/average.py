@@ -1,4 +1,4 @@
-"""A running average of the LoRA's weights: an optimiser moves on noise too, and the average moves less on it.
+"""A running average of the LoRA's weights, which follows the optimiser's noise less than the weights do.
 
 KL bought by noise buys no reward, so the average reaches the same reward nearer to the base.
 """
@@ -35,12 +35,12 @@ class Average:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The average in the place of the weights, which come back whatever happens."""
-        own = {name: p.detach().clone() for name, p in self.parameters.items()}
+        weights = {name: p.detach().clone() for name, p in self.parameters.items()}
         copy(self.average, self.parameters)
         try:
             yield
         finally:
-            copy(own, self.parameters)
+            copy(weights, self.parameters)
 
     def state_dict(self) -> dict:
         """What a checkpoint keeps."""

@@ -1,4 +1,4 @@
-"""Checkpoints: written beside their place, flushed to the disk, then renamed; a failed save leaves the last one.
+"""Checkpoints: written next to their place, flushed to the disk, then renamed; a failed save leaves the last one.
 
 Draws come from names, not from running generators (seeding.py), so a checkpoint is weights, optimiser, running figures
 and the number of epochs done: a resumed run goes on exactly.
@@ -74,19 +74,19 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def load_checkpoint(folder: Path, config: Config, device: torch.device) -> dict[str, Any] | None:
     """The latest state of a folder, or None. Raises BlendError where it belongs to another configuration."""
-    found = checkpoints(folder)
-    if not found:
+    files = checkpoints(folder)
+    if not files:
         return None
-    file = found[-1] / "state.pt"
+    file = files[-1] / "state.pt"
     place = "cpu" if device.type == "cpu" else device  # accelerate's is "cpu:0" in a group, which torch.load refuses
     try:
         state = torch.load(file, map_location=place, weights_only=True)
     except Exception as error:
         raise BlendError(
             f"{file} cannot be read ({str(error).splitlines()[0]}). Remove "
-            f"{found[-1].name} to go on from the one before."
+            f"{files[-1].name} to go on from the one before."
         ) from error
-    check_same(config, state["config"], found[-1])
+    check_same(config, state["config"], files[-1])
     return state
 
 

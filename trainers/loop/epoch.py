@@ -122,7 +122,7 @@ def update_policy(
 
 def _check_ratio(stats: Sequence[Stats]) -> None:
     """Before the first update the policy is the one that sampled, so every likelihood ratio must be 1."""
-    worst = max((each.get("max_ratio_error", 0.0) for each in stats), default=0.0)
+    worst = max((figures.get("max_ratio_error", 0.0) for figures in stats), default=0.0)
     if worst > RATIO_TOLERANCE:
         raise BlendError(
             f"the likelihood ratio is off by {worst:.1e} before the first update, expected below {RATIO_TOLERANCE:g}: "
@@ -132,9 +132,9 @@ def _check_ratio(stats: Sequence[Stats]) -> None:
 
 
 def _averages(logged: Sequence[Stats]) -> Stats:
-    names = dict.fromkeys(name for each in logged for name in each)
+    names = dict.fromkeys(name for figures in logged for name in figures)
     averages = {}
     for name in names:
-        values = [each[name] for each in logged if name in each]
+        values = [figures[name] for figures in logged if name in figures]
         averages[name] = max(values) if name.startswith("max_") else sum(values) / len(values)
     return averages

@@ -1,4 +1,4 @@
-"""What a run's settings come to, printed before it starts: images, updates, hours and memory."""
+"""An estimate of a run before it starts: images, updates, hours and memory."""
 
 from __future__ import annotations
 

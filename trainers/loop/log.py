@@ -1,4 +1,4 @@
-"""What a run tells while it goes: a progress line, log.jsonl, grids of fixed prompts and seeds, trackers, alarms."""
+"""The record of a run: progress bar, log.jsonl, grids of fixed prompts and seeds, trackers, reward hacking."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the loop works on: the policy, the objective and the optimiser of a run, and how far the run has come."""
+"""The state of a run: its policy, objective and optimiser, the epochs done, and checkpoints of all of these."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a wish that is granted at the next good moment."""
+"""A flag that SIGINT or SIGTERM sets, for a loop that stops where its state is whole."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import threading
 from types import FrameType
 
 
-class StopWish:
-    """While open, the first SIGINT or SIGTERM only sets `wished`; a second one acts as usual."""
+class StopFlag:
+    """While open, the first SIGINT or SIGTERM only sets `is_set`; a second one acts as usual."""
 
     def __init__(self) -> None:
-        self.wished = False
+        self.is_set = False
         self._former: dict[int, object] = {}
 
-    def __enter__(self) -> StopWish:
+    def __enter__(self) -> StopFlag:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._former[number] = signal.signal(number, self._wish)
+                self._former[number] = signal.signal(number, self._set)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._restore()
 
-    def _wish(self, number: int, frame: FrameType | None) -> None:
-        self.wished = True
+    def _set(self, number: int, frame: FrameType | None) -> None:
+        self.is_set = True
         self._restore()
 
     def _restore(self) -> None:

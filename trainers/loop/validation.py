@@ -1,4 +1,4 @@
-"""The same prompts and noise again and again: how good a state is, how far from the base, and which was the best."""
+"""Validation on fixed prompts and noise: rewards, path KL to the base, and the best state so far."""
 
 from __future__ import annotations
 
@@ -95,10 +95,11 @@ def validate(
         images.append(pictures.cpu())
 
     def joined(parts: list[Tensor]) -> Tensor:
-        own = torch.stack(parts)  # (rounds, size)
+        values = torch.stack(parts)  # (rounds, size)
         if processes > 1:
-            own = accelerator.gather(own[None].to(accelerator.device)).transpose(0, 1)  # (rounds, processes, size)
-        return own.flatten().float().cpu()[:count]
+            gathered = accelerator.gather(values[None].to(accelerator.device))  # (processes, rounds, size)
+            values = gathered.transpose(0, 1)
+        return values.flatten().float().cpu()[:count]
 
     together = {name: joined(parts) for name, parts in scores.items()}
     return Validation(together, joined(kls), torch.cat(images))

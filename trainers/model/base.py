@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
 
 from ...blend_core.adapters.files import sha256
 from ...blend_core.errors import BlendError
 from ...pipelines import load_base, network_of
+from ...pipelines.loading import hide_loading_bars
 from ..settings.config import Config, SamplingSettings
 from .chain import Step, check_noise
 from .families import Conditions, Sides, family_of
@@ -64,8 +63,8 @@ class Base:
 
     def call(self, network: nn.Module, x: Tensor, timestep: float, conditions: Conditions) -> Tensor:
         """The network's prediction at x (rows, ...), in x's dtype."""
-        given = x.to(next(self.network.parameters()).dtype)
-        return self.family.call(network, given, timestep, conditions).to(x.dtype)
+        inputs = x.to(next(self.network.parameters()).dtype)
+        return self.family.call(network, inputs, timestep, conditions).to(x.dtype)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (n, 3, size, size) in [0, 1], with gradient where latents have one."""
@@ -94,8 +93,7 @@ class Base:
 
 def open_base(config: Config) -> Base:
     """The base model of a run. Raises BlendError for what cannot be opened or trained."""
-    for logging in (diffusers_logging, transformers_logging):
-        logging.disable_progress_bar()  # one bar is enough: the run's
+    hide_loading_bars()  # one bar is enough: the run's
     dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.optimisation.precision]
     return Base(load_base(config.base.path, config.base.config or None, dtype), config.sampling.size)
 

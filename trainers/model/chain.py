@@ -73,12 +73,12 @@ def ddim_steps(scheduler: Any, steps: int, eta: float) -> list[Step]:
     check_ddim(scheduler, steps)
     scheduler.set_timesteps(steps)
     jump = scheduler.config.num_train_timesteps // steps
-    alphas = scheduler.alphas_cumprod.double()
+    abars = scheduler.alphas_cumprod.double()
     chain = []
     for timestep in scheduler.timesteps.tolist():
-        a = alphas[timestep].item()
+        a = abars[timestep].item()
         before = timestep - jump
-        p = alphas[before].item() if before >= 0 else float(scheduler.final_alpha_cumprod)
+        p = abars[before].item() if before >= 0 else float(scheduler.final_alpha_cumprod)
         sigma = eta * math.sqrt(max((1 - p) / (1 - a) * (1 - a / p), 0.0))
         chain.append(_ddim_step(timestep, a, p, sigma, scheduler.config.prediction_type))
     return chain
@@ -99,7 +99,7 @@ def flow_steps(scheduler: Any, steps: int, noise_level: float, **schedule: Any) 
     x = (1 - s) x0 + s n, v = n - x0, d = s_next - s < 0, g = noise_level sqrt(s / (1 - s)) (s_next instead of s in
     the denominator where s = 1): mean = x (1 + g^2 d / (2 s)) + v (1 + g^2 (1 - s) / (2 s)) d, sigma = g sqrt(-d).
     noise_level 0 is the ODE. scheduler: diffusers' FlowMatchEulerDiscreteScheduler, whose sigmas are s.  schedule: what
-    the model's pipeline tells the scheduler beside the number of steps.
+    the model's pipeline tells the scheduler next to the number of steps.
     """
     scheduler.set_timesteps(steps, **schedule)
     levels = [*scheduler.sigmas.double().tolist()]

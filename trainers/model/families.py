@@ -21,7 +21,7 @@ from ..settings.config import SamplingSettings
 from .chain import Step, ddim_steps, flow_steps
 
 Conditions = dict[str, Tensor]
-"""What a network is told beside the latents: tensors of one row per image."""
+"""What a network takes next to the latents: tensors of one row per image."""
 
 Sides = tuple[Conditions, Conditions | None]
 """(of the prompts, of no prompt); None where the prediction has no unconditional branch."""
@@ -124,14 +124,14 @@ class Flux(Family):
     """
 
     def conditions(self, pipe: Any, prompts: Sequence[str], size: int, cfg: float) -> Sides:
-        def told(texts: Sequence[str]) -> Conditions:
+        def conditions_of(texts: Sequence[str]) -> Conditions:
             text, pooled, _ = pipe.encode_prompt(list(texts), None, device=network_of(pipe).device)
             return {"text": text, "pooled": pooled}
 
         if self.distilled(pipe.transformer):
             guidance = torch.full((len(prompts),), cfg, device=network_of(pipe).device)
-            return told(prompts) | {"guidance": guidance}, None
-        return told(prompts), None if cfg == 1 else told([""] * len(prompts))
+            return conditions_of(prompts) | {"guidance": guidance}, None
+        return conditions_of(prompts), None if cfg == 1 else conditions_of([""] * len(prompts))
 
     def call(self, network: nn.Module, x: Tensor, timestep: float, conditions: Conditions) -> Tensor:
         side = x.shape[-1] // 2

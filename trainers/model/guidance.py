@@ -1,4 +1,4 @@
-"""Guided calls of a network: what both sides are told, and the prediction that comes of them."""
+"""Classifier-free guidance: the rows and conditions of one call of a network, and the guided prediction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The objectives, as pure functions of tensors. Each is a loss: its descent raises the objective.
+"""The losses of all objectives, as pure functions of tensors; descent of a loss raises the objective.
 
 Every online trainer climbs the same thing, per image, with sums over steps and dimensions:
 
@@ -94,7 +94,7 @@ def preference_evidence(prediction: Tensor, reference: Tensor, target: Tensor, t
     total_factor * (|reference - target|^2 - |prediction - target|^2), squares summed over dimensions. With steps drawn
     in proportion to their kl_factor and total_factor the sum of these, its mean is sum_t E[log p - log p_ref].
     """
-    squares = [(each - target).square().flatten(1).sum(1) for each in (reference, prediction)]
+    squares = [(output - target).square().flatten(1).sum(1) for output in (reference, prediction)]
     return total_factor * (squares[0] - squares[1])
 
 

@@ -1,4 +1,4 @@
-"""What an objective is to the loop: it collects chunks, compares them, and gives the passes of an update.
+"""The interface of an objective: it collects chunks, compares them, and gives the passes of an update.
 
 All climb J = E[reward - kl_weight * sum of KL] (losses.py) of a Policy (model/policy.py). An objective keeps nothing
 between these calls but what `state_dict` says; whatever a pass needs is in its sample.

@@ -1,4 +1,4 @@
-"""What objectives share that sample the policy: trajectories of a chunk with their rewards, and their figures."""
+"""The base of objectives that sample the policy: trajectories of a chunk with their rewards, and their figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""dpok and grpo: samples become more likely by their advantage, and every step pays its KL in closed form."""
+"""dpok and grpo: a policy gradient of advantages, and the KL of every step in closed form."""
 
 from __future__ import annotations
 

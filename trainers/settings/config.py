@@ -123,7 +123,7 @@ class Optimisation:
     )
     warm_up: int = setting(0, "Updates over which the learning rate grows from 0.")
     betas: tuple[float, ...] = setting((0.9, 0.999), "AdamW's decay of the two moments.")
-    weight_decay: float = setting(0.0, "AdamW's. Above 0 it pulls towards the base beside the KL: then kl_weight in "
+    weight_decay: float = setting(0.0, "AdamW's. Above 0 it pulls towards the base as the KL does: then kl_weight in "
                                        "the file is too small.")  # fmt: skip
     grad_clip: float = setting(
         1.0, "Largest norm of the gradient; a spike does less harm. Log: gradient_norm.", within=POSITIVE
@@ -141,7 +141,7 @@ class Optimisation:
 
 
 @dataclass(frozen=True)
-class PolicyGradient:
+class PolicyGradientSettings:
     """dpok and grpo: the likelihood of samples grows with their advantage."""
 
     clip_range_mean_dims: float = setting(1e-4, "PPO's clip, on the likelihood ratio of one step with its logarithm "
@@ -231,7 +231,7 @@ class Config:
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     optimisation: Optimisation = field(default_factory=Optimisation)
-    policy_gradient: PolicyGradient = field(default_factory=PolicyGradient)
+    policy_gradient: PolicyGradientSettings = field(default_factory=PolicyGradientSettings)
     draft: Draft = field(default_factory=Draft)
     dpo: Dpo = field(default_factory=Dpo)
     output: Output = field(default_factory=Output)

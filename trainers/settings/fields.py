@@ -1,4 +1,4 @@
-"""What a setting is: a default, help, and the values it may have; and what every table of settings can be asked.
+"""Settings as fields of dataclasses: default, help, values allowed; their checks, help texts and flat form.
 
 For dataclasses of settings and of further tables, whose keys are then dotted. Imports the standard library alone.
 """

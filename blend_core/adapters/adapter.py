@@ -1,4 +1,4 @@
-"""Low-rank factors, the adapter that holds them, and their weighted average."""
+"""The adapter: what one LoRA file holds. And the weighted average of several."""
 
 from __future__ import annotations
 
@@ -7,58 +7,15 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import BlendError
+from .changes import Change, Factors
 from .report import contents_words, left_out_words
 
-if TYPE_CHECKING:
-    from .changes import Change
-
 METADATA_PREFIX = "diffusion_blend."
-
-
-@dataclass(frozen=True)
-class Factors:
-    """One low-rank addition `scale * up @ down` to a weight.
-
-    down: (rank, in) for a linear layer, (rank, in, kh, kw) for a convolution (a Tucker core is already folded in).
-    up:   (out, rank).
-    Both keep the dtype of the file: very small fp16 factors should be multiplied in fp32.
-    """
-
-    down: Tensor
-    up: Tensor
-    scale: float
-
-    @property
-    def rank(self) -> int:
-        return self.down.shape[0]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(out, in[, kh, kw]) of the weight they add to."""
-        return (self.up.shape[0], *self.down.shape[1:])
-
-    @property
-    def tensors(self) -> Mapping[str, Tensor]:
-        """What they are made of, by name."""
-        return {"down": self.down, "up": self.up}
-
-    def times(self, strength: float) -> Factors:
-        """The same addition, `strength` times as large."""
-        return replace(self, scale=self.scale * strength)
-
-    def taken(self, rows: Tensor) -> Factors:
-        """The factors of some output rows."""
-        return replace(self, up=self.up[rows])
-
-    def built(self, shape: tuple[int, ...], tensors: Mapping[str, Tensor]) -> Tensor:
-        """The whole difference in a weight's shape. tensors: the factors, where and as it is to be."""
-        return (self.scale * tensors["up"] @ tensors["down"].flatten(1)).reshape(shape)
 
 
 @dataclass(frozen=True)

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from .points import REWARDS, SWEPT, Point, Setting, standard_error
 
-REWARDS = ("calm", "vivid")  # the two that are swept, from the first to the second
 WEIGHTS = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the first reward
 ALIGNMENTS = (0.0, 0.5, 1.0, 1.5, 2.0)
-# What the report calls each method, and how the diffusers host calls it.
-SWEPT = {"soup": "merged", "mpa": "exact", "sampled": "sampled", "stratified": "stratified"}
 PROMPTS = (
     "a green circle on a striped white background",
     "a red triangle on a dotted teal background",
@@ -30,53 +25,6 @@ PROMPTS = (
     "a red cross on a dotted grey background",
 )
 STEPS, ETA, CFG = 20, 1.0, 2.0  # what the LoRAs were trained with
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One point of the demo. weights: preference over REWARDS."""
-
-    method: str
-    weights: tuple[float, ...]
-    alignment: float = 1.0
-
-    @property
-    def host_method(self) -> str:
-        """What the diffusers host calls this method."""
-        return {"base": "base", "single": "exact", "kla": "exact"}.get(self.method) or SWEPT[self.method]
-
-
-@dataclass
-class Point:
-    """What one setting gave. images (n, 3, h, w) and scores (n,) per reward stay out of the report."""
-
-    setting: Setting
-    images: Tensor
-    scores: dict[str, Tensor]
-    evaluations_per_step: float
-    seconds_per_image: float
-    rmse_to_mpa: float | None = field(default=None)
-
-    @property
-    def rewards(self) -> dict[str, float]:
-        """Mean of each reward."""
-        return {name: scores.mean().item() for name, scores in self.scores.items()}
-
-    @property
-    def standard_errors(self) -> dict[str, float]:
-        """Standard error of each mean."""
-        return {name: _standard_error(scores) for name, scores in self.scores.items()}
-
-    def weighted(self) -> Tensor:
-        """The weighted reward of each image, (n,)."""
-        pairs = zip(self.setting.weights, REWARDS, strict=True)
-        return sum(weight * self.scores[name] for weight, name in pairs)
-
-    def row(self) -> dict:
-        """The point as report.json holds it."""
-        row = asdict(self.setting) | {"rewards": self.rewards, "standard_errors": self.standard_errors}
-        row |= {"evaluations_per_step": self.evaluations_per_step, "seconds_per_image": self.seconds_per_image}
-        return row | {"n": len(self.images), "rmse_to_mpa": self.rmse_to_mpa}
 
 
 def settings() -> Iterator[Setting]:
@@ -96,7 +44,7 @@ def command(
     seeds: Annotated[int, typer.Option(help="Images per prompt and point; 8 prompts, 28 points.", min=1)] = 8,
 ) -> None:
     """Sample the toy studio over sweeps of preference and alignment; write pictures and a report."""
-    from .demo_pictures import draw_grid, draw_pareto
+    from .pictures import draw_grid, draw_pareto
 
     out.mkdir(parents=True, exist_ok=True)
     points = measure(seeds)
@@ -140,13 +88,15 @@ def open_studio() -> tuple:
     import torch
     import transformers
 
-    from ...pipelines import load_factors
-    from .model import STUDIO, load_base
-    from .rewards import toy_rewards
+    from ....pipelines import load_factors
+    from ....pipelines.loading import hide_loading_bars
+    from .. import STUDIO
+    from ..model import load_base
+    from ..rewards import toy_rewards
 
     torch.set_num_threads(1)
+    hide_loading_bars()
     for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
         library.utils.logging.set_verbosity_error()
     pipe = load_base()
     factors, _ = load_factors(pipe, [STUDIO / "loras" / f"{name}.safetensors" for name in REWARDS])
@@ -157,22 +107,22 @@ def measure_one(setting: Setting, seeds: int) -> Point:
     """Sample and score one setting."""
     import time
 
-    from ...blend_core import Blend
-    from ...pipelines import Method, Sampling, generate
+    from ....blend_core import Blend
+    from ....pipelines import BlendEvaluation, Sampling, generate
 
     pipe, factors, rewards = open_studio()
     blend = Blend(REWARDS, setting.weights, setting.alignment)
-    method = Method.of(setting.host_method, blend, factors)
+    evaluation = BlendEvaluation.of(setting.evaluation, blend, factors)
     prompts = [prompt for prompt in PROMPTS for _ in range(seeds)]
     numbers = list(range(1, len(prompts) + 1))
     started = time.perf_counter()
-    images = generate(pipe, method, prompts, numbers, Sampling(STEPS, ETA, CFG))
+    images = generate(pipe, evaluation, prompts, numbers, Sampling(STEPS, ETA, CFG))
     seconds = time.perf_counter() - started
     return Point(
         setting,
         images,
         {name: reward(images, prompts) for name, reward in rewards.items()},
-        method.plan(STEPS, [0]).evaluations_per_step,
+        evaluation.plan(STEPS, [0]).evaluations_per_step,
         seconds / len(images),
     )
 
@@ -216,19 +166,15 @@ def print_findings(points: list[Point]) -> None:
         rising = sorted(means, reverse=i == 0) == means
         print(f"DB-MPA: mean {name} {'grows' if rising else 'does NOT always grow'} with its weight: {_series(means)}")
     mpa, soup = at["mpa", 0.5].weighted(), at["soup", 0.5].weighted()
-    difference = f"{(mpa - soup).mean():+.3f} ± {_standard_error(mpa - soup):.3f}"
+    difference = f"{(mpa - soup).mean():+.3f} ± {standard_error(mpa - soup):.3f}"
     print(f"weighted reward at 0.5: DB-MPA {mpa.mean():+.3f}, soup {soup.mean():+.3f}; paired difference {difference}")
-    distances = {method: at[method, 0.5].rmse_to_mpa for method in ("sampled", "stratified")}
-    ratio = distances["sampled"] / distances["stratified"]
+    distances = {method: at[method, 0.5].rmse_to_mpa for method in ("random", "stratified")}
+    ratio = distances["random"] / distances["stratified"]
     print(
-        f"distance to DB-MPA at 0.5: sampled {distances['sampled']:.4f}, stratified {distances['stratified']:.4f}",
+        f"distance to DB-MPA at 0.5: random {distances['random']:.4f}, stratified {distances['stratified']:.4f}",
         end="",
     )
     print(f" ({ratio:.1f} times nearer)" if ratio > 1 else " (not nearer)")
-
-
-def _standard_error(values: Tensor) -> float:
-    return (values.std() / len(values) ** 0.5).item()
 
 
 def _series(values: list[float]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 
-from ..errors import BlendError
+from ...errors import BlendError
 from .architectures import ARCHITECTURES, Architecture
 from .families import family_of
 from .renames import Names, diffusers_names, native_name, native_names, unet_name

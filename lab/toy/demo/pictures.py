@@ -15,16 +15,16 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .demo import Point
+    from .points import Point
 
 TITLES = {
     "soup": "rewarded soup\n(weights averaged)",
     "mpa": "DB-MPA\n(exact)",
-    "sampled": "DB-MPA-LS\n(1 per step)",
+    "random": "DB-MPA-LS\n(1 per step)",
     "stratified": "stratified\n(1 per step)",
     "kla": "DB-KLA\n(equal shares)",
 }
-COLOURS = {"base": "#777777", "single": "#222222", "soup": "#d08a2e", "mpa": "#2c6fbb", "sampled": "#c5425c"}
+COLOURS = {"base": "#777777", "single": "#222222", "soup": "#d08a2e", "mpa": "#2c6fbb", "random": "#c5425c"}
 COLOURS |= {"stratified": "#3a9a5b", "kla": "#8456b5"}
 SHOWN = 2  # prompts side by side
 
