@@ -13,6 +13,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..blend_core import Adapter, Blend, Schedule, shares
+from ..blend_core.adapters.catalogue import Recognition
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -30,6 +31,7 @@ class RewardLoRA:
     """One basis as loaded: its adapter, the name it carries in the graph, and the KL weight it was trained with.
 
     strength: what multiplied the scale of its file, with the words for who said so.
+    recognition: the published LoRA that the file is; None where it is none of the catalogue.
     """
 
     label: str
@@ -37,6 +39,7 @@ class RewardLoRA:
     kl_weight: float | None = None
     allow_partial: bool = False
     strength: tuple[float, str] = (1.0, "")
+    recognition: Recognition | None = None
 
     def times(self, strength: float, source: str) -> RewardLoRA:
         """The same LoRA at another strength; see Adapter.times."""
