@@ -188,7 +188,7 @@ def _plain(blend: LoRABlend) -> Blend:
     """The one blend of a run. Raises BlendError for regions and schedules, whose weights are set already."""
     if blend.regions or len(blend.schedule.blends) > 1:
         raise BlendError(
-            "a schedule or a region came, which set the weights that Maximin KSampler is to move. Connect Blend "
+            "a schedule, window or region came, which set the weights that Maximin KSampler is to move. Connect Blend "
             "Weights or KL Interpolate, or use Blended KSampler."
         )
     (only,) = blend.schedule.blends
