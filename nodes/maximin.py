@@ -189,7 +189,7 @@ def _plain(blend: LoRABlend) -> Blend:
     only, *others = blend.schedule.blends
     if blend.regions or others:
         raise BlendError(
-            "a schedule or a region came, which set the weights that Maximin KSampler is to move. Connect Blend "
+            "a schedule, window or region came, which set the weights that Maximin KSampler is to move. Connect Blend "
             "Weights or KL Interpolate, or use Blended KSampler."
         )
     if min(only.coefficients[1:]) < 0:

@@ -96,7 +96,7 @@ def by_preference(blend: LoRABlend, parts: int) -> list[tuple[str, LoRABlend]]:
     """(label, blend) of every preference whose weights are multiples of 1 / parts."""
     if blend.regions or len(blend.schedule.blends) > 1:
         raise BlendError(
-            "a schedule or a region came, which has several preferences. Connect Blend Weights, or sweep over "
+            "a schedule, window or region came, which has several preferences. Connect Blend Weights, or sweep over "
             "alignment."
         )
     grid = simplex_grid(len(blend.bases), parts)

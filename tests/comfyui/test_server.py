@@ -22,6 +22,7 @@ NODE_IDS = {
     "DiffusionBlendKLInterpolate",
     "DiffusionBlendSchedule",
     "DiffusionBlendRegion",
+    "DiffusionBlendWindow",
     "DiffusionBlendApply",
     "DiffusionBlendKSampler",
     "DiffusionBlendStochasticLS",
