@@ -8,8 +8,10 @@ from dataclasses import replace
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..blend_core import CURVES, BlendError, Schedule, normalised, parse_numbers, parse_positions, parse_weights, shares
+from ..blend_core import BlendError, Schedule
 from ..blend_core.adapters import mixed_experts
+from ..blend_core.blend import normalised, parse_numbers, parse_weights, shares
+from ..blend_core.schedules import CURVES, parse_positions
 from ..blend_core.windows import Window
 from .inputs import CATEGORY, blend_input, target_kl_weight_input
 from .loaders import stacked

@@ -10,8 +10,8 @@ from weakref import WeakValueDictionary
 import folder_paths
 from comfy_api.latest import io
 
-from ..blend_core import BlendError, is_adapter_file, read_adapter
-from ..blend_core.adapters import AS_CHOSEN, EXPERTS, partner
+from ..blend_core import BlendError, read_adapter
+from ..blend_core.adapters import AS_CHOSEN, EXPERTS, is_adapter_file, partner
 from ..blend_core.adapters.catalogue import recognised
 from ..blend_core.adapters.files import shards_of, without_references
 from .host.whole_models import megabytes, network_name, whole_model

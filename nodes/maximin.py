@@ -10,8 +10,11 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..blend_core import Blend, BlendError, Plan, exact, kept_steps, parse_numbers
+from ..blend_core import Blend, BlendError, Plan
+from ..blend_core.blend import parse_numbers
+from ..blend_core.estimators import exact
 from ..blend_core.maximin import attained, personal, worse_first
+from ..blend_core.plan import kept_steps
 from ..blend_core.rewards import check_images
 from .host.apply import sample
 from .host.reward_models import RewardModel, decoded

@@ -8,7 +8,8 @@ from comfy_api.latest import io
 from PIL import Image
 from torch import Tensor
 
-from ..blend_core import BlendError, parse_numbers
+from ..blend_core import BlendError
+from ..blend_core.blend import parse_numbers
 from ..blend_core.pareto import Scored, Trade, simplex_grid
 from ..blend_core.pictures.pareto import draw
 from .inputs import CATEGORY, blend_input

@@ -12,8 +12,10 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..blend_core import Adapter, Blend, Schedule, shares
+from ..blend_core import Blend, Schedule
+from ..blend_core.adapters import Adapter
 from ..blend_core.adapters.catalogue import Recognition
+from ..blend_core.blend import shares
 from ..blend_core.windows import Window
 
 if TYPE_CHECKING:

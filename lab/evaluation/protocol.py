@@ -132,7 +132,7 @@ def _objections(protocol: Protocol):
             )
     if any(not (math.isfinite(alignment) and alignment >= 0) for alignment in protocol.alignments):
         yield f"alignments are {list(protocol.alignments)}, expected numbers from 0 (the base) upwards. Correct them."
-    if not protocol.untils or any(not 0 <= each <= 1 for each in protocol.untils):
+    if not protocol.untils or any(not 0 <= until <= 1 for until in protocol.untils):
         yield (
             f"untils are {list(protocol.untils)}, expected shares of the steps from 0 (the base) to 1 (LoRAs to the "
             "end), at least one. Correct them."

@@ -271,8 +271,8 @@ def _oracle_share(
 
 def _cell_of(cells: Sequence[_Cell], method: str, preference: tuple[float, ...]) -> _Cell | None:
     """The row of a method that a preference's rows are compared with: the one without a cut."""
-    there = [cell for cell in cells if cell.preference == preference and cell.until == 1]
-    return next((c for c in there if method in (c.method, DIALS.get(c.method) if c.alignment == 1 else None)), None)
+    whole = [cell for cell in cells if cell.preference == preference and cell.until == 1]
+    return next((c for c in whole if method in (c.method, DIALS.get(c.method) if c.alignment == 1 else None)), None)
 
 
 def _mean(values: np.ndarray) -> tuple[float, float]:

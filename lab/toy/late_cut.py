@@ -60,15 +60,15 @@ def tables_of(summary: dict) -> str:
         ]
         for row in summary["rows"]
     ]
-    at_kl = [each for each in summary["at_kl"] if each["of"] == "mpa"]
+    at_kl = [row for row in summary["at_kl"] if row["of"] == "mpa"]
     level = f"weighted at {at_kl[0]['kl']:.1f} nats [95%]" if at_kl else ""
     equal = [
         [METHODS[row["method"]].title, f"{row['until']:g}", interval(row["weighted"]), interval(row["against_kla"])]
         for row in at_kl
     ]
-    found = [table([heads, *rows])]
-    found += [table([["method", "until", level, "minus DB-KLA [95%]"], *equal])] if equal else []
-    return f"n = {summary['rows'][0]['n']} images per row.\n\n" + "\n\n".join(found)
+    tables = [table([heads, *rows])]
+    tables += [table([["method", "until", level, "minus DB-KLA [95%]"], *equal])] if equal else []
+    return f"n = {summary['rows'][0]['n']} images per row.\n\n" + "\n\n".join(tables)
 
 
 def interval(estimate: dict | None, form: str = "{:+.3f}") -> str:

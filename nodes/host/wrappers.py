@@ -22,8 +22,9 @@ import comfy.model_management
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ...blend_core import BlendError, LoRABank, Plan, image_seed
+from ...blend_core import BlendError, LoRABank, Plan
 from ...blend_core.adapters.foreign import first_of
+from ...blend_core.estimators import image_seed
 from ...blend_core.regions import painted
 from ..types import KEY
 from .other_packs import refuse, separates

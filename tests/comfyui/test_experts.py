@@ -13,9 +13,10 @@ from .reference import assert_differ, assert_equal, blended_reference, switching
 
 STEPS, SPLIT = 10, 4
 WEIGHTS, COEFFICIENTS = "0.5, 0.3", (0.2, 0.5, 0.3)
-core = host.submodule("blend_core")
-JOBS, RUNS = (core.Job(STEPS), core.Job(STEPS, SPLIT)), (core.Job(), core.Job())
-ESTIMATORS = {"exact": core.exact, "stratified": core.stratified, "random": core.sampled, "budget": core.budget}
+core, estimators = host.submodule("blend_core"), host.submodule("blend_core.estimators")
+Job = host.submodule("blend_core.plan").Job
+JOBS, RUNS = (Job(STEPS), Job(STEPS, SPLIT)), (Job(), Job())
+ESTIMATORS = estimators.EVALUATIONS
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +180,7 @@ def test_the_report_says_which_steps_count(base, blend):
     first, second = halves((base, base), blend, "exact")
     assert "count the steps of a job of 10, from step 0 on" in first.report
     assert "count the steps of a job of 10, from step 4 on" in second.report
-    (alone,) = halves((base,), blend, "exact", (core.Job(),))
+    (alone,) = halves((base,), blend, "exact", (Job(),))
     assert "count the steps" not in alone.report
 
 

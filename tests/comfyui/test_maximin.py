@@ -92,7 +92,7 @@ def steered(graph, base, blend, vae, rewards, every=1, rate=2.0, **inputs):
     result = patching.sample(
         base,
         blend,
-        submodule("blend_core").exact,
+        submodule("blend_core.estimators").exact,
         "batched",
         steered=lambda steps: module.WorstFirst(blend.schedule.blends[0], panel, rate, every, steps),
         **graph._inputs(INPUTS | inputs),
