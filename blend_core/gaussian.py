@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from .errors import BlendError
@@ -120,5 +121,6 @@ def fused_step(
     last = sigma_next == 0
     spreads = [vanishing_spread(eta, family) for eta in etas] if last else [spread for _, spread in steps]
     weights, spread = fusion_weights(spreads, coefficients)
-    mean = sum(weight * mean for weight, (mean, _) in zip(weights, steps, strict=True))
+    means = (weight * mean for weight, (mean, _) in zip(weights, steps, strict=True))
+    mean = sum(means, torch.zeros(()))
     return mean, 0.0 if last else spread

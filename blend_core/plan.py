@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -75,6 +75,9 @@ class Job:
         return f"schedules and choices count the steps of a job of {self.steps}, from step {self.start} on"
 
 
+Part = TypeVar("Part", bound="Plan")  # the same kind of plan
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a run evaluates: `variants` (steps, k, batch) long, and the `weights` (steps, k) of their predictions."""
@@ -90,7 +93,7 @@ class Plan:
         """The average number of variants that a step evaluates."""
         return float((self.weights != 0).sum(1).double().mean())
 
-    def part(self, start: int, steps: int) -> Plan:
+    def part(self: Part, start: int, steps: int) -> Part:
         """The plan of `steps` steps from `start` on, as a run of its own."""
         if (start, steps) == (0, len(self.variants)):
             return self

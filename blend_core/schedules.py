@@ -73,9 +73,13 @@ class Schedule:
         share = CURVES[self.curve]((progress - start) / (end - start))
         return table[after - 1] + share * (table[after] - table[after - 1])
 
+    def mapped(self, change: Callable[[Blend], Blend]) -> Schedule:
+        """The same schedule with every keyframe's blend changed."""
+        return replace(self, blends=tuple(map(change, self.blends)))
+
     def aligned(self, alignment: float) -> Schedule:
         """The same schedule at `alignment` times the present distance from the base (DB-KLA of every keyframe)."""
-        return replace(self, blends=tuple(blend.aligned(alignment) for blend in self.blends))
+        return self.mapped(lambda blend: blend.aligned(alignment))
 
     def cut(self, until: float) -> Schedule:
         """The same schedule up to the share `until` of the run, or to its present end where that comes first."""

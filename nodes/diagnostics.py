@@ -8,8 +8,9 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..blend_core import BlendError, exact
+from ..blend_core import BlendError
 from ..blend_core.diagnostics import Diagnosis, Disagreement, disagreement, probed_steps
+from ..blend_core.estimators import exact
 from ..blend_core.pictures.diagnosis import draw
 from .host.apply import sample
 from .host.posterior import Probe

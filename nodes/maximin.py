@@ -10,8 +10,11 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..blend_core import Blend, BlendError, Plan, exact, kept_steps, parse_numbers
+from ..blend_core import Blend, BlendError, Plan
+from ..blend_core.blend import parse_numbers
+from ..blend_core.estimators import exact
 from ..blend_core.maximin import attained, personal, worse_first
+from ..blend_core.plan import kept_steps
 from ..blend_core.rewards import check_images
 from .host.apply import sample
 from .host.reward_models import RewardModel, decoded
@@ -70,7 +73,7 @@ class WorstFirst:
             return "no weight was moved: there were too few steps"
         start = _listed(self.blend.names, self.blend.preference)
         lines = []
-        for image in range(len(self.preference)):
+        for image in range(len(self.moves[0][1])):
             lines += [f"image {image + 1}", f"start: {start}"]
             lines += [self._line(step, preference[image], z[image]) for step, preference, z in self.moves]
         return "\n".join(lines)
@@ -186,12 +189,12 @@ class MaximinKSampler(io.ComfyNode):
 
 def _plain(blend: LoRABlend) -> Blend:
     """The one blend of a run. Raises BlendError for regions and schedules, whose weights are set already."""
-    if blend.regions or len(blend.schedule.blends) > 1:
+    only, *others = blend.schedule.blends
+    if blend.regions or others:
         raise BlendError(
-            "a schedule or a region came, which set the weights that Maximin KSampler is to move. Connect Blend "
+            "a schedule, window or region came, which set the weights that Maximin KSampler is to move. Connect Blend "
             "Weights or KL Interpolate, or use Blended KSampler."
         )
-    (only,) = blend.schedule.blends
     if min(only.coefficients[1:]) < 0:
         raise BlendError(
             f"the blend is {only.formula()}, expected no reward below 0: Maximin KSampler moves weights towards "
@@ -222,7 +225,10 @@ def _numbers(text: str, name: str, models: Sequence[RewardModel], usual) -> tupl
     numbers = parse_numbers(text, name, "reward", "20, 0.5")
     if numbers and len(numbers) != len(models):
         raise BlendError(f"{len(numbers)} {name} came for {len(models)} rewards. Give one each, or leave them empty.")
-    unknown = [model.name for model in models if model.reward.card.usual_range is None]
-    if not numbers and unknown:
+    if numbers:
+        return numbers
+    ranges = [model.reward.card.usual_range for model in models]
+    unknown = [model.name for model, bounds in zip(models, ranges, strict=True) if bounds is None]
+    if unknown:
         raise BlendError(f"the usual range of {', '.join(unknown)} is not stated, so type the {name}: one per reward.")
-    return numbers or tuple(usual(*model.reward.card.usual_range) for model in models)
+    return tuple(usual(*bounds) for bounds in ranges if bounds is not None)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..blend_core import BlendError, parse_weights
+from ..blend_core import BlendError
+from ..blend_core.blend import parse_weights
 from ..blend_core.rewards import SCALES, check_images, installed_rewards, reward_cards, weighted
 from .host.interface import blocked, progress_of
 from .host.reward_models import DEVICES, PRECISIONS, RewardModel, library, load_reward_model, own_rewards
@@ -99,8 +102,8 @@ class LoadRewardModel(io.ComfyNode):
 
         Raises BlendError, since ComfyUI would put an answer to each of the two inputs.
         """
-        card = reward_cards().get(reward_name)
-        if card is not None and allow_download is False:
+        card = None if reward_name is None else reward_cards().get(reward_name)
+        if reward_name is not None and card is not None and allow_download is False:
             library(download=False).find(reward_name, card.files)
         return True
 
@@ -156,7 +159,11 @@ class RewardScorer(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image: list[Tensor], prompt: list[str], rewards: dict[str, list[RewardModel]], weights: list[str] = ("",)
+        cls,
+        image: list[Tensor],
+        prompt: list[str],
+        rewards: dict[str, list[RewardModel]],
+        weights: Sequence[str] = ("",),
     ) -> io.NodeOutput:
         """Score, and show the table."""
         models = [slot[0] for slot in rewards.values() if slot and slot[0] is not None]

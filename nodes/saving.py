@@ -63,7 +63,7 @@ class SaveBlendAsLoRA(io.ComfyNode):
         output = folder_paths.get_output_directory()
         folder, name, counter, *_ = folder_paths.get_save_image_path(filename_prefix, output)
         path = Path(folder) / f"{name}_{counter:05}_.safetensors"
-        paths = [basis.adapter.path for basis in blend.bases]
+        paths = [basis.adapter.path for basis in blend.bases if isinstance(basis, RewardLoRA)]
         save_file(merged.tensors, path, provenance(blend.names, paths, chosen))
         lost = f"; {merged.lost:.2%} of the change is lost" if rank else ""
         written = f"written: output/{path.relative_to(output).as_posix()}, {merged.modules} modules{lost}"
@@ -73,6 +73,7 @@ class SaveBlendAsLoRA(io.ComfyNode):
 def _resolved(blend: LoRABlend, model) -> tuple[list[dict], list[LoadReport]]:
     """What each LoRA changes, and how it matched."""
     whole = [basis.label for basis in blend.bases if not isinstance(basis, RewardLoRA)]
+    loras = [basis for basis in blend.bases if isinstance(basis, RewardLoRA)]
     if whole:
         raise BlendError(
             f"{', '.join(whole)} is a whole model, which no LoRA file can hold. Leave it out of the blend, or save the "
@@ -84,6 +85,6 @@ def _resolved(blend: LoRABlend, model) -> tuple[list[dict], list[LoadReport]]:
             "from before Blend Schedule or Blend Region, and set until of KL Interpolate to 1."
         )
     index = target_index(model.model)
-    resolved = [resolve(basis.adapter, index, allow_partial=basis.allow_partial) for basis in blend.bases]
+    resolved = [resolve(basis.adapter, index, allow_partial=basis.allow_partial) for basis in loras]
     return [changes for changes, _ in resolved], [report for _, report in resolved]
 

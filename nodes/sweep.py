@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from comfy_api.latest import io
 from PIL import Image
 from torch import Tensor
 
-from ..blend_core import BlendError, parse_numbers
+from ..blend_core import BlendError
+from ..blend_core.blend import parse_numbers
 from ..blend_core.pareto import Scored, Trade, simplex_grid
 from ..blend_core.pictures.pareto import draw
 from .inputs import CATEGORY, blend_input
@@ -94,7 +97,7 @@ def by_preference(blend: LoRABlend, parts: int) -> list[tuple[str, LoRABlend]]:
     """(label, blend) of every preference whose weights are multiples of 1 / parts."""
     if blend.regions or len(blend.schedule.blends) > 1:
         raise BlendError(
-            "a schedule or a region came, which has several preferences. Connect Blend Weights, or sweep over "
+            "a schedule, window or region came, which has several preferences. Connect Blend Weights, or sweep over "
             "alignment."
         )
     grid = simplex_grid(len(blend.bases), parts)
@@ -175,7 +178,7 @@ class ParetoPlot(io.ComfyNode):
         scores: dict[str, list[float]],
         names: list[str],
         image: list[Tensor] | None = None,
-        reference: list[str] = ("",),
+        reference: Sequence[str] = ("",),
     ) -> io.NodeOutput:
         """Average over the images of each blend, and draw."""
         columns = [column for column in scores.values() if column]

@@ -11,10 +11,11 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from ..blend_core import EVALUATIONS, Blend, BlendError, Factors, LoRABank, Plan, Target, cut, exact, image_seed
-from ..blend_core.estimators import Estimator, budget, check_evaluation
+from ..blend_core import EVALUATIONS, Blend, BlendError, LoRABank, Plan, Target
+from ..blend_core.adapters import Factors
+from ..blend_core.estimators import Estimator, budget, check_evaluation, exact, image_seed
 from ..blend_core.gaussian import basis_etas
-from ..blend_core.plan import check_until
+from ..blend_core.plan import check_until, cut
 from .fusion import check_scheduler, fused
 from .host import blended
 from .loading import takes_eta

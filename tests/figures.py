@@ -64,6 +64,10 @@ class Tree:
         return tuple(sorted(path.relative_to(self.root).as_posix() for room in rooms for path in room.rglob("*.py")))
 
     @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.paths)
+
+    @cached_property
     def modules(self) -> Mapping[str, Module]:
         """Every file by its path."""
         return {path: self._module(path) for path in self.paths}
@@ -145,7 +149,7 @@ class Tree:
     def _file(self, parts: list[str]) -> str | None:
         """The path of a module or package."""
         name = "/".join(parts)
-        return next((path for path in (f"{name}.py", f"{name}/__init__.py") if path in self.paths), None)
+        return next((path for path in (f"{name}.py", f"{name}/__init__.py") if path in self._known), None)
 
     def _reached(self, path: str) -> set[str]:
         """All files that `path` imports, through others too; itself if there is a way back."""

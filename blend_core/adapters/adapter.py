@@ -60,7 +60,7 @@ class Adapter:
     @property
     def ranks(self) -> tuple[int, ...]:
         """The different ranks in the file, ascending; files of mixed rank are normal."""
-        return tuple(sorted({change.rank for change in self.modules.values()} - {None}))
+        return tuple(sorted({rank for change in self.modules.values() if (rank := change.rank) is not None}))
 
     @property
     def kinds(self) -> dict[str, int]:

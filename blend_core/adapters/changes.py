@@ -135,7 +135,9 @@ class Change:
     @property
     def shape(self) -> tuple[int, ...]:
         """(out, in, ...) of the weight it changes; (out,) of a bias."""
-        return tuple(self.bias.shape) if self.delta is None else self.delta.shape
+        if self.delta is not None:
+            return self.delta.shape
+        return () if self.bias is None else tuple(self.bias.shape)
 
     @property
     def rank(self) -> int | None:
@@ -150,12 +152,11 @@ class Change:
 
     def taken(self, rows: Tensor) -> Change:
         """The change of some output rows."""
-        parts = (self.delta, self.magnitude, self.bias)
-        return Change(*(part if part is None else _taken(part, rows) for part in parts))
-
-
-def _taken(part: Factors | Delta | Magnitude | Tensor, rows: Tensor):
-    return part[rows] if isinstance(part, Tensor) else part.taken(rows)
+        return Change(
+            self.delta and self.delta.taken(rows),
+            self.magnitude and self.magnitude.taken(rows),
+            None if self.bias is None else self.bias[rows],
+        )
 
 
 def loha(tensors: Mapping[str, Tensor]) -> tuple[Delta | Factors, int]:

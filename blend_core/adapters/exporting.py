@@ -46,10 +46,11 @@ def exported(
     tensors: dict[str, Tensor] = {}
     all_changes = lost = 0.0
     for (module, parameter), of_place in parts.items():
+        pairs = [(c, target, change) for c, target, change in of_place if isinstance(change, Factors)]
         if parameter != "weight":
             tensors[f"{module}.{parameter}.diff"] = _difference(of_place)
-        elif all(isinstance(change, Factors) for _, _, change in of_place):
-            down, up = _pair(of_place)
+        elif len(pairs) == len(of_place):
+            down, up = _pair(pairs)
             all_changes += _squared_norm(down, up) if rank else 0
             if rank and down.shape[0] > rank:
                 down, up, squares = _cut(down, up, rank)
@@ -77,7 +78,7 @@ def provenance(names: Sequence[str], paths: Sequence[str | Path], coefficients: 
 def _differences(module: str, parts: Sequence[Part]) -> dict[str, Tensor]:
     """The whole difference of a layer's weight, and that of its bias, where there are such."""
     found = {}
-    weights = [part for part in parts if not isinstance(part[2], Change) or part[2].delta is not None]
+    weights = [part for part in parts if _delta(part) is not None]
     if weights:
         found[f"{module}.diff"] = _difference(weights)
     biases = [
@@ -99,27 +100,35 @@ def _difference(parts: Sequence[Part]) -> Tensor:
     """The sum of whole differences, in the shape of the parameter."""
     shape = parts[0][1].shape
     total = torch.zeros(shape or (1,))
-    for coefficient, target, change in parts:
-        first, last = target.span
-        total[first:last] += coefficient * _whole(target, change).view(total[first:last].shape)
+    for part in parts:
+        coefficient, target, _ = part
+        if (delta := _delta(part)) is not None:
+            first, last = target.span
+            total[first:last] += coefficient * _whole(target, delta).view(total[first:last].shape)
     return total.view(shape)
 
 
-def _whole(target: Target, change: Factors | Change) -> Tensor:
-    if isinstance(change, Change):
-        if change.magnitude is not None:
-            raise BlendError(
-                f"{target.module}: DoRA came, whose change depends on the weights it is put on, so that it has no "
-                "place in a file of sums. Leave that LoRA out, or use the blend itself."
-            )
-        change = change.delta
-    if isinstance(change, Delta):
-        tensors = {name: tensor.float() for name, tensor in change.tensors.items()}
-        return change.built((target.height, *target.shape[1:]), tensors)
-    return (change.up.float() * change.scale) @ change.down.float().flatten(1)
+def _delta(part: Part) -> Factors | Delta | None:
+    """What the part adds to the weight. Raises BlendError for DoRA."""
+    _, target, change = part
+    if isinstance(change, Factors):
+        return change
+    if change.magnitude is not None:
+        raise BlendError(
+            f"{target.module}: DoRA came, whose change depends on the weights it is put on, so that it has no "
+            "place in a file of sums. Leave that LoRA out, or use the blend itself."
+        )
+    return change.delta
 
 
-def _pair(parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
+def _whole(target: Target, delta: Factors | Delta) -> Tensor:
+    if isinstance(delta, Delta):
+        tensors = {name: tensor.float() for name, tensor in delta.tensors.items()}
+        return delta.built((target.height, *target.shape[1:]), tensors)
+    return (delta.up.float() * delta.scale) @ delta.down.float().flatten(1)
+
+
+def _pair(parts: Sequence[tuple[float, Target, Factors]]) -> tuple[Tensor, Tensor]:
     """(down, up) of the sum of pairs; a pair on some rows has zeros in the others."""
     downs, ups = [], []
     for coefficient, target, factors in parts:

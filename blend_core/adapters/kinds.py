@@ -106,11 +106,11 @@ def scaled(module: str, built: Built, parts: Parts, bound: float, scale: Scale |
     bound: see `checked`. Raises BlendError for what cannot have been trained.
     """
     delta = built.delta
-    if scale is not None:
+    if scale is not None and delta is not None:
         _refuse_absurd(module, bound * abs(scale.value), scale)
         delta = replace(delta, scale=scale.value)
     bias = None
-    if "bias" in parts:  # of a LoRA's `up`: scaled as its product is
+    if "bias" in parts and delta is not None:  # of a LoRA's `up`: scaled as its product is
         bias = parts["bias"].float() * delta.scale
     if "diff_b" in parts:
         bias = parts["diff_b"].float() + (0 if bias is None else bias)
@@ -218,7 +218,7 @@ def _refuse_absurd(module: str, bound: float, scale: Scale) -> None:
 def _magnitude(module: str, delta: Factors | Delta | None, parts: Parts) -> Magnitude | None:
     """peft's magnitudes are of rows; LyCORIS writes those of columns too, told apart as ComfyUI does."""
     values = parts.get("magnitude", parts.get("dora_scale"))
-    if values is None:
+    if values is None or delta is None:
         return None
     of_rows = "magnitude" in parts or values.shape[:1] == delta.shape[:1]
     if of_rows and values.numel() != delta.shape[0]:

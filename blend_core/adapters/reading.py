@@ -165,7 +165,7 @@ def _with_their_alphas(records: _Records) -> tuple[dict[str, Mapping[str, Key]],
 
 def _modules(file: WeightFile, records: _Records) -> dict[str, _Module]:
     """What changes every module, of scale 1; tensors read in one pass over the file."""
-    _check_magnitudes(records, file.path.name)
+    _check_parts(records, file.path.name)
     full_rank = not any("up" in record for record in records.values())
     kinds = {module: kind_of(module, record, file.path.name, full_rank) for module, record in records.items()}
     tensors = file.read([key.text for record in records.values() for key in record.values()])
@@ -202,16 +202,18 @@ def _scale(module: str, each: _Module, typed: Scale | None, config: AlphaConfig 
 
 
 _MAGNITUDES = frozenset({"magnitude", "dora_scale"})
+_PARTS_OF_A_LORA = {**dict.fromkeys(_MAGNITUDES, "DoRA's magnitude"), "bias": "a LoRA's bias"}
 
 
-def _check_magnitudes(records: _Records, file: str) -> None:
-    """Raise BlendError for magnitudes without a LoRA."""
+def _check_parts(records: _Records, file: str) -> None:
+    """Raise BlendError for what belongs to a LoRA in a module without one."""
     for record in records.values():
-        if _MAGNITUDES & record.keys() and not record.keys() - BESIDE:
-            key = next(iter(record.values()))
+        parts = _PARTS_OF_A_LORA.keys() & record.keys()
+        if parts and not record.keys() - BESIDE:
+            key = record[min(parts)]
             raise BlendError(
-                f"{file} holds DoRA's magnitude {key.text!r} without the LoRA it belongs to. The file was cut: save or "
-                "download it again."
+                f"{file} holds {_PARTS_OF_A_LORA[key.role]} {key.text!r} without the LoRA it belongs to. The file was "
+                "cut: save or download it again."
             )
 
 

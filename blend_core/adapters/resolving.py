@@ -141,11 +141,12 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _fitted(target: Target, change: Factors | Change) -> Factors | Change:
-    if isinstance(change, Change):
-        return change if change.delta is None else replace(change, delta=_fitted(target, change.delta))
     if isinstance(change, Factors):
         return replace(change, down=change.down.reshape(change.rank, *target.shape[1:]))
-    return change  # built in the target's shape where it is needed
+    if isinstance(change.delta, Factors):
+        delta = change.delta
+        return replace(change, delta=replace(delta, down=delta.down.reshape(delta.rank, *target.shape[1:])))
+    return change  # a Delta is built in the target's shape where it is needed
 
 
 def _rows(target: Target, first: int) -> Tensor:

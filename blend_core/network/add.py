@@ -8,13 +8,17 @@ columns: of all variants that the product holds. An output that nobody else has 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .private import padding_of
 
-CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the dimensions of the input: sound, images, videos
+# By the dimensions of the input: sound, images, videos.
+CONVOLUTIONS: Mapping[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
 
 def weighted(hidden: Tensor, weights: Tensor, axis: int) -> Tensor:
@@ -51,10 +55,11 @@ def add_convolution(out: Tensor, x: Tensor, hidden: Tensor, up: Tensor, alpha: f
 
 def convolved(x: Tensor, weight: Tensor, module: nn.Module, groups: int = 1) -> Tensor:
     """x under a convolution with the module's geometry and another weight, without a bias."""
-    padding = module.padding
-    if module.padding_mode != "zeros":  # seamless tiling sets "circular" on a model's convolutions
-        x, padding = F.pad(x, padding_of(module), mode=module.padding_mode), 0
-    return CONVOLUTIONS[x.dim()](x, weight, None, module.stride, padding, module.dilation, groups)
+    layer = cast(nn.Conv2d, module)  # or of another number of axes: bank.py takes no other kind for a convolution
+    padding = layer.padding
+    if layer.padding_mode != "zeros":  # seamless tiling sets "circular" on a model's convolutions
+        x, padding = F.pad(x, padding_of(layer), mode=layer.padding_mode), 0
+    return CONVOLUTIONS[x.dim()](x, weight, None, layer.stride, padding, layer.dilation, groups)
 
 
 def _own(out: Tensor, x: Tensor) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,10 +22,11 @@ from ..adapters import Change, Factors, Target
 from ..errors import BlendError
 from .changed import Changed
 from .low_rank import LowRank
+from .module_changes import ModuleChanges
 from .private import CONVOLUTION, is_compiled
 from .selection import Mixtures, Selection
 from .shared_inputs import SharedInput, refuse_written_inputs, shared_inputs
-from .site import OWN, ModuleChanges, Parameters, Site
+from .site import OWN, Parameters, Site
 
 _MOST_SELECTIONS = 64  # of which the tensors are kept; a run with more choices makes some again
 
@@ -45,7 +47,8 @@ class LoRABank(nn.Module):
             for target, change in adapter.items():
                 pieces.setdefault(target.module, {}).setdefault(variant, []).append((target, change))
         self.names = list(pieces)
-        self.changes = nn.ModuleList(ModuleChanges(of_module) for of_module in pieces.values())
+        changes = [ModuleChanges(of_module) for of_module in pieces.values()]
+        self.changes = cast(Sequence[ModuleChanges], nn.ModuleList(changes))
         self._attachments: WeakKeyDictionary[nn.Module, Attachment] = WeakKeyDictionary()
 
     def copied(self) -> LoRABank:

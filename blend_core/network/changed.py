@@ -10,6 +10,7 @@ linear layer needs no building.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -31,10 +32,8 @@ class Changed(nn.Module):
     def __init__(self, changes: Mapping[int, Sequence[tuple[Target, Factors | Change]]]):
         super().__init__()
         self.variants = tuple(changes)
-        self.pieces = nn.ModuleList(
-            nn.ModuleList(_Piece(target, _as_change(change)) for target, change in of_variant)
-            for of_variant in changes.values()
-        )
+        pieces = [[_Piece(target, _as_change(change)) for target, change in part] for part in changes.values()]
+        self.pieces = cast(Sequence[Sequence[_Piece]], nn.ModuleList(map(nn.ModuleList, pieces)))
 
     @property
     def transient_bytes(self) -> int:
@@ -105,6 +104,10 @@ def _as_change(change: Factors | Change) -> Change:
 class _Piece(nn.Module):
     """One change of a module's weight, or of some of its output rows."""
 
+    bias: Tensor | None
+    down: Tensor
+    up: Tensor
+
     def __init__(self, target: Target, change: Change):
         super().__init__()
         self.target, self.delta, self.magnitude = target, change.delta, change.magnitude
@@ -123,10 +126,10 @@ class _Piece(nn.Module):
 
     def gain(self, weight: Tensor | None) -> Tensor | None:
         """What DoRA multiplies rows or columns of the changed weight by, (out,) or (in,); None without DoRA."""
-        if self.magnitude is None:
+        if self.magnitude is None or self.delta is None or weight is None:
             return None
         first, last = self.target.span
-        return self.magnitude.gain(weight[first:last] + self._weight(weight))
+        return self.magnitude.gain(weight[first:last] + self._weight(self.delta, weight))
 
     def changed_weight(self, weight: Tensor, gain: Tensor | None) -> Tensor:
         """`weight` (out, in, ...) with this change in its rows; of a single number, (), the one."""
@@ -135,8 +138,8 @@ class _Piece(nn.Module):
         first, last = self.target.span
         rows = weight[first:last]
         if self.delta is not None:
-            rows = rows + self._weight(rows)
-        if gain is not None:
+            rows = rows + self._weight(self.delta, rows)
+        if gain is not None and self.magnitude is not None:
             along = (-1, *[1] * (rows.dim() - 1)) if self.magnitude.of_rows else (1, -1, *[1] * (rows.dim() - 2))
             rows = rows * gain.to(rows).view(along)
         return rows if len(rows) == len(weight) else torch.cat([weight[:first], rows, weight[last:]])
@@ -154,12 +157,13 @@ class _Piece(nn.Module):
         first, last = self.target.span
         gain = None if gain is None else _along(gain.to(out), axis, out.dim())
         part = out.narrow(axis, first, last - first)
-        if gain is not None and not self.magnitude.of_rows:
+        of_rows = self.magnitude is not None and self.magnitude.of_rows
+        if gain is not None and not of_rows:
             x = x * gain
             part = again(x).narrow(axis, first, last - first)
         if self.delta is not None:
-            part = part + self._applied(x, module, axis)
-        if gain is not None and self.magnitude.of_rows:
+            part = part + self._applied(self.delta, x, module, axis)
+        if gain is not None and of_rows:
             own = getattr(module, "bias", None)
             own = 0 if own is None else _along(own[first:last].to(out), axis, out.dim())
             part = (part - own) * gain + own
@@ -171,18 +175,18 @@ class _Piece(nn.Module):
         out.narrow(axis, first, last - first).copy_(part)
         return out
 
-    def _applied(self, x: Tensor, module: nn.Module, axis: int) -> Tensor:
+    def _applied(self, delta: Factors | Delta, x: Tensor, module: nn.Module, axis: int) -> Tensor:
         """The delta's output for x."""
         if len(self.shape) == 1:
-            return _normalised(x, module) * _along(self._weight(x), axis, x.dim())
-        if isinstance(self.delta, Factors):
-            return self._low_rank(x, module)
-        if axis == -1 and isinstance(self.delta, Delta) and self.delta.factored:
-            return self.delta.applied(x, self._tensors(x))
-        return _layer(x, self._weight(x), module)
+            return _normalised(x, module) * _along(self._weight(delta, x), axis, x.dim())
+        if isinstance(delta, Factors):
+            return self._low_rank(delta.scale, x, module)
+        if axis == -1 and delta.factored:
+            return delta.applied(x, self._tensors(x))
+        return _layer(x, self._weight(delta, x), module)
 
-    def _low_rank(self, x: Tensor, module: nn.Module) -> Tensor:
-        hidden = _layer(x, self.down.to(x), module) * self.delta.scale
+    def _low_rank(self, scale: float, x: Tensor, module: nn.Module) -> Tensor:
+        hidden = _layer(x, self.down.to(x), module) * scale
         if self.down.dim() == 2:
             return F.linear(hidden, self.up.to(x))
         return CONVOLUTIONS[x.dim()](hidden, self.up.to(x).view(*self.up.shape, *[1] * (x.dim() - 2)))
@@ -191,9 +195,9 @@ class _Piece(nn.Module):
         """What the delta is made of, in float32: products of small float16 numbers would vanish."""
         return {name: precise(getattr(self, name).to(like.device)) for name in self.names}
 
-    def _weight(self, like: Tensor) -> Tensor:
+    def _weight(self, delta: Factors | Delta, like: Tensor) -> Tensor:
         """The delta, built for a tensor's device and dtype."""
-        return self.delta.built(self.shape, self._tensors(like)).to(like.dtype)
+        return delta.built(self.shape, self._tensors(like)).to(like.dtype)
 
 
 def _along(values: Tensor, axis: int, dims: int) -> Tensor:
@@ -210,7 +214,8 @@ def _normalised(x: Tensor, module: nn.Module) -> Tensor:
     """What a norm multiplies its weight by."""
     match module:
         case nn.LayerNorm():
-            return F.layer_norm(x, module.normalized_shape, None, None, module.eps)
+            return F.layer_norm(x, list(module.normalized_shape), None, None, module.eps)
         case nn.GroupNorm():
             return F.group_norm(x, module.num_groups, None, None, module.eps)
-    return F.rms_norm(x, module.normalized_shape, None, module.eps)
+    norm = cast(nn.RMSNorm, module)  # the last kind that bank.py knows
+    return F.rms_norm(x, list(norm.normalized_shape), None, norm.eps)

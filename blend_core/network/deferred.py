@@ -31,7 +31,8 @@ class Deferred(Tensor):
         self._make = make
         self._made: Tensor | None = None
 
-    __torch_function__ = plain_attributes_of_a_tensor
+    # torch types it as a plain function and not as a method of the class.
+    __torch_function__ = plain_attributes_of_a_tensor  # pyright: ignore[reportAssignmentType]
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):

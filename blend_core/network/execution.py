@@ -81,6 +81,7 @@ def evaluate_variants(
         if predictions is None:
             predictions = found.new_empty(len(variants), rows, *found.shape[2:])
         predictions[torch.tensor(places)[:, None], own_rows] = found
+    assert predictions is not None  # there is a block
     return predictions
 
 

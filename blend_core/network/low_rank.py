@@ -70,6 +70,9 @@ class LowRank(nn.Module):
     would make them float32, twice as large.
     """
 
+    down: Tensor
+    up: Tensor
+
     def __init__(self, pieces: Mapping[int, Sequence[tuple[Target, Factors]]]):
         super().__init__()
         self.variants = tuple(pieces)
@@ -149,9 +152,11 @@ class LowRank(nn.Module):
         """(rows, columns): 0 in the columns of other variants than a row's own, and the scales that `alpha` is not."""
         return selection.mask(self, None if self.alpha is not None else self.placed(x).scales, x)
 
-    def add_compiled(self, out: Tensor, x: Tensor, selection: Selection, module: nn.Module) -> Tensor:
-        """The same by one graph, whichever variants the rows have: `row_weights` alone differ."""
-        weights, down, up = self.row_weights, self.down.to(x), self.up.to(x)
+    def add_compiled(
+        self, out: Tensor, x: Tensor, selection: Selection, module: nn.Module, weights: Tensor
+    ) -> Tensor:
+        """The same by one graph, whichever variants the rows have. weights: `row_weights`, which alone differ."""
+        down, up = self.down.to(x), self.up.to(x)
         if x.shape[0] != weights.shape[0]:
             weights = weights.repeat_interleave(selection.times(x), 0)
         if down.dim() > 2:

@@ -15,7 +15,7 @@ plain_attributes_of_a_tensor = torch._C._disabled_torch_function_impl
 """The __torch_function__ of a tensor whose attributes are answered without it."""
 
 
-def padding_of(convolution: nn.Module) -> Sequence[int]:
+def padding_of(convolution: nn.modules.conv._ConvNd) -> Sequence[int]:
     """A convolution's padding as torch.nn.functional.pad takes it."""
     return convolution._reversed_padding_repeated_twice
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ class Columns(Protocol):
     rank: int
 
 
+Layer = TypeVar("Layer", bound=Columns)
+
+
 class Selection:
     """Row i of a call is variant variants[i]. Rows may stand several times each: frames of a video in the batch.
 
@@ -32,7 +35,7 @@ class Selection:
     def __init__(self, variants: tuple[int, ...], mixtures: Mixtures | None = None):
         self.variants, self._mixtures = variants, mixtures or {}
         same = variants[0] if len(set(variants)) == 1 else None
-        self.mixture = self._mixtures.get(same)
+        self.mixture = None if same is None else self._mixtures.get(same)
         self.only = same if self.mixture is None else None
         self.members = frozenset(v for variant in set(variants) for v in self._mixtures.get(variant, (variant,)))
         self._tensors: dict[tuple, Tensor] = {}
@@ -61,7 +64,7 @@ class Selection:
         """How much of `other` a row of `variant` has."""
         return self._mixtures.get(variant, {variant: 1.0}).get(other, 0.0)
 
-    def joined(self, layers: Sequence[Columns], make: Callable[[Columns], Tensor], x: Tensor) -> Tensor:
+    def joined(self, layers: Sequence[Layer], make: Callable[[Layer], Tensor], x: Tensor) -> Tensor:
         """make(layer) of several layers, (rows, columns) each, next to each other."""
         key = ("joined", *layers, x.shape[0], x.device, x.dtype)
         if key not in self._tensors:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ def shared_inputs(layers: Mapping[str, LowRank], modules: Mapping[str, nn.Module
 
 def _widths(module: nn.Module) -> set[int]:
     """The input widths of a module's own linear layers."""
-    return {child.in_features for child in module.children() if hasattr(child, "in_features")}
+    return {cast(nn.Linear, child).in_features for child in module.children() if hasattr(child, "in_features")}
 
 
 class SharedInput:
@@ -68,21 +69,23 @@ class SharedInput:
 
         Weighted where rows are of different variants; else those of the one variant alone, of its own rank.
         """
-        if self._input is not None and self._input() is x and member in self._left:
-            self._check(member, x, selection)
+        projected = self._input is not None and self._input() is x and member in self._left
+        whole = self._hidden if projected else None
+        if whole is None:
+            whole = self._project(member, x, selection)
         else:
-            self._project(member, x, selection)
+            self._check(member, x, selection, whole)
         first, count = self._first[member] - self._start, member.columns
         if selection.only is not None:
             place = member.variants.index(selection.only)
             first, count = first + place * member.rank, member.ranks[place]
-        hidden = self._hidden[..., first : first + count]
+        hidden = whole[..., first : first + count]
         self._left.discard(member)
         if not self._left:
             self._input = self._hidden = None
         return hidden
 
-    def _project(self, member: LowRank, x: Tensor, selection: Selection) -> None:
+    def _project(self, member: LowRank, x: Tensor, selection: Selection) -> Tensor:
         self._broken |= self._input is not None
         run = self._run[member]
         members = run[run.index(member) :] if self._broken else self._members
@@ -92,19 +95,20 @@ class SharedInput:
         if selection.only is None:
             hidden = weighted(hidden, selection.joined(members, lambda layer: layer.weights(selection, x), x), -1)
         self._input, self._hidden, self._start, self._left = weakref.ref(x), hidden, start, set(members)
+        return hidden
 
     def begin(self, check: bool) -> None:
         """Before a pass. check: whether to look for a network that writes into an input between two layers."""
         self._checks = [] if check else None
 
-    def _check(self, member: LowRank, x: Tensor, selection: Selection) -> None:
+    def _check(self, member: LowRank, x: Tensor, selection: Selection, whole: Tensor) -> None:
         if self._checks is None:
             return
         first = self._first[member] - self._start
         again = F.linear(x, member.placed(x).down[:1])
         if selection.only is None:
             again = weighted(again, member.weights(selection, x)[:, :1], -1)
-        shared = self._hidden[..., first : first + 1]
+        shared = whole[..., first : first + 1]
         self._checks.append((again - shared).float().norm() <= 0.1 * again.float().norm())
 
     def checked(self) -> Tensor:

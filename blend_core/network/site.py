@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..adapters import Change, Factors, Target
-from ..adapters.changes import difference
 from ..errors import BlendError
 from .changed import Changed, Gains
 from .deferred import Deferred
-from .low_rank import LowRank, precise
+from .low_rank import precise
+from .module_changes import ModuleChanges
 from .private import places_of_attributes
 from .selection import Selection
 
@@ -57,7 +56,7 @@ def stored(module: nn.Module, name: str, device: torch.device) -> Tensor | None:
         return value.to(device)
     if name != "weight" or not hasattr(module, "in_features"):
         return value.dequantize().to(device)
-    width = module.in_features
+    width = cast(nn.Linear, module).in_features
     zero, *columns = (
         module(x) for x in (torch.zeros(1, width, device=device), *torch.eye(width, device=device).split(256))
     )
@@ -81,79 +80,6 @@ def as_stored() -> Iterator[None]:
         _thread.as_stored = before
 
 
-class ModuleChanges(nn.Module):
-    """What all variants change of one module, by the way they take.
-
-    low_rank, changed: of the weight, and the bias, of a layer whose output is linear in them.  by_parameter: of any
-    other parameter, by its name, which is only ever read.
-    """
-
-    def __init__(self, pieces: Mapping[int, Sequence[tuple[Target, Factors | Change]]]):
-        super().__init__()
-        self._pieces = {variant: tuple(of_variant) for variant, of_variant in pieces.items()}
-        self.arrange(read=False)
-
-    def arrange(self, read: bool) -> None:
-        """Decide which way the changes take; read: all by the parameter, for a module of no kind that is known."""
-        self.read = read
-        by_name: dict[str, dict[int, list]] = {}
-        for variant, of_variant in self._pieces.items():
-            for piece in of_variant:
-                for target, change in _parts(*piece) if read else [piece]:
-                    by_name.setdefault(target.parameter, {}).setdefault(variant, []).append((target, change))
-        weight = {} if read else by_name.pop("weight", {})
-        plain = {v: own for v, own in weight.items() if all(isinstance(change, Factors) for _, change in own)}
-        rest = {v: own for v, own in weight.items() if v not in plain}
-        self.low_rank = LowRank(plain) if plain else None
-        self.changed = Changed(rest) if rest else None
-        self.by_parameter = nn.ModuleDict({name: Changed(changes) for name, changes in by_name.items()})
-
-    @property
-    def variants(self) -> frozenset[int]:
-        """Those that change the module."""
-        return frozenset(self._pieces)
-
-    @property
-    def by_output(self) -> bool:
-        """Whether the module's output is changed, and not its parameters alone."""
-        return self.low_rank is not None or self.changed is not None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The parameters that change."""
-        return (*(("weight", "bias") if self.by_output else ()), *self.by_parameter)
-
-    @property
-    def slow(self) -> dict[str, Changed]:
-        """What runs on the slower path, by the parameter it changes."""
-        return {**({} if self.changed is None else {"weight": self.changed}), **self.by_parameter}
-
-    def value(self, variant: int, name: str, value: Tensor, gains: Mapping[str, Gains]) -> Tensor:
-        """A parameter as the variant has it, in float32; value: as the base has it."""
-        if name in self.by_parameter:
-            changed = self.by_parameter[name]
-            return changed.weight(variant, value, gains[name]) if variant in changed.variants else value
-        if self.changed is not None and variant in self.changed.variants:
-            if name == "bias":
-                return self.changed.bias(variant, value)
-            return self.changed.weight(variant, value, gains["weight"])
-        if name == "weight" and self.low_rank is not None and variant in self.low_rank.variants:
-            return value + self.low_rank.difference(variant, value.shape, value.device)
-        return value
-
-
-def _parts(target: Target, change: Factors | Change) -> Iterator[tuple[Target, Factors | Change]]:
-    """A change of a weight, and that of the bias which comes with it."""
-    bias = None if isinstance(change, Factors) else change.bias
-    if bias is None:
-        yield target, change
-        return
-    length = len(bias) if target.rows is None else target.shape[0]
-    yield replace(target, shape=(length,), parameter="bias"), Change(difference({"diff": bias}))
-    if change.delta is not None or change.magnitude is not None:
-        yield target, replace(change, bias=None)
-
-
 class Site:
     """The changes of one module of one network.
 
@@ -161,9 +87,11 @@ class Site:
     `install`.  read: whether a parameter of it was read.
     """
 
+    selection: Selection  # while it is installed, as the next one
+    _original: Callable[..., Tensor]
+
     def __init__(self, name: str, module: nn.Module, changes: ModuleChanges, parameters: Parameters):
         self.name, self.module, self.changes = name, module, changes
-        self.selection: Selection | None = None
         self.device: torch.device | None = None  # of the pass, where it is known
         self.used: set[int] = set()
         self.names = frozenset((*changes.names, *parameters.emptied))
@@ -171,7 +99,6 @@ class Site:
         self._gains: dict[str, Gains] = {}
         self._running = self._reading = 0  # the module's own forward; the host, for us
         self.touched = self.read = False
-        self._original: Callable | None = None
         self._had_own = False
 
         def forward(x, *args, **kwargs):  # one function object for ever, so that torch.compile traces it once
@@ -200,21 +127,21 @@ class Site:
     def _added(self, out: Tensor, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
         self.touched, changes = True, self.changes
         if changes.changed is not None:
-            out = self._slowly(out, x, args, kwargs)
+            out = self._slowly(changes.changed, out, x, args, kwargs)
         if changes.low_rank is not None:
-            compiled = torch.compiler.is_compiling() and changes.low_rank.row_weights is not None
-            add = changes.low_rank.add_compiled if compiled else changes.low_rank.add
-            out = add(out, x, self.selection, self.module)
+            weights = changes.low_rank.row_weights if torch.compiler.is_compiling() else None
+            if weights is not None:
+                return changes.low_rank.add_compiled(out, x, self.selection, self.module, weights)
+            out = changes.low_rank.add(out, x, self.selection, self.module)
         return out
 
-    def _slowly(self, out: Tensor, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
+    def _slowly(self, changed: Changed, out: Tensor, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
         def again(other: Tensor) -> Tensor:
             return self._inner(other, *args, **kwargs)
 
         self._reading += 1  # the changes look at the module's own bias
         try:
-            changed, gains = self.changes.changed, self._gains["weight"]
-            return changed.add(out, x, self.selection, self.module, gains, again)
+            return changed.add(out, x, self.selection, self.module, self._gains["weight"], again)
         finally:
             self._reading -= 1
 
@@ -254,9 +181,15 @@ class Site:
     def _read(self, name: str, device: torch.device) -> Tensor:
         self._reading += 1
         try:
-            return self._parameters.read(self.module, name, device)
+            value = self._parameters.read(self.module, name, device)
         finally:
             self._reading -= 1
+        if value is None:
+            raise BlendError(
+                f"{self.name} has no {name} in this network, which a LoRA changes. The LoRA was matched with another "
+                "model; match it with this one."
+            )
+        return value
 
     # --- in use
 
@@ -280,8 +213,8 @@ class Site:
                 self.module.__dict__["forward"] = self._original
             else:
                 del self.module.__dict__["forward"]
-            self._original = None
-        self.selection = None
+            del self._original
+        del self.selection
 
 
 @dataclass

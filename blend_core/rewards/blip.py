@@ -12,7 +12,7 @@ from ..errors import BlendError
 from .clip import activation_bytes, affine, clip_input, folded
 from .contract import Card, Reward
 from .files import RewardFile, read_state_dict
-from .networks import PLACES, filled
+from .networks import PLACES, filled, square
 from .preprocessing import cropped
 from .text import BERT_FILE, Tokens, bert_tokens
 
@@ -73,13 +73,13 @@ class ImageReward(Reward):
     def __init__(self, card: Card, vision: BlipVisionModel, text: BlipTextModel, head: nn.Linear, tokens: Tokens):
         super().__init__(card)
         self.vision, self.text, self.head, self.tokens = vision, text, head, tokens
-        self.size = vision.config.image_size
+        self.size = square(vision.config.image_size)
         self.activation_bytes = 2 * activation_bytes(vision.config)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """(batch,)"""
         ids, mask = self.tokens(prompts, self.place())
-        seen = self.vision(pixel_values=clip_input(self, images, cropped)).last_hidden_state
+        seen = self.vision(pixel_values=clip_input(self, self.size, images, cropped)).last_hidden_state
         read = self.text(
             input_ids=ids, attention_mask=mask, encoder_hidden_states=seen, is_decoder=False
         ).last_hidden_state[:, 0]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import BlendError
 from .contract import Card, Reward, frozen
 from .files import RewardFile, read_state_dict
-from .networks import filled, starting
+from .networks import filled, square, starting
 from .preprocessing import CLIP_MEAN, CLIP_STD, cropped, cropped_low, normalised, padded
 from .text import CLIP_FILES, Tokens, clip_tokens
 
@@ -60,15 +60,15 @@ class ClipSimilarity(Reward):
     ):
         super().__init__(card)
         self.network, self.tokens, self.factor, self.pixels = network, tokens, factor, pixels
-        self.size = network.config.vision_config.image_size
-        self.activation_bytes = activation_bytes(network.config.vision_config)
+        self.size = square(network.vision_model.config.image_size)
+        self.activation_bytes = activation_bytes(network.vision_model.config)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """(batch,)"""
         distinct = list(dict.fromkeys(prompts))
         ids, _ = self.tokens(distinct, self.place())  # attention is causal: padding after the end changes nothing
         text = unit(self.network.get_text_features(input_ids=ids))[[distinct.index(prompt) for prompt in prompts]]
-        image = unit(self.network.get_image_features(pixel_values=clip_input(self, images, self.pixels)))
+        image = unit(self.network.get_image_features(pixel_values=clip_input(self, self.size, images, self.pixels)))
         factor = self.network.logit_scale.to(image.dtype).exp() if self.factor is None else self.factor
         return factor * (image * text).sum(-1)
 
@@ -78,18 +78,18 @@ class Aesthetic(Reward):
 
     def __init__(self, card: Card, network: CLIPVisionModelWithProjection, head: nn.Linear):
         super().__init__(card)
-        self.network, self.head, self.size = network, head, network.config.image_size
+        self.network, self.head, self.size = network, head, square(network.config.image_size)
         self.activation_bytes = activation_bytes(network.config)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """(batch,)"""
-        embedding = unit(self.network(pixel_values=clip_input(self, images, cropped)).image_embeds)
+        embedding = unit(self.network(pixel_values=clip_input(self, self.size, images, cropped)).image_embeds)
         return affine(self.head, embedding)
 
 
-def clip_input(reward: Reward, images: Tensor, pixels: Callable[[Tensor, int], Tensor]) -> Tensor:
+def clip_input(reward: Reward, size: int, images: Tensor, pixels: Callable[[Tensor, int], Tensor]) -> Tensor:
     """What CLIP's vision tower takes, in the weights' dtype."""
-    return normalised(pixels(images, reward.size), CLIP_MEAN, CLIP_STD).to(next(reward.parameters()).dtype)
+    return normalised(pixels(images, size), CLIP_MEAN, CLIP_STD).to(next(reward.parameters()).dtype)
 
 
 def unit(features) -> Tensor:
@@ -204,7 +204,7 @@ def _aesthetic(card: Card, paths: Sequence[Path]) -> Reward:
 
     config = vit_l_14().vision_config
     network = filled(CLIPVisionModelWithProjection, config, starting(read_state_dict(paths[0]), VISION))
-    return Aesthetic(card, network, folded(read_state_dict(paths[1]), config.projection_dim))
+    return Aesthetic(card, network, folded(read_state_dict(paths[1]), network.config.projection_dim))
 
 
 def _prompted(name: str, measures: str, usual_range: tuple[float, float], licence: str, file: RewardFile) -> Card:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import BlendError
@@ -61,7 +63,7 @@ class WeightedSum(Reward):
     def __init__(self, rewards: Sequence[Reward], weights: Sequence[float]):
         checked = check_weights(weights, len(rewards))
         super().__init__(_sum_of([reward.card for reward in rewards], checked))
-        self.rewards, self.weights = nn.ModuleList(rewards), checked
+        self.rewards, self.weights = cast(Sequence[Reward], nn.ModuleList(rewards)), checked
         self.activation_bytes = max(reward.activation_bytes for reward in rewards)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -71,7 +73,8 @@ class WeightedSum(Reward):
 
 def weighted(scores: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """sum_i weights[i] * scores[i], (batch,). Raises BlendError unless there is one finite weight per score."""
-    return sum(weight * each for weight, each in zip(check_weights(weights, len(scores)), scores, strict=True))
+    parts = (weight * score for weight, score in zip(check_weights(weights, len(scores)), scores, strict=True))
+    return sum(parts, torch.zeros(()))
 
 
 def check_weights(weights: Sequence[float], count: int) -> tuple[float, ...]:
@@ -86,12 +89,12 @@ def check_weights(weights: Sequence[float], count: int) -> tuple[float, ...]:
 
 
 def _sum_of(cards: Sequence[Card], weights: Sequence[float]) -> Card:
-    ranges = [card.usual_range for card in cards]
-    scaled = [] if None in ranges else [sorted((w * lo, w * hi)) for w, (lo, hi) in zip(weights, ranges, strict=True)]
+    stated = [(w, *card.usual_range) for w, card in zip(weights, cards, strict=True) if card.usual_range is not None]
+    lows, highs = zip(*(sorted((w * low, w * high)) for w, low, high in stated), strict=True) if stated else ((), ())
     return Card(
         " + ".join(f"{weight:g} {card.name}" for weight, card in zip(weights, cards, strict=True)),
         "a weighted sum",
-        tuple(map(sum, zip(*scaled, strict=True))) if scaled else None,
+        (sum(lows), sum(highs)) if len(stated) == len(cards) else None,
         all(card.differentiable for card in cards),
         any(card.reads_prompt for card in cards),
         "; ".join(dict.fromkeys(card.licence for card in cards)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -113,7 +114,10 @@ class Reward(nn.Module):
         return prompts
 
 
-def frozen(module: nn.Module) -> nn.Module:
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def frozen(module: Network) -> Network:
     """`module` in eval mode, its weights without gradients."""
     return module.eval().requires_grad_(False)
 

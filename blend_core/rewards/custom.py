@@ -87,6 +87,8 @@ def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise BlendError(f"{path} is no file. Give the path of a Python file with one function, the reward.")
     spec = importlib.util.spec_from_file_location(f"diffusion_blend_reward_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise BlendError(f"{path} is no Python file. Give the path of a file that ends in .py.")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import BlendError
-from .contract import frozen
+from .contract import Network, frozen
 
 PLACES = "position_ids"  # counts 0, 1, 2...; old files store it, new modules make it
 
 
-def filled(kind: type[nn.Module], config, state: Mapping[str, Tensor], wrapper: str = "", **options) -> nn.Module:
+def filled(kind: type[Network], config, state: Mapping[str, Tensor], wrapper: str = "", **options) -> Network:
     """kind(config, **options) with the weights of `state`, every one of them and no others, frozen.
 
     wrapper: what some versions of transformers put before every name of this network, and others do not.
@@ -34,6 +34,12 @@ def filled(kind: type[nn.Module], config, state: Mapping[str, Tensor], wrapper: 
     unfilled = [name for name, value in [*network.named_parameters(), *network.named_buffers()] if value.is_meta]
     assert not unfilled, f"{kind.__name__} has buffers unknown to us: {unfilled}"
     return frozen(network)
+
+
+def square(size: int | Sequence[int] | None) -> int:
+    """The side of a vision tower's square input, which transformers may keep as (height, width)."""
+    assert size is not None  # our configurations state it
+    return size if isinstance(size, int) else size[0]
 
 
 def check_keys(what: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

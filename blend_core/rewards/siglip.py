@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .clip import activation_bytes, affine, folded, unit
 from .contract import Card, Reward
 from .files import RewardFile, read_state_dict
-from .networks import filled, starting
+from .networks import filled, square, starting
 from .preprocessing import HALF, normalised, squashed
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class SiglipAesthetic(Reward):
 
     def __init__(self, card: Card, network: SiglipVisionModel, head: nn.Linear):
         super().__init__(card)
-        self.network, self.head, self.size = network, head, network.config.image_size
+        self.network, self.head, self.size = network, head, square(network.config.image_size)
         self.activation_bytes = activation_bytes(network.config)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

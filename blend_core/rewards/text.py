@@ -39,7 +39,8 @@ class Tokens:
 
 def clip_tokens(folder: Path, length: int = 77) -> Tokens:
     """CLIP's byte pairs, from a folder with vocab.json and merges.txt."""
-    from transformers import CLIPTokenizerFast  # the slow class of transformers 4 splits CJK text another way
+    # The slow class of transformers 4 splits CJK text another way; version 5 keeps the name without saying so to types.
+    from transformers import CLIPTokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
 
     return Tokens(CLIPTokenizerFast.from_pretrained(str(folder)), length)
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...blend_core import Adapter, BlendError, LoRABank, merged, read_adapter
+from ...blend_core import BlendError, LoRABank, read_adapter
+from ...blend_core.adapters import Adapter
 from ...blend_core.diagnostics import (
     Diagnosis,
     Disagreement,
@@ -23,6 +24,7 @@ from ...blend_core.diagnostics import (
     posterior_samples,
     probed_steps,
 )
+from ...blend_core.estimators import merged
 from ...blend_core.gaussian import reverse_step
 from ...blend_core.network.selection import Mixtures
 from ...blend_core.pictures.diagnosis import draw

@@ -27,9 +27,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...blend_core import EVALUATIONS, Blend, LoRABank, cut, exact
-from ...blend_core.estimators import check_evaluation
+from ...blend_core import EVALUATIONS, Blend, LoRABank
+from ...blend_core.estimators import check_evaluation, exact
 from ...blend_core.gaussian import basis_etas
+from ...blend_core.plan import cut
 from ...pipelines.fusion import fused_latents
 from .host import Batch, LoRAs
 from .protocol import Protocol, Search, oracle_files

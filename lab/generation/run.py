@@ -7,16 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ...blend_core import (
-    EVALUATIONS,
-    Blend,
-    BlendError,
-    Schedule,
-    normalised,
-    parse_numbers,
-    parse_weights,
-    read_adapter,
-)
+from ...blend_core import EVALUATIONS, Blend, BlendError, Schedule, read_adapter
+from ...blend_core.blend import normalised, parse_numbers, parse_weights
 from ...blend_core.estimators import check_evaluation
 from ...blend_core.gaussian import basis_etas
 from ...pipelines import EXECUTIONS, PIPELINE_EVALUATIONS, BlendEvaluation, Sampling, generate, load_base, match

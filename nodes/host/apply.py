@@ -13,8 +13,8 @@ from comfy.patcher_extension import WrappersMP
 
 from nodes import common_ksampler  # ComfyUI's own nodes module: ours is only ever imported relatively
 
-from ...blend_core import BlendError, LoadReport, LoRABank, Plan, TargetIndex, exact, merged, resolve
-from ...blend_core.estimators import Estimator
+from ...blend_core import BlendError, LoadReport, LoRABank, Plan, TargetIndex, resolve
+from ...blend_core.estimators import Estimator, exact, merged
 from ..types import KEY, LoRABlend, RewardLoRA
 from .run import Record, RunSettings, Steering
 from .targets import target_index

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from comfy.conds import CONDConstant
+from comfy.model_base import BaseModel
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ...blend_core import BlendError
@@ -26,12 +27,12 @@ class Conditionings:
     variant.
     """
 
-    def __init__(self, attachment: Callable[[], Attachment], networks: Mapping[int, torch.nn.Module]):
+    def __init__(self, attachment: Callable[[], Attachment], networks: Mapping[int, BaseModel]):
         self._attachment, self._networks = attachment, networks
         self._waiting: dict[int, tuple[Any, ByVariant]] = {}  # by the id of what ComfyUI passes on, which is kept alive
 
     @contextmanager
-    def prepared(self, network: torch.nn.Module) -> Iterator[None]:
+    def prepared(self, network: BaseModel) -> Iterator[None]:
         """While open, `network` prepares conditionings for every variant."""
         attributes, original = network.__dict__, network.extra_conds
         replaced_before = "extra_conds" in attributes
@@ -49,7 +50,7 @@ class Conditionings:
             else:
                 del attributes["extra_conds"]
 
-    def _of_every_variant(self, network: torch.nn.Module, original: Callable, arguments: dict) -> dict:
+    def _of_every_variant(self, network: BaseModel, original: Callable, arguments: dict) -> dict:
         attachment = self._attachment()
         with attachment.watching() as variants, _running() as ran:
             values = original(**arguments)

@@ -181,18 +181,18 @@ class NetworkCache:
     def of(self, basis: Hashable) -> Iterator[None]:
         """While open, the network finds what it kept of `basis`."""
         first = self._places is None
+        places = _places(self._network) if self._places is None else self._places
         if first:
-            self._places = _places(self._network)
-            self._before = {place: place.value for place in self._places}
+            self._places, self._before = places, {place: place.value for place in places}
         kept = self._kept.get(basis, {})
-        for place in self._places:
+        for place in places:
             place.put(kept.get(place, place.empty))
         yield
         if first:  # some are there only once the network has run
             new = [place for place in _places(self._network) if place not in self._before]
             self._before |= dict.fromkeys(new, _ABSENT)
-            self._places += new
-        self._kept[basis] = {place: place.value for place in self._places}
+            places += new
+        self._kept[basis] = {place: place.value for place in places}
 
     def leave(self) -> None:
         """Put back what was there before."""

@@ -10,8 +10,9 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...blend_core import BlendError, image_seed
+from ...blend_core import BlendError
 from ...blend_core.diagnostics import Disagreement, Gap, gap_at, posterior_samples
+from ...blend_core.estimators import image_seed
 from ..types import LoRABlend
 from .interface import progress_of
 from .msdda import is_flow
@@ -103,7 +104,8 @@ def sample_posterior(
     extra_args: dict,
     callback=None,
     disable: bool | None = None,
-    state: Tensor | None = None,
+    *,
+    state: Tensor,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """A sampler function that starts from `state`, shaped as x, whatever x is: x0 ~ p(. | state) of the model."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import comfy.ops
 import torch
+from comfy.model_base import BaseModel
 from comfy.patcher_extension import WrappersMP
 from comfy.quant_ops import QuantizedTensor
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY, apply_torch_compile_factory
@@ -28,7 +29,9 @@ def parameter_in_use(module: nn.Module, name: str, device: torch.device) -> Tens
     """A parameter as ComfyUI's layer computes with it: its patches included, and unpacked where it is packed."""
     parameter = getattr(module, name, None)
     known = isinstance(parameter, QuantizedTensor) or type(parameter) in (Tensor, nn.Parameter)
-    if name not in ("weight", "bias") or not isinstance(module, comfy.ops.CastWeightBiasOp) or not known:
+    if parameter is None or not known:
+        return stored(module, name, device)
+    if name not in ("weight", "bias") or not isinstance(module, comfy.ops.CastWeightBiasOp):
         return stored(module, name, device)
     wide = parameter.is_floating_point() and parameter.element_size() > 1 and not isinstance(parameter, QuantizedTensor)
     dtype = parameter.dtype if wide else torch.float32
@@ -41,7 +44,7 @@ def parameter_in_use(module: nn.Module, name: str, device: torch.device) -> Tens
         comfy.ops.uncast_bias_weight(module, *used)
 
 
-def network_of(model: nn.Module) -> nn.Module:
+def network_of(model: BaseModel) -> nn.Module:
     """ComfyUI's model without its envelopes; torch.compile puts one around the network."""
     return getattr(model.diffusion_model, "_orig_mod", model.diffusion_model)
 
@@ -51,7 +54,7 @@ def names_of_stored(module: nn.Module) -> set[str]:
     return {"weight", "bias", *module._parameters, *module._buffers} - module._non_persistent_buffers_set
 
 
-def inner_apply_model(model: nn.Module) -> Callable:
+def inner_apply_model(model: BaseModel) -> Callable:
     """What ComfyUI's model does with a call below all APPLY_MODEL wrappers."""
     return model._apply_model
 

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import comfy.model_management
 import comfy.model_sampling
 import torch
+from comfy.model_base import BaseModel
 
-from ...blend_core import BlendError, Job, LoRABank, Plan, evaluate_variants, exact, mixed
-from ...blend_core.estimators import Estimator
+from ...blend_core import BlendError, LoRABank, Plan
+from ...blend_core.estimators import Estimator, exact
 from ...blend_core.network.bank import Attachment
+from ...blend_core.network.execution import evaluate_variants, mixed
 from ...blend_core.parameterization import State
-from ...blend_core.plan import Call
+from ...blend_core.plan import Call, Job
 from ..types import KEY, LoRABlend
 from .conditionings import Conditionings
 from .other_packs import Caches, check_choices, separates
@@ -102,7 +104,7 @@ class BlendedRun:
         self._turns: Turns | None = None  # None: predictions are blended
 
     @contextmanager
-    def preparing(self, network: torch.nn.Module) -> Iterator[None]:
+    def preparing(self, network: BaseModel) -> Iterator[None]:
         """While open, conditionings that the network prepares are prepared for every basis."""
         self.conditionings = Conditionings(lambda: self.attachment(network), self.networks)
         with self.conditionings.prepared(network):
@@ -162,7 +164,7 @@ class BlendedRun:
         flow = isinstance(call.network.model_sampling, comfy.model_sampling.CONST)
         return Call((*what, self._calls[what]), State(call.x, 1 - self.noise if flow else 1.0, self.noise))
 
-    def attachment(self, network: torch.nn.Module) -> Attachment:
+    def attachment(self, network: BaseModel) -> Attachment:
         """The bank on a network, attached once per run."""
         if id(network) not in self._attachments:
             bank, dtype = _own_bank(network) or self.bank, network.get_dtype_inference()

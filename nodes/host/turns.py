@@ -18,6 +18,7 @@ class NetworkCall(Protocol):
 
     def evaluate(self, variants: torch.Tensor) -> torch.Tensor:
         """The predictions."""
+        ...
 
 
 @dataclass

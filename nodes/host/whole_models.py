@@ -13,6 +13,8 @@ from contextlib import contextmanager
 import comfy.model_management
 import comfy.model_sampling
 import torch
+from comfy.model_base import BaseModel
+from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor
 
 from ...blend_core import BlendError
@@ -87,7 +89,7 @@ def _fresh(model) -> torch.nn.Module:
     return copy.deepcopy(model.model, {id(config): config})
 
 
-def moved(executor: WrapperExecutor, network: torch.nn.Module) -> WrapperExecutor:
+def moved(executor: WrapperExecutor, network: BaseModel) -> WrapperExecutor:
     """What APPLY_MODEL has still to do for the base, done upon another network: wrappers below ours, then the network.
 
     Compiled modules are left out, for they would put the base's in the place of the other's. Raises BlendError for
@@ -108,7 +110,7 @@ class WholeModels:
 
     def __init__(self, bases: Sequence[Basis], base):
         whole = {variant: basis for variant, basis in enumerate(bases, start=1) if isinstance(basis, WholeModel)}
-        self._models: dict[torch.nn.Module, object] = {}  # by network, so that a model that stands twice is loaded once
+        self._models: dict[BaseModel, ModelPatcher] = {}  # by network, so that a model that stands twice is loaded once
         for basis in whole.values():
             _check_like(basis, base)
             first = self._models.setdefault(basis.model.model, basis.model)
@@ -118,7 +120,7 @@ class WholeModels:
                     "file once, however many loaders name it), and they cannot be patched in two ways at once. Switch "
                     "on own_copy of its Model as Reward LoRA node."
                 )
-        self.networks: dict[int, torch.nn.Module] = {variant: basis.model.model for variant, basis in whole.items()}
+        self.networks: dict[int, BaseModel] = {variant: basis.model.model for variant, basis in whole.items()}
         self.report = [_line(basis) for basis in whole.values()]
         if whole and (changed := _changed(base)):
             self.report.append(
@@ -173,18 +175,18 @@ def _check_like(basis: WholeModel, base) -> None:
 def _compared(model, base) -> Iterator[tuple[str, object, object]]:
     """(what, of the model, of the base): what has to be equal."""
     networks = [network_of(patcher.model) for patcher in (model, base)]
-    yield "its network is", *(type(network).__name__ for network in networks)
+    yield "its network is", type(networks[0]).__name__, type(networks[1]).__name__
     shapes, expected = map(_shapes, networks)
     for name in [*expected, *(shapes.keys() - expected.keys())]:
         yield f"{name} has the shape", shapes.get(name), expected.get(name)
-    yield "its latents are", *(type(patcher.model.latent_format).__name__ for patcher in (model, base))
-    yield "it predicts as", *(_prediction(patcher) for patcher in (model, base))
+    yield "its latents are", type(model.model.latent_format).__name__, type(base.model.latent_format).__name__
+    yield "it predicts as", _prediction(model), _prediction(base)
     yield "it runs on", model.load_device, base.load_device
 
 
 def _shapes(network: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    modules = network.named_modules()
-    return {name: tuple(module.weight.shape) for name, module in modules if getattr(module, "weight", None) is not None}
+    weights = {name: getattr(module, "weight", None) for name, module in network.named_modules()}
+    return {name: tuple(weight.shape) for name, weight in weights.items() if weight is not None}
 
 
 def _prediction(model) -> str:

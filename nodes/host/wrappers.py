@@ -22,8 +22,9 @@ import comfy.model_management
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ...blend_core import BlendError, LoRABank, Plan, image_seed
+from ...blend_core import BlendError, LoRABank, Plan
 from ...blend_core.adapters.foreign import first_of
+from ...blend_core.estimators import image_seed
 from ...blend_core.regions import painted
 from ..types import KEY
 from .other_packs import refuse, separates
@@ -140,7 +141,7 @@ class Wrappers:
                 "the latents have no height and width that a region could be painted on. Remove the region."
             )
         masks, part = [mask for mask, _ in blend.regions], job.part(steps)
-        return painted([table[part] for table in coefficients], masks, tuple(noise.shape[-2:]), len(seeds))
+        return painted([table[part] for table in coefficients], masks, (noise.shape[-2], noise.shape[-1]), len(seeds))
 
     def prepare_sampling(self, executor, model, noise_shape, conds, *args, **kwargs):
         """The memory of the largest pass, and the conditionings of every basis that prepares its own."""
@@ -185,7 +186,7 @@ class Wrappers:
 
 def _tensors(noise: torch.Tensor) -> list[torch.Tensor]:
     """Latents of several kinds come as one."""
-    return noise.unbind() if is_nested(noise) else [noise]
+    return list(noise.unbind()) if is_nested(noise) else [noise]
 
 
 def _load_again(guider, x: torch.Tensor) -> None:

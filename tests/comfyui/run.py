@@ -2,9 +2,10 @@
 
 COMFYUI_PATH names the ComfyUI folders (default: ~/comfy/ComfyUI and ~/comfy/ComfyUI-*), COMFYUI_PYTHON the Python of
 one that has no virtual environment of its own. Without arguments all tests run in the newest ComfyUI and those of PART
-in the others, by as many processes as there are cores, four at most. Arguments are pytest's, for all tests of every
-ComfyUI; `--write-table` runs the tests of the model families alone, and writes docs/models.md. Nothing is installed
-into ComfyUI: pytest goes into a folder below build/.
+in the others, by as many processes as there are cores, four at most; `--all`: all tests in every ComfyUI; `--schemas`:
+those of SCHEMAS in the newest. Other arguments are pytest's, for all tests of every ComfyUI; `--write-table` runs the
+tests of the model families alone, and writes docs/models.md. Nothing is installed into ComfyUI: pytest goes into a
+folder below build/.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ TABLE = "(test_families and equals_merged_copies) or finds_its_weight"  # the te
 PYTEST = ("pytest==8.4.2", "pytest-xdist==3.8.0")  # run on every Python that ComfyUI supports
 PART = "exactness loading no_trace server spellings stack workflows reloading newer_families key_maps changes"
 """The test modules that run in an older ComfyUI: what changed with ComfyUI before, and what every blend needs."""
+SCHEMAS = "loading private workflows"
+"""The test modules that hold the nodes' inputs, texts and help pages, and what we read of ComfyUI's own."""
 _PROCESSES = ["-q", "-n", str(min(os.cpu_count() or 1, 4)), "--dist", "worksteal"]
 
 
@@ -40,16 +43,21 @@ def main(arguments: list[str]) -> int:
     if arguments == ["--write-table"]:
         return _write_table(runnable)
     newest = max(runnable, key=lambda root: _numbers(version_of(root)))
-    statuses = [
-        _run(root, python, arguments or _all_or_part(root == newest)) for root, python in runnable.items()
-    ]
+    if arguments == ["--schemas"]:
+        return _run(newest, runnable[newest], ["-q", *_modules(SCHEMAS)])
+    chosen = _PROCESSES if arguments == ["--all"] else arguments
+    statuses = [_run(root, python, chosen or _all_or_part(root == newest)) for root, python in runnable.items()]
     return next((status for status in statuses if status), 0)
 
 
 def _all_or_part(newest: bool) -> list[str]:
     """pytest's arguments where none are given."""
-    part = [] if newest else ["-k", " or ".join(f"test_{name}.py" for name in PART.split())]
-    return [*_PROCESSES, *part]
+    return [*_PROCESSES, *([] if newest else _modules(PART))]
+
+
+def _modules(names: str) -> list[str]:
+    """pytest's choice of these test modules."""
+    return ["-k", " or ".join(f"test_{name}.py" for name in names.split())]
 
 
 def _numbers(version: str) -> list[int]:

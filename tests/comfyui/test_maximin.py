@@ -92,7 +92,7 @@ def steered(graph, base, blend, vae, rewards, every=1, rate=2.0, **inputs):
     result = patching.sample(
         base,
         blend,
-        submodule("blend_core").exact,
+        submodule("blend_core.estimators").exact,
         "batched",
         steered=lambda steps: module.WorstFirst(blend.schedule.blends[0], panel, rate, every, steps),
         **graph._inputs(INPUTS | inputs),
@@ -186,7 +186,7 @@ def test_schedules_and_regions_are_refused(graph, nodes, base, blend, vae, rewar
     region = nodes["BlendRegion"].execute(blend=blend, mask=torch.ones(1, 8, 8)).result[0]
     schedule = nodes["BlendSchedule"].execute(blends={"blend_0": blend, "blend_1": blend.aligned(0.5)}, curve="linear")
     for other in (region, schedule.result[0]):
-        with pytest.raises(ValueError, match="a schedule or a region came"):
+        with pytest.raises(ValueError, match="a schedule, window or region came"):
             maximin(graph, base, other, vae, [reward("flat.py")] * 2)
 
 

@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusion_blend.blend_core import BlendError, Factors, LoRABank, Target, agree, evaluate_variants, exact, mixed
-from diffusion_blend.blend_core import merged as core_merged
-from diffusion_blend.blend_core.network.execution import repeat_rows
+from diffusion_blend.blend_core import BlendError, LoRABank, Target
+from diffusion_blend.blend_core.adapters import Factors
+from diffusion_blend.blend_core.estimators import exact
+from diffusion_blend.blend_core.estimators import merged as core_merged
+from diffusion_blend.blend_core.network.execution import agree, evaluate_variants, mixed, repeat_rows
 from torch import nn
 
 WIDTH, CHANNELS, SIDE = 8, 6, 9
@@ -557,6 +559,7 @@ def test_a_small_scale_leaves_small_float16_factors_as_they_are():
     assert bank.low_rank[0].up.dtype == torch.float16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_four_rank_8_bases_take_less_than_three_percent_of_sd15(dtype):
     diffusers = pytest.importorskip("diffusers")
@@ -580,6 +583,7 @@ def test_four_rank_8_bases_take_less_than_three_percent_of_sd15(dtype):
     assert bank.nbytes <= 0.03 * 2 * weights  # against the network in half precision
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("selection", [[1, 1], [1, 2], [0, 3]])
 def test_torch_compile_traces_a_bank_in_one_graph(selection):
     """A break at every adapted layer would take away what compiling is for."""
@@ -590,6 +594,7 @@ def test_torch_compile_traces_a_bank_in_one_graph(selection):
     assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
 
 
+@pytest.mark.slow
 def test_a_compiled_network_follows_the_variant():
     net, x = network(torch.float32), inputs(2, torch.float32)
     attachment = LoRABank(adapters(torch.float32)).attach(net)
@@ -604,6 +609,7 @@ def test_a_compiled_network_follows_the_variant():
         torch.testing.assert_close(compiled(x), references[1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_takes_one_graph_whatever_the_choice():
     """Another weight, seed or choice compiles nothing anew: one graph with a bank in use, one without."""
     torch._dynamo.reset()

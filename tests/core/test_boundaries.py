@@ -41,8 +41,10 @@ MODULES = Tree().modules
 
 def absolute(path, within_functions=True):
     """The top-level modules a file imports absolutely."""
-    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-    return {module.split(".")[0] for level, module, _ in imports_of(tree, within_functions) if level == 0}
+    imports = MODULES[path].imports
+    if not within_functions:
+        imports = imports_of(ast.parse((ROOT / path).read_text(encoding="utf-8")), within_functions)
+    return {module.split(".")[0] for level, module, _ in imports if level == 0}
 
 
 def breaking(rule, room=""):

@@ -2,15 +2,9 @@
 
 import pytest
 import torch
-from diffusion_blend.blend_core import (
-    BlendError,
-    budget,
-    exact,
-    image_seed,
-    sampled,
-    stratified,
-)
+from diffusion_blend.blend_core import BlendError
 from diffusion_blend.blend_core.control_variates import FRESH
+from diffusion_blend.blend_core.estimators import budget, exact, image_seed, sampled, stratified
 from diffusion_blend.blend_core.parameterization import State, x0_map
 from diffusion_blend.blend_core.plan import Call
 
@@ -44,6 +38,7 @@ def test_predictions_that_stand_still_are_blended_exactly(coefficients):
     torch.testing.assert_close(estimates, blended(coefficients, predictions), rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coefficients", [COEFFICIENTS, BEYOND])
 def test_a_steady_drift_leaves_no_error_that_adds_up(coefficients):
     """The sum of errors over a run stays as large as a few steps' drift; without the pay-back it grows with the run."""
@@ -178,6 +173,7 @@ def times_nearer(estimator, coefficients, family, eta):
     return iid / own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_deterministic_runs_of_two_bases_are_followed_closely(family):
     coefficients = (0.0, 0.5, 0.5, 0.0)
@@ -185,18 +181,21 @@ def test_deterministic_runs_of_two_bases_are_followed_closely(family):
     assert tracked > 30 and tracked > 5 * strata  # measured 52 and 63, stratified 6.2 and 8.4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("coefficients", [(0.0, 0.3, 0.3, 0.4), (0.4, 0.3, 0.2, 0.1)])
 def test_more_bases_are_followed_as_closely_as_by_stratified_choice(coefficients, family):
     assert times_nearer(least_budget, coefficients, family, eta=0) > 5  # measured 6.5 to 13.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("coefficients", [(0.0, 0.3, 0.3, 0.4), (0.4, 0.3, 0.2, 0.1), (0.0, 0.5, 0.5, 0.0)])
 def test_under_fresh_noise_it_keeps_near(coefficients, family):
     assert times_nearer(least_budget, coefficients, family, eta=1) > 2.3  # measured 2.8 to 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_control_variates_follow_a_blend_beyond_the_trained_models(family):
     """DB-KLA at one evaluation per step."""

@@ -38,6 +38,7 @@ def known_scores(variance, shape, seed=3):
     return 7.0 + math.sqrt(variance) * normal(*shape, seed=seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variance", [0.01, 0.3, 1.0])
 def test_the_gap_of_a_linear_reward_on_a_gaussian_is_half_the_tilts_variance(variance):
     kl_weight = 0.4
@@ -79,6 +80,7 @@ def covariance_of_run(world, sigmas, family):
     return spread
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_ancestral_run_draws_from_the_posterior(family):
     world, sigmas, n = gaussian(SIZE, seed=5), levels(60, family), 6000
@@ -97,6 +99,7 @@ def test_the_ancestral_run_draws_from_the_posterior(family):
     assert misses[1] < 0.6 * misses[0] and misses[2] < 0.6 * misses[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_probe_from_x_t_finds_the_closed_form(family):
     world, sigmas, kl_weight, n, states = gaussian(SIZE, seed=2), levels(300, family), 1.0, 3000, 2
@@ -214,6 +217,7 @@ def test_a_schedule_that_changes_is_never_exact():
     assert sole_variant([(0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]) is None
 
 
+@pytest.mark.slow
 def test_the_warning_comes_as_alpha_shrinks_and_goes_as_it_grows():
     # A normal tilt varies as much as its mean at variance log 2, so the border is alpha = 1 / sqrt(log 2) = 1.20.
     found = {alpha: diagnosed(HALF, kl_weights=(alpha, 5.0)).verdict.level for alpha in (0.3, 1.0, 1.5, 5.0)}

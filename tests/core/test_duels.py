@@ -57,6 +57,7 @@ def found_after(distances, limit=0.1):
     return max((click for click, distance in enumerate(distances, start=1) if distance > limit), default=0) + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("noise", "most"), [(0.0, 8), (0.05, 10)], ids=["certain", "noisy"])
 def test_a_preference_over_three_rewards_is_found_within_a_tenth_in_ten_clicks(noise, most):
     runs = [distances(Person(3, noise, seed), Taste(3, seed=seed), CLICKS) for seed in PEOPLE]
@@ -80,6 +81,7 @@ def grid(count, fine=240):
     return torch.stack([first[inside], second[inside], fine - first[inside] - second[inside]], 1).double() / fine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_mean_spread_and_doubt_are_those_of_a_grid(count, seed):
@@ -100,6 +102,7 @@ def test_without_duels_the_taste_is_uniform_on_the_simplex():
     assert Taste(4).spread == pytest.approx([spread] * 4, rel=5 / 45)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 6])
 def test_particles_stay_on_the_simplex_after_many_duels(count):
     taste = answered(count, 5, clicks=30)

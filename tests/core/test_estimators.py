@@ -5,23 +5,19 @@ import random
 
 import pytest
 import torch
-from diffusion_blend.blend_core import (
-    EVALUATIONS,
-    Blend,
-    BlendError,
-    Job,
-    Plan,
+from diffusion_blend.blend_core import EVALUATIONS, Blend, BlendError, Plan
+from diffusion_blend.blend_core.estimators import (
+    FORMER,
     budget,
-    describe_choices,
+    check_evaluation,
     exact,
     image_seed,
     merged,
     sampled,
     stratified,
 )
-from diffusion_blend.blend_core.estimators import FORMER, check_evaluation
 from diffusion_blend.blend_core.parameterization import State
-from diffusion_blend.blend_core.plan import Call
+from diffusion_blend.blend_core.plan import Call, Job, describe_choices
 
 from .worlds import FAMILIES, mixture, normal, sample, schedule, start
 
@@ -130,6 +126,7 @@ def test_stratified_never_takes_a_variant_without_a_share():
     assert set(chosen.flatten().tolist()) == {1, 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.1, 0.37, 0.5, 0.9])
 def test_every_step_of_two_stratified_variants_takes_each_with_its_probability(share):
     images, steps = 1200, 12
@@ -167,6 +164,7 @@ def test_other_seeds_choose_otherwise(estimator):
     assert len({tuple(column) for column in plans.T.tolist()}) >= 9  # two alike by chance at most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ONE_PER_STEP)
 def test_the_choices_of_neighbours_are_uncorrelated(estimator):
     images, shares = 1000, (0.5, 0.5)
@@ -261,6 +259,7 @@ def distance_to_exact(estimator, coefficients, family, images=48, steps=50, eta=
     return away.norm(dim=1).median().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("coefficients", [(0.0, 0.3, 0.3, 0.4), (0.4, 0.3, 0.2, 0.1), (0.0, 0.5, 0.5, 0.0)])
 def test_stratified_is_nearer_to_exact_than_sampled(coefficients, family):
@@ -269,6 +268,7 @@ def test_stratified_is_nearer_to_exact_than_sampled(coefficients, family):
     assert factor > 3  # measured: 6.2 to 11.1
 
 
+@pytest.mark.slow
 def test_more_steps_bring_stratified_nearer_at_first_order():
     coefficients = (0.0, 0.3, 0.3, 0.4)
     few, many = (distance_to_exact(stratified, coefficients, "flow", steps=steps) for steps in (20, 80))

@@ -13,8 +13,8 @@ import zipfile
 
 import pytest
 import torch
-from diffusion_blend.blend_core import BlendError, Factors, LoRABank
-from diffusion_blend.blend_core.adapters import Adapter, Target, TargetIndex, read_adapter, resolve
+from diffusion_blend.blend_core import BlendError, LoRABank
+from diffusion_blend.blend_core.adapters import Adapter, Factors, Target, TargetIndex, read_adapter, resolve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
@@ -69,6 +69,7 @@ def with_header(header, data=b""):
 # --- safetensors
 
 
+@pytest.mark.slow
 @FUZZ
 @given(st.data())
 def test_a_file_with_changed_bytes_reads_or_is_refused(tmp_path, data):
@@ -95,6 +96,7 @@ FULL = {
 SHAPES = st.lists(st.integers(0, 4), max_size=4).map(tuple)
 
 
+@pytest.mark.slow
 @FUZZ
 @given(
     st.sampled_from(sorted(FULL)),
@@ -212,6 +214,14 @@ def test_factors_whose_product_no_training_gives_are_refused(tmp_path):
     assert f"{MODULE}: its change of the weight comes to 1e+10" in refusal(tmp_path / "lora.safetensors")
 
 
+@pytest.mark.parametrize("part", ["lora_B.bias", "dora_scale", "lora_magnitude_vector"])
+@pytest.mark.parametrize("difference", [{}, {f"{MODULE}.diff_b": torch.ones(8)}])
+def test_a_part_of_a_lora_without_the_lora_is_refused_by_its_key(tmp_path, part, difference):
+    save_file({f"{MODULE}.{part}": torch.ones(8), **difference}, tmp_path / "lora.safetensors")
+    message = refusal(tmp_path / "lora.safetensors")
+    assert f"{MODULE}.{part}" in message and "without the LoRA it belongs to" in message
+
+
 @pytest.mark.parametrize("alpha", [1e300, 1e12])
 def test_an_alpha_that_no_training_gives_is_refused(tmp_path, alpha):
     save_file(pair() | {f"{MODULE}.alpha": torch.tensor(alpha, dtype=torch.float64)}, tmp_path / "lora.safetensors")
@@ -266,6 +276,7 @@ def test_a_name_that_the_system_does_not_take_is_refused(tmp_path, name):
         read_adapter(f"{tmp_path}/{name}")
 
 
+@pytest.mark.slow
 def test_more_pairs_than_any_model_has_layers_are_refused_at_once(tmp_path):
     one = torch.ones(1, 1)
     save_file(
@@ -293,6 +304,7 @@ TENSORS = st.builds(
 )
 
 
+@pytest.mark.slow
 @FUZZ
 @given(st.dictionaries(KEYS, TENSORS, min_size=1, max_size=6))
 def test_keys_and_shapes_of_any_kind_read_or_are_refused(tmp_path, tensors):
@@ -390,6 +402,7 @@ def test_a_tensor_without_its_numbers_is_refused_with_its_key(tmp_path, tensor):
     assert DOWN in message or "Python objects" in message
 
 
+@pytest.mark.slow
 @FUZZ
 @given(st.data())
 def test_a_pickle_with_changed_bytes_reads_or_is_refused(tmp_path, data):
@@ -414,6 +427,7 @@ CONFIG_NAMES = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @FUZZ
 @given(st.dictionaries(CONFIG_NAMES, JSON, max_size=5), st.sampled_from(["adapter_config.json", "lora_config.json"]))
 def test_a_config_of_anything_reads_or_is_refused(tmp_path, config, name):
@@ -447,6 +461,7 @@ def test_a_pattern_that_would_never_end_is_refused(tmp_path, pattern):
     assert time.monotonic() - start < 2
 
 
+@pytest.mark.slow
 @FUZZ
 @given(st.one_of(JSON.map(json.dumps), st.text(max_size=20), st.just("[" * 10**5)))
 def test_a_header_of_any_text_gives_rewards_and_a_number(tmp_path, text):

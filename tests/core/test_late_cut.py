@@ -5,7 +5,9 @@ from math import ceil
 
 import pytest
 import torch
-from diffusion_blend.blend_core import EVALUATIONS, Blend, BlendError, Schedule, cut, exact, kept_steps, stratified
+from diffusion_blend.blend_core import EVALUATIONS, Blend, BlendError, Schedule
+from diffusion_blend.blend_core.estimators import exact, stratified
+from diffusion_blend.blend_core.plan import cut, kept_steps
 from diffusion_blend.blend_core.regions import painted
 
 from .test_control_variates import run

@@ -5,6 +5,7 @@ tests/comfyui holds the English ones against the nodes.
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ LANGUAGES = ("en", "es", "fr", "ja", "ko", "ru", "zh")
 FILES = ("main.json", "nodeDefs.json")
 
 
+@cache
 def texts(language: str, file: str) -> dict[str, str]:
     """Every text of a file by its path."""
 

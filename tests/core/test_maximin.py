@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusion_blend.blend_core import Blend, BlendError, exact
+from diffusion_blend.blend_core import Blend, BlendError
+from diffusion_blend.blend_core.estimators import exact
 from diffusion_blend.blend_core.maximin import attained, personal, worse_first
 
 from .worlds import gaussian, normal, sample
@@ -65,6 +66,7 @@ class LinearRewards:
         return preference, self.attained(x0).mean(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [(0.2, 0.8), (0.5, 0.5), (0.75, 0.25), (0.5, 0.3, 0.2), (0.1, 0.2, 0.7)])
 def test_a_run_ends_at_the_closed_form_preference_and_worst_reward(share):
     rewards, best = LinearRewards(len(share), meet=numbers(*share)), numbers(*share)

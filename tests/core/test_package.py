@@ -12,7 +12,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 COMFY = shutil.which("comfy", path=Path(sys.executable).parent)
 MOST = 2 * 1024 * 1024  # bytes
-pytestmark = pytest.mark.skipif(COMFY is None, reason="package tests SKIPPED: no comfy-cli (pip install comfy-cli)")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(COMFY is None, reason="package tests SKIPPED: no comfy-cli (pip install comfy-cli)"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ def test_the_packed_zip_is_small_and_holds_what_comfyui_needs(comfy):
     packed = folder / "node.zip"
     names = set(zipfile.ZipFile(packed).namelist())
     needed = {"__init__.py", "pyproject.toml", "LICENSE", "README.md"}
-    for tree in ("blend_core", "nodes", "web", "locales", "example_workflows"):
+    for tree in ("blend_core", "nodes", "web", "locales", "example_workflows", "subgraphs"):
         files = {path.relative_to(folder).as_posix() for path in (folder / tree).rglob("*") if path.is_file()}
         assert files
         needed |= files

@@ -65,6 +65,7 @@ def test_the_picture_shows_the_front_its_shade_and_the_thumbnails():
     assert alone.height < shown.height and (250, 0, 250) not in colours(alone)
 
 
+@pytest.mark.slow
 def test_three_rewards_have_three_panels_and_no_shade():
     shown = draw(trade(("a", "b", "c"), [(1, 3, 0.5), (2, 2, 2), (1, 1, 1)]))
     assert shown.width > 2.5 * draw(trade(("a", "b"), [(1, 3), (2, 2)])).width

@@ -2,11 +2,13 @@
 
 import math
 
+import pytest
 import torch
-from diffusion_blend.blend_core import Blend, BlendError, exact, sampled, stratified
+from diffusion_blend.blend_core import Blend, BlendError
 from diffusion_blend.blend_core.adapters import canonical
 from diffusion_blend.blend_core.adapters.names.spelling import parse
 from diffusion_blend.blend_core.blend import blend
+from diffusion_blend.blend_core.estimators import exact, sampled, stratified
 from diffusion_blend.blend_core.regions import painted
 from diffusion_blend.blend_core.schedules import CURVES, Schedule
 from hypothesis import assume, given, settings
@@ -96,6 +98,7 @@ def test_stratified_counts_stay_within_one_of_their_share_at_every_prefix(made, 
     assert (counts - share).abs().max() <= 1 + 1e-6
 
 
+@pytest.mark.slow
 @SEARCH
 @given(blends(alignments=st.floats(0, 1)), st.integers(1, 12), SEEDS)
 def test_an_image_has_the_same_choices_alone_and_in_a_batch(made, steps, seeds):
@@ -173,6 +176,7 @@ def test_prefixes_and_separators_change_no_canonical_name(module, prefixes, end)
     assert canonical(flat.module) == canonical(key.module)
 
 
+@pytest.mark.slow
 def test_the_search_itself_can_fail():
     @SEARCH
     @given(blends())

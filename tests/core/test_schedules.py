@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from diffusion_blend.blend_core import Blend, BlendError, Schedule, exact, parse_positions, sampled, stratified
-from diffusion_blend.blend_core.schedules import CURVES
+from diffusion_blend.blend_core import Blend, BlendError, Schedule
+from diffusion_blend.blend_core.estimators import exact, sampled, stratified
+from diffusion_blend.blend_core.schedules import CURVES, parse_positions
 
 from .worlds import gaussian, normal, sample, schedule, start
 
@@ -88,6 +89,7 @@ def test_exact_evaluates_only_what_counts_at_a_step():
     assert seen == [[1], [1], [2], [2]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_stratified_counts_stay_within_one_of_their_share_under_a_schedule(count):
     generator = torch.Generator().manual_seed(count)

@@ -5,8 +5,10 @@ from itertools import combinations, pairwise
 
 import pytest
 import torch
-from diffusion_blend.blend_core import Blend, LoRABank, evaluate_variants, exact
-from diffusion_blend.blend_core import merged as one_prediction
+from diffusion_blend.blend_core import Blend, LoRABank
+from diffusion_blend.blend_core.estimators import exact
+from diffusion_blend.blend_core.estimators import merged as one_prediction
+from diffusion_blend.blend_core.network.execution import evaluate_variants
 from torch.func import functional_call, jvp
 
 from .test_bank import adapters, inputs, merged, network

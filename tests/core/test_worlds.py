@@ -62,6 +62,7 @@ def test_parameterisations_convert_there_and_back():
         torch.testing.assert_close(velocity, to_eps(denoised, x, sigma, "flow") - denoised, **ROUNDING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_run_on_a_worlds_denoiser_samples_that_world(family, eta):

@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
-from diffusion_blend.blend_core import LoRABank, exact, merged
+from diffusion_blend.blend_core import LoRABank
 from diffusion_blend.blend_core.diagnostics import disagreement
+from diffusion_blend.blend_core.estimators import exact, merged
 from diffusion_blend.lab.cli import main
 from diffusion_blend.pipelines import blended, load_base, load_factors
 from PIL import Image

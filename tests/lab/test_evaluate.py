@@ -12,7 +12,8 @@ import pyarrow.parquet
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from diffusion_blend.blend_core import Blend, BlendError, exact
+from diffusion_blend.blend_core import Blend, BlendError
+from diffusion_blend.blend_core.estimators import exact
 from diffusion_blend.blend_core.rewards import reward_cards
 from diffusion_blend.lab.cli import main
 from diffusion_blend.lab.evaluation.bootstrap import Draws

@@ -75,8 +75,9 @@ def native_names(renames: Sequence[Rename], targets: Mapping[str, Target]) -> di
     names, found = Names(targets), {}
     for rename in renames:
         for _, groups in names.matching(rename.parts[0].name, rename.from_first):
-            parts = [targets.get(_filled(part.name, groups)) for part in rename.parts if part.name]
-            if len(parts) == len(rename.parts) and None not in parts:
+            filled = [_filled(part.name, groups) for part in rename.parts if part.name]
+            parts = [targets[name] for name in filled if name in targets]
+            if len(parts) == len(rename.parts):
                 swapped = tuple(replace(part, swap_halves=part.swap_halves != rename.swap) for part in parts)
                 found.setdefault(_filled(rename.native, groups), swapped)
     return found
