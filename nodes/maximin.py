@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..blend_core import Blend, BlendError, Plan
+from ..blend_core import Blend, BlendError, Plan, Schedule
 from ..blend_core.blend import parse_numbers
 from ..blend_core.estimators import exact
 from ..blend_core.maximin import attained, personal, worse_first
@@ -172,7 +172,8 @@ class MaximinKSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         """Sample, and tell how the weights moved."""
         blend = blend_of(blend)
-        start = _plain(blend)
+        schedule = _plain(blend)
+        start = next(iter(schedule.blends))
         panel = _panel(vae, [model for model in rewards.values() if model is not None], prompt, targets, scales, start)
         result = sample(
             model,
@@ -180,27 +181,28 @@ class MaximinKSampler(io.ComfyNode):
             exact,
             execution,
             latent_image,
-            steered=partial(WorstFirst, start, panel, rate, every, until=blend.schedule.until),
+            steered=partial(WorstFirst, start, panel, rate, every, until=schedule.until),
             **ksampler,
         )
         text = "no step was sampled" if result.steering is None else result.steering.describe()
         return shown(f"{result.report}\n{text}", result.latent, text)
 
 
-def _plain(blend: LoRABlend) -> Blend:
-    """The one blend of a run. Raises BlendError for regions and schedules, whose weights are set already."""
-    only, *others = blend.schedule.blends
-    if blend.regions or others:
+def _plain(blend: LoRABlend) -> Schedule:
+    """The schedule of one blend. Raises BlendError for regions and others, whose weights are set already."""
+    schedule = blend.schedule
+    if blend.regions or not isinstance(schedule, Schedule) or len(schedule.blends) > 1:
         raise BlendError(
             "a schedule, window or region came, which set the weights that Maximin KSampler is to move. Connect Blend "
             "Weights or KL Interpolate, or use Blended KSampler."
         )
+    only = next(iter(schedule.blends))
     if min(only.coefficients[1:]) < 0:
         raise BlendError(
             f"the blend is {only.formula()}, expected no reward below 0: Maximin KSampler moves weights towards "
             "rewards. Give every reward a weight of 0 or more, or use Blended KSampler."
         )
-    return only
+    return schedule
 
 
 def _panel(vae, models: Sequence[RewardModel], prompt: str, targets: str, scales: str, blend: Blend) -> Panel:

@@ -67,17 +67,17 @@ class Diagnosis:
     @property
     def way(self) -> str:
         """In words, whether merged evaluation would do; an empty text where it was not measured."""
-        found = [step for step in self.steps if step.merged is not None and any(step.coefficients[1:])]
-        if not found:
+        gaps = [(step.merged, step) for step in self.steps if step.merged is not None and any(step.coefficients[1:])]
+        if not gaps:
             return ""
-        most = max(found, key=lambda step: step.merged)
-        if most.merged <= SAME:
+        gap, most = max(gaps, key=lambda pair: pair[0])
+        if gap <= SAME:
             return (
-                f"Merged or exact: they differ by at most {most.merged:.1%} of the blend's way from the base. Both are "
+                f"Merged or exact: they differ by at most {gap:.1%} of the blend's way from the base. Both are "
                 "equal here: take merged, it costs one evaluation per step."
             )
         return (
-            f"Merged or exact: they differ by up to {most.merged:.0%} of the blend's way from the base (at step "
+            f"Merged or exact: they differ by up to {gap:.0%} of the blend's way from the base (at step "
             f"{most.step + 1}), so their images are not the same. Which one scores higher does not follow from that: "
             "compare them on some prompts (diffusion-blend evaluate, methods merged and mpa)."
         )
