@@ -3,8 +3,9 @@
 COMFYUI_PATH names the ComfyUI folders (default: ~/comfy/ComfyUI and ~/comfy/ComfyUI-*), COMFYUI_PYTHON the Python of
 one that has no virtual environment of its own. Without arguments all tests run in the newest ComfyUI and those of PART
 in the others, by as many processes as there are cores, four at most; `--all`: all tests in every ComfyUI; `--schemas`:
-those of SCHEMAS in the newest. Other arguments are pytest's, for all tests of every ComfyUI; `--write-table` runs the tests of the model families alone, and writes docs/models.md. Nothing is installed
-into ComfyUI: pytest goes into a folder below build/.
+those of SCHEMAS in the newest. Other arguments are pytest's, for all tests of every ComfyUI; `--write-table` runs the
+tests of the model families alone, and writes docs/models.md. Nothing is installed into ComfyUI: pytest goes into a
+folder below build/.
 """
 
 from __future__ import annotations
