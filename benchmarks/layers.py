@@ -10,8 +10,8 @@ import statistics
 import time
 
 import torch
-from diffusion_blend.blend_core import Factors, LoRABank
-from diffusion_blend.blend_core.adapters import Change, Delta, Magnitude, Target
+from diffusion_blend.blend_core import LoRABank
+from diffusion_blend.blend_core.adapters import Change, Delta, Factors, Magnitude, Target
 from torch import Tensor, nn
 
 LINE = "| {kind} | {median:.2f} ({lowest:.2f} to {highest:.2f}) | {held:.2f} | {transient:.2f} |"

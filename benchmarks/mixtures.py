@@ -16,8 +16,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from core.worlds import mixture, normal, sample, schedule, start
-from diffusion_blend.blend_core import budget, exact, image_seed, sampled, stratified
-from diffusion_blend.blend_core.estimators import Estimator
+from diffusion_blend.blend_core.estimators import Estimator, budget, exact, image_seed, sampled, stratified
 from diffusion_blend.blend_core.parameterization import State
 from diffusion_blend.blend_core.plan import Call
 

@@ -82,7 +82,8 @@ class TrackedPlan(Plan):
     Where the sampler adds fresh noise the past foresees little, and an image takes D_i alone: the stratified choice,
     whose errors cancel over the steps. Blends with coefficients below 0, which have no shares, are always foreseen.
 
-    variants: what a step asks that is not full.  bases: (k,), all variants.  coefficients: (steps, k), theirs.
+    variants: what a step asks that is not full.  bases: (k,), all variants that are blended.  coefficients: (steps, k),
+    theirs; where a step has one at most, it is the prediction of its variant, exactly.
     spare: evaluations that may be made beyond one per step. A run that begins again at an earlier step forgets.
     """
 
@@ -119,6 +120,17 @@ class TrackedPlan(Plan):
         """Evaluations that a full step makes beyond one."""
         return len(self.bases) - 1
 
+    def is_blend(self, step: int) -> bool:
+        """Whether `step` blends several variants; else it asks one, and nothing of it is remembered."""
+        return int((self.coefficients[step] != 0).sum()) > 1
+
+    def alone(self, evaluate: Evaluate, step: int, images: int) -> Tensor:
+        """The prediction, (rows, ...), of a step that is no blend."""
+        if step < self.memory.step:
+            self.memory.__init__()
+        self.memory.evaluated[step] = 1
+        return evaluate(self.for_images(step, images))[0]
+
     @property
     def left(self) -> int:
         """Spare evaluations that were not spent yet."""
@@ -145,6 +157,8 @@ class TrackedPlan(Plan):
     def __call__(self, evaluate: Evaluate, step: int, images: int | None = None, call: Call = UNNAMED) -> Tensor:
         """The estimate of `step`, (rows, ...). A call that has no track yet is evaluated in full."""
         images = images or self.batch
+        if not self.is_blend(step):
+            return self.alone(evaluate, step, images)
         choices = self.for_images(step, images)
         self._begin(step)
         track = self.memory.tracks.get(call.name)
@@ -182,7 +196,7 @@ class TrackedPlan(Plan):
         return bool(drifts) and bool(drifts[-1] >= sum(drifts) / len(drifts))
 
     def _enough_for_all_from(self, step: int) -> bool:
-        return self.left >= self.cost_of_full * (len(self.variants) - step)
+        return self.left >= self.cost_of_full * sum(map(self.is_blend, range(step, len(self.variants))))
 
     def _estimate(self, track: Track, places: Tensor, predictions: Tensor) -> Tensor:
         """The estimate, and `track` brought up to date; places (n, images) in `bases`, predictions (n, rows, ...)."""

@@ -35,6 +35,7 @@ MOST_BEND = 0.5
 # that was trained; 5% are left for rounding and for blends that touch it.
 MOST_REACH = 1.05
 _TINY = 1e-30  # in place of a length of 0
+SAME = 0.05  # of the blend's way from the base: below it merged and exact give the same image to the eye
 OPPOSED = -0.5  # a cosine below it: more than half of the shorter pull is undone by the other
 
 Predict = Callable[[Tensor, int], Tensor]
@@ -48,6 +49,7 @@ class Disagreement:
     step: from 0.  sigma: noise level.  coefficients: (1 + m), base first.  bends: (m,) |D_i - D_0| / |x - D_0|.
     cosines: one per pair of bases, in the order of itertools.combinations; 0 where a basis is the base.
     bend: of the blend, |sum_i c_i Delta_i| / |x - D_0|.  reach: the same over the longest |Delta_i|.
+    merged: |M - D| / |D - D_0| of the blend D and the prediction M of all LoRAs added up; None where none was made.
     """
 
     step: int
@@ -57,6 +59,7 @@ class Disagreement:
     cosines: tuple[float, ...]
     bend: float
     reach: float
+    merged: float | None = None
 
 
 @dataclass(frozen=True)
@@ -125,15 +128,35 @@ class Diagnosis:
         if alone is not None:
             what = "the base model" if alone == 0 else f"{self.names[alone - 1]} alone"
             return Verdict("exact", (f"Every step is {what}: nothing is approximated.",))
-        doubts = [*_doubts_of_gaps(self.gaps), *_doubts_of_steps(self.steps, self.names)]
+        steps = [step for step in self.steps if any(step.coefficients[1:])]  # the base alone approximates nothing
+        doubts = [*_doubts_of_gaps(self.gaps), *_doubts_of_steps(steps, self.names)]
         if doubts:
             return Verdict("doubtful", tuple(doubts))
-        return Verdict("fair", tuple(_comforts(self.steps, self.gaps)))
+        return Verdict("fair", tuple(_comforts(steps, self.gaps)))
+
+    @property
+    def way(self) -> str:
+        """In words, whether merged evaluation would do; an empty text where it was not measured."""
+        found = [step for step in self.steps if step.merged is not None and any(step.coefficients[1:])]
+        if not found:
+            return ""
+        most = max(found, key=lambda step: step.merged)
+        if most.merged <= SAME:
+            return (
+                f"Merged or exact: they differ by at most {most.merged:.1%} of the blend's way from the base. Both are "
+                "equal here: take merged, it costs one evaluation per step."
+            )
+        return (
+            f"Merged or exact: they differ by up to {most.merged:.0%} of the blend's way from the base (at step "
+            f"{most.step + 1}), so their images are not the same. Which one scores higher does not follow from that: "
+            "compare them on some prompts (diffusion-blend evaluate, methods merged and mpa)."
+        )
 
     def rows(self) -> list[list[str]]:
-        """A heading, then one row per step: its number from 1, sigma, bends, the blend's, cosines."""
+        """A heading, then one row per step: its number from 1, sigma, bends, the blend's, cosines, merged's gap."""
         pairs = [f"cos {a}, {b}" for a, b in self.pairs]
-        heading = ["step", "sigma", *self.names, "blend", *pairs]
+        is_measured = any(step.merged is not None for step in self.steps)
+        heading = ["step", "sigma", *self.names, "blend", *pairs, *["merged - exact"] * is_measured]
         return [heading, *(_row(step) for step in self.steps)]
 
     def gap_rows(self) -> list[list[str]]:
@@ -143,26 +166,36 @@ class Diagnosis:
 
     def describe(self) -> str:
         """Everything as plain text."""
-        parts = [self.formula, str(self.verdict), _aligned(self.rows())]
+        parts = [self.formula, str(self.verdict), *[self.way] * bool(self.way), _aligned(self.rows())]
         parts += [f"Jensen gap\n{_aligned(self.gap_rows())}"] if self.gaps else []
         spent = f"{self.evaluations} evaluations per image ({self.blend_evaluations} without diagnosis)"
         return "\n\n".join([*parts, spent])
 
     def to_json(self) -> str:
         """A JSON object of the fields and the verdict."""
-        return json.dumps({**asdict(self), "pairs": self.pairs, "verdict": asdict(self.verdict)}, indent=1)
+        said = {"pairs": self.pairs, "verdict": asdict(self.verdict), "way": self.way}
+        return json.dumps({**asdict(self), **said}, indent=1)
 
 
-def disagreement(x: Tensor, denoised: Tensor, coefficients: Sequence[float], step: int, sigma: float) -> Disagreement:
+def disagreement(
+    x: Tensor,
+    denoised: Tensor,
+    coefficients: Sequence[float],
+    step: int,
+    sigma: float,
+    merged: Tensor | None = None,
+) -> Disagreement:
     """How far the bases are from the base and from each other at x (batch, ...).
 
-    denoised: (1 + m, batch, ...), base first.  coefficients: (1 + m).
+    denoised: (1 + m, batch, ...), base first.  coefficients: (1 + m).  merged: (batch, ...), of all LoRAs added up.
     """
     pulls = (denoised[1:] - denoised[0]).flatten(2)
     direction = (x - denoised[0]).flatten(1).norm(dim=1).clamp(min=_TINY)
     lengths = pulls.norm(dim=2)
     weights = torch.as_tensor(coefficients[1:]).to(pulls).view(-1, 1, 1)
-    blended = (weights * pulls).sum(0).norm(dim=1)
+    blend = (weights * pulls).sum(0)
+    blended = blend.norm(dim=1)
+    lacking = None if merged is None else ((merged - denoised[0]).flatten(1) - blend).norm(dim=1)
     units = pulls / lengths.clamp(min=_TINY)[..., None]
     cosines = [(units[i] * units[j]).sum(1).mean().item() for i, j in combinations(range(len(pulls)), 2)]
     return Disagreement(
@@ -173,6 +206,7 @@ def disagreement(x: Tensor, denoised: Tensor, coefficients: Sequence[float], ste
         tuple(cosines),
         (blended / direction).mean().item(),
         (blended / lengths.amax(0).clamp(min=_TINY)).mean().item(),
+        None if lacking is None else (lacking / blended.clamp(min=_TINY)).mean().item(),
     )
 
 
@@ -328,7 +362,8 @@ def _listed(steps: Sequence[Disagreement]) -> str:
 
 def _row(step: Disagreement) -> list[str]:
     bends = [f"{100 * bend:.1f}%" for bend in (*step.bends, step.bend)]
-    return [str(step.step + 1), f"{step.sigma:.3g}", *bends, *(f"{cosine:+.2f}" for cosine in step.cosines)]
+    merged = [] if step.merged is None else [f"{100 * step.merged:.1f}%"]
+    return [str(step.step + 1), f"{step.sigma:.3g}", *bends, *(f"{cosine:+.2f}" for cosine in step.cosines), *merged]
 
 
 def _gap_row(gap: Gap) -> list[str]:

@@ -94,11 +94,11 @@ def budget(coefficients: Coefficients, steps: int, seeds: Sequence[int], evaluat
     are where the bases are measured to drift most. Raises BlendError below 1.
     """
     coefficients = per_step(coefficients, steps)
-    variants = (coefficients != 0).any(0).nonzero().flatten()
+    variants = _blended(coefficients)
     spare = _spare(evaluations, steps)
     shares = coefficients.abs() / coefficients.abs().sum(1, keepdim=True)
     later = torch.stack([_diffused(shares[1:], _generator(seed)) for seed in seeds], dim=1)  # the first is full
-    choices = torch.cat([later.new_full((1, len(seeds)), int(variants[0])), later])
+    choices = torch.cat([shares[:1].argmax(1).expand(1, len(seeds)), later])
     return TrackedPlan.of(choices, variants, coefficients[:, variants], spare)
 
 
@@ -147,6 +147,12 @@ def _spare(evaluations: float, steps: int) -> int:
     return math.floor((evaluations - 1) * steps + 1e-9)
 
 
+def _blended(table: Tensor) -> Tensor:
+    """The variants of the steps that blend several, (k,); of all steps where none does. table: (steps, 1 + m)."""
+    several = (table != 0).sum(1) > 1
+    return (table[several if bool(several.any()) else slice(None)] != 0).any(0).nonzero().flatten()
+
+
 def _one_per_step(choices: Tensor) -> Plan:
     return Plan(choices[:, None, :], torch.ones(len(choices), 1, dtype=torch.float64))
 
@@ -156,8 +162,13 @@ def _diffused(shares: Tensor, generator: torch.Generator) -> Tensor:
 
     Keeping every count within 1 of its share is a scheduling problem: by time t variant i must have run as often as
     the whole part of its share until then. A choice is feasible while, for every later t, the runs still owed fit into
-    the steps that are left.
+    the steps that are left. A step of one variant leaves no choice and no debt: it takes that variant.
     """
+    several = (shares != 0).sum(1) > 1
+    if not bool(several.all()):
+        choices = shares.argmax(1)
+        choices[several] = _diffused(shares[several], generator)
+        return choices
     steps, variants = shares.shape
     offset = torch.empty(variants, dtype=shares.dtype).exponential_(generator=generator)
     offset = offset / offset.sum()  # uniform on the simplex

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .blend import blend
 from .errors import BlendError
-from .plan import UNNAMED, Call, Evaluate, Plan
+from .plan import UNNAMED, Call, Evaluate, Plan, cut, per_step
 
 
 def attained(scores: Tensor, targets: Sequence[float], scales: Sequence[float]) -> Tensor:
@@ -54,7 +54,7 @@ def worse_first(preference: Tensor, attained: Tensor, rate: float) -> Tensor:
 
 @dataclass(frozen=True)
 class PersonalPlan(Plan):
-    """An exact evaluation in which every image has its own coefficients, (k, batch), the same at every step."""
+    """An exact evaluation in which every image has its own coefficients, (steps, k, batch)."""
 
     coefficients: Tensor
 
@@ -66,19 +66,22 @@ class PersonalPlan(Plan):
                 f"a step evaluates {images} images at once where the batch has {self.batch}, so it is unknown which "
                 "weights belong to which. Sample one image at a time."
             )
-        predictions = evaluate(self.variants[step])
+        variants, _ = self.active(step)
+        predictions = evaluate(variants)
         dtype = torch.promote_types(predictions.dtype, torch.float32)
-        own = self.coefficients.to(predictions.device, dtype).repeat(1, predictions.shape[1] // images)
+        own = self.coefficients[step, self.weights[step] != 0].to(predictions.device, dtype)
+        own = own.repeat(1, predictions.shape[1] // images)
         own = own.view(*own.shape, *[1] * (predictions.dim() - 2))
         return blend(own, predictions).to(predictions.dtype)
 
 
-def personal(coefficients: Tensor, steps: int) -> PersonalPlan:
-    """The plan of coefficients (batch, 1 + m), base first, one row per image."""
-    table = coefficients.double().T
-    variants = (table != 0).any(1).nonzero().flatten()
+def personal(coefficients: Tensor, steps: int, until: float = 1.0) -> PersonalPlan:
+    """The plan of coefficients (batch, 1 + m), base first, one row per image; after `until` of the run the base."""
+    table = torch.stack([per_step(cut(row, steps, until), steps) for row in coefficients.double()], dim=-1)
+    used = (table != 0).any(-1)
+    variants = used.any(0).nonzero().flatten()
     return PersonalPlan(
-        variants=variants[None, :, None].expand(steps, -1, table.shape[1]),
-        weights=torch.ones(steps, len(variants), dtype=torch.float64),
-        coefficients=table[variants],
+        variants=variants[None, :, None].expand(steps, -1, table.shape[-1]),
+        weights=used[:, variants].double(),
+        coefficients=table[:, variants],
     )

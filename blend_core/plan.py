@@ -5,6 +5,7 @@ A *variant* is a number: 0 the base, i the i-th basis.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, TypeVar
@@ -15,6 +16,8 @@ from torch import Tensor
 from .blend import blend
 from .errors import BlendError
 from .parameterization import State
+
+_ROUNDING = 1e-6  # steps: the product of a share and a number of steps, such as 0.7 * 10, misses a whole one by less
 
 Evaluate = Callable[[Tensor], Tensor]
 """evaluate(variants): variants (k, batch) long -> their predictions (k, rows, ...), rows a multiple of batch."""
@@ -168,6 +171,38 @@ def per_step(coefficients: Coefficients, steps: int) -> Tensor:
     """(steps, 1 + m) float64."""
     table = torch.as_tensor(coefficients, dtype=torch.float64)
     return table if table.dim() == 2 else table.expand(steps, -1)
+
+
+def kept_steps(until: float, steps: int) -> int:
+    """How many of `steps` begin before the share `until` of the run: of 20 steps and 0.9 the first 18.
+
+    Raises BlendError for a share outside of 0 to 1.
+    """
+    check_until(until)
+    return math.ceil(until * steps - _ROUNDING)
+
+
+def check_until(until: float) -> None:
+    """Raise BlendError for what is no share of a run."""
+    if not 0 <= until <= 1:
+        raise BlendError(
+            f"until is {until}, expected a share of the run from 0 (the base model throughout) to 1 (the blend to the "
+            "end). Set it to 1 if unsure; 0.9 leaves the last tenth of the steps to the base model."
+        )
+
+
+def cut(coefficients: Coefficients, steps: int, until: float) -> Coefficients:
+    """The coefficients of a run that the base model ends: (steps, 1 + m), the base alone from `until` of it on.
+
+    Where `until` is 1 they come back as they are. Raises BlendError for a share outside of 0 to 1.
+    """
+    kept = kept_steps(until, steps)
+    if until == 1:
+        return coefficients
+    table = per_step(coefficients, steps).clone()
+    table[kept:] = 0
+    table[kept:, 0] = 1
+    return table
 
 
 def choices(plan: Plan, names: Sequence[str]) -> list[list[int | None]]:

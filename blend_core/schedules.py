@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .blend import Blend, parse_numbers
 from .errors import BlendError
+from .plan import check_until, cut, kept_steps
 
 CURVES: Mapping[str, Callable[[float], float]] = {
     "linear": lambda t: t,
@@ -25,11 +26,13 @@ class Schedule:
 
     positions: rising, 0 is the first step and 1 the last; before the first and after the last, coefficients stay.
     curve: a name of CURVES. Between two keyframes c = c_a + curve(t) (c_b - c_a): the sum stays 1.
+    until: the share of the run's steps that the blends act in; the base model makes the steps after it.
     """
 
     positions: tuple[float, ...]
     blends: tuple[Blend, ...]
     curve: str = "linear"
+    until: float = 1.0
 
     def __post_init__(self):
         object.__setattr__(self, "positions", tuple(map(float, self.positions)))
@@ -47,6 +50,7 @@ class Schedule:
                 f"the positions are {_listed(self.positions)}, expected numbers from 0 (the first step) to 1 (the "
                 "last), each above the one before. Correct them, such as 0, 0.5, 1."
             )
+        check_until(self.until)
         if len({blend.names for blend in self.blends}) > 1:
             raise BlendError("the blends of a schedule are of unlike bases. Express all of them over the same bases.")
 
@@ -58,7 +62,7 @@ class Schedule:
 
     def coefficients(self, steps: int) -> Tensor:
         """(steps, 1 + m) float64, base first; every row sums to 1."""
-        return torch.stack([self._at(step / max(steps - 1, 1)) for step in range(steps)])
+        return cut(torch.stack([self._at(step / max(steps - 1, 1)) for step in range(steps)]), steps, self.until)
 
     def _at(self, progress: float) -> Tensor:
         table = [torch.tensor(blend.coefficients, dtype=torch.float64) for blend in self.blends]
@@ -69,20 +73,51 @@ class Schedule:
         share = CURVES[self.curve]((progress - start) / (end - start))
         return table[after - 1] + share * (table[after] - table[after - 1])
 
+    def mapped(self, change: Callable[[Blend], Blend]) -> Schedule:
+        """The same schedule with every keyframe's blend changed."""
+        return replace(self, blends=tuple(map(change, self.blends)))
+
     def aligned(self, alignment: float) -> Schedule:
         """The same schedule at `alignment` times the present distance from the base (DB-KLA of every keyframe)."""
-        return replace(self, blends=tuple(blend.aligned(alignment) for blend in self.blends))
+        return self.mapped(lambda blend: blend.aligned(alignment))
 
-    def formula(self) -> str:
-        """The keyframes as a person reads them, such as `0%: 1 calm -> 100%: 1 vivid (linear)`."""
+    def cut(self, until: float) -> Schedule:
+        """The same schedule up to the share `until` of the run, or to its present end where that comes first."""
+        check_until(until)
+        return replace(self, until=min(self.until, until))
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether every step has the same coefficients."""
+        return len(self.blends) == 1 and self.until == 1
+
+    def formula(self, steps: int = 0) -> str:
+        """The keyframes as a person reads them, such as `0%: 1 calm -> 100%: 1 vivid (linear)`, and where they end.
+
+        steps: of the run; 0 where they are not known.
+        """
+        return self._keyframes() + self._ending(steps)
+
+    def describe(self) -> str:
+        """The formula, with every coefficient where there is one blend only."""
+        if len(self.blends) > 1:
+            return self.formula()
+        formula, *lines = self.blends[0].describe().splitlines()
+        return "\n".join([formula + self._ending(0), *lines])
+
+    def _ending(self, steps: int) -> str:
+        """From where on the base model is alone; nothing where the blends act to the end."""
+        if self.until == 1:
+            return ""
+        if not steps:
+            return f"; the base alone after {100 * self.until:.4g}% of the steps"
+        return f"; the base alone in the last {steps - kept_steps(self.until, steps)} of {steps} steps"
+
+    def _keyframes(self) -> str:
         if len(self.blends) == 1:
             return self.blends[0].formula()
         frames = (f"{100 * p:g}%: {blend.formula()}" for p, blend in zip(self.positions, self.blends, strict=True))
         return f"{' -> '.join(frames)} ({self.curve})"
-
-    def describe(self) -> str:
-        """The formula, with every coefficient where there is one blend only."""
-        return self.blends[0].describe() if len(self.blends) == 1 else self.formula()
 
     def __str__(self) -> str:
         return self.formula()

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..blend_core import LoRABank, Plan, evaluate_variants
+from ..blend_core import LoRABank, Plan
+from ..blend_core.network.execution import evaluate_variants
 from ..blend_core.network.selection import Mixtures
 from ..blend_core.parameterization import State
 from ..blend_core.plan import Call

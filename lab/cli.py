@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import typer
 
-from .commands import convert, diagnose, evaluate, export, generate, inspect, pairs, score, train
+from .commands import convert, diagnose, evaluate, export, fetch, generate, inspect, pairs, score, train
 from .toy.demo import run as demo
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(name="demo")(demo.command)
+app.command(name="fetch")(fetch.command)
 app.command(name="generate")(generate.command)
 app.command(name="diagnose")(diagnose.command)
 app.command(name="evaluate", add_help_option=False)(evaluate.command)

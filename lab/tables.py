@@ -20,7 +20,7 @@ def plain_table(title: str | None = None) -> Table:
     return Table(box=box.SIMPLE, title=title, title_justify="left")
 
 
-def print_table(table: Table, width: int) -> None:
+def print_wide(table: Table, width: int) -> None:
     """Print it at least `width` characters wide, however narrow the terminal is."""
     Console(width=max(Console().width, width)).print(table)
 
@@ -32,7 +32,7 @@ def print_rows(rows: Rows, title: str | None = None) -> None:
         table.add_column(Text(name), justify="right" if i else "left", no_wrap=True)
     for row in rows[1:]:
         table.add_row(*map(Text, row))
-    print_table(table, sum(max(map(len, column)) + 4 for column in zip(*rows, strict=True)))
+    print_wide(table, sum(max(map(len, column)) + 4 for column in zip(*rows, strict=True)))
 
 
 def as_markdown(rows: Rows) -> str:

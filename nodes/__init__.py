@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .blends import BlendRegion, BlendSchedule, BlendWeights, KLInterpolate
+from .blends import BlendRegion, BlendSchedule, BlendWeights, BlendWindow, KLInterpolate
 from .diagnostics import Diagnostics
 from .duel import BlendDuel
 from .loaders import LoadRewardLoRA, ModelAsBasis, ModelAsRewardLoRA
@@ -26,6 +26,7 @@ class DiffusionBlendExtension(ComfyExtension):
             KLInterpolate,
             BlendSchedule,
             BlendRegion,
+            BlendWindow,
             ApplyBlend,
             BlendedKSampler,
             StochasticLSSampler,

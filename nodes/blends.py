@@ -8,8 +8,11 @@ from dataclasses import replace
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..blend_core import CURVES, BlendError, Schedule, normalised, parse_numbers, parse_positions, parse_weights, shares
+from ..blend_core import BlendError, Schedule
 from ..blend_core.adapters import mixed_experts
+from ..blend_core.blend import normalised, parse_numbers, parse_weights, shares
+from ..blend_core.schedules import CURVES, parse_positions
+from ..blend_core.windows import Window
 from .inputs import CATEGORY, blend_input, target_kl_weight_input
 from .loaders import stacked
 from .output import CACHED_TOO, shown
@@ -161,14 +164,27 @@ class KLInterpolate(io.ComfyNode):
                     "often raises the reward further, beyond that images tend to break. Below 0 moves away from the "
                     "reward. Above 1 and below 0 only exact, budget and merged evaluation work.",
                 ),
+                io.Float.Input(
+                    "until",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    round=0.01,
+                    optional=True,
+                    tooltip="The share of the steps that the blend acts in; the base model makes those after it, at "
+                    "one evaluation each. 1: all. 0.9: not the last tenth, 2 of 20 steps. The last steps take the "
+                    "image far from the base and hardly raise the reward, so that 0.9 leaves room for an alignment of "
+                    "about 1.4.",
+                ),
             ],
             outputs=[BlendSocket.Output(display_name="blend", tooltip="Connect to a sampler.")],
         )
 
     @classmethod
-    def execute(cls, blend: LoRABlend | Basis, alignment: float) -> io.NodeOutput:
-        """Scale the blend's distance from the base and show its coefficients."""
-        blend = blend_of(blend).aligned(alignment)
+    def execute(cls, blend: LoRABlend | Basis, alignment: float, until: float = 1.0) -> io.NodeOutput:
+        """Scale the blend's distance from the base, end it early, and show its coefficients."""
+        blend = blend_of(blend).aligned(alignment).cut(until)
         return shown(blend.describe(), blend)
 
 
@@ -220,15 +236,86 @@ class BlendSchedule(io.ComfyNode):
 
 def scheduled(blends: list[LoRABlend], curve: str, positions: tuple[float, ...] | None) -> LoRABlend:
     """The blends one after another, each expressed over the LoRAs of all. Raises BlendError for a schedule within."""
-    if any(len(blend.schedule.blends) > 1 or blend.regions for blend in blends):
+    if any(not blend.schedule.is_constant or blend.regions for blend in blends):
         raise BlendError(
-            "a schedule or a region came where a blend was expected. Connect Blend Weights or KL Interpolate; a region "
-            "takes schedules, not the other way round."
+            "a schedule, a window or a region came where a blend was expected, or a blend that ends early. Connect "
+            "Blend Weights or KL Interpolate; regions and windows take schedules, not the other way round, and until "
+            "of KL Interpolate is set behind Blend Schedule."
         )
     wide = joined(*blends)
     frames = [blend.schedule.blends[0] for blend in wide]
     schedule = Schedule.even(frames, curve) if positions is None else Schedule(positions, tuple(frames), curve)
     return LoRABlend(schedule, wide[0].bases)
+
+
+class BlendWindow(io.ComfyNode):
+    """A blend in some steps of the run."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        return io.Schema(
+            node_id="DiffusionBlendWindow",
+            display_name="Blend Window",
+            category=CATEGORY,
+            description="A blend in some steps only, such as the first 2 of 8; another blend or the base model in all "
+            "others.",
+            search_aliases=["window", "start step", "end step", "lora only in first steps", "step range"],
+            **CACHED_TOO,
+            inputs=[
+                blend_input("blend", "What acts in the window: a blend, or a single reward LoRA."),
+                io.Int.Input(
+                    "start_at_step",
+                    default=0,
+                    min=0,
+                    max=10000,
+                    tooltip="The first step of the window, counted from 0 as in KSampler (Advanced).",
+                ),
+                io.Int.Input(
+                    "end_at_step",
+                    default=2,
+                    min=1,
+                    max=10000,
+                    tooltip="The step before which the window ends: 0 and 2 are the first two steps. Beyond the run's "
+                    "steps: to its end.",
+                ),
+                io.Int.Input(
+                    "fade",
+                    default=0,
+                    min=0,
+                    max=10000,
+                    tooltip="Over how many steps the blend comes and goes, within the window; both blends are "
+                    "evaluated there. 0: at once. There is no fade at the run's own beginning and end.",
+                ),
+                blend_input(
+                    "outside",
+                    "What acts in all other steps: a blend, or another Blend Window. Not connected: the base model.",
+                    optional=True,
+                ),
+            ],
+            outputs=[BlendSocket.Output(display_name="blend", tooltip="Connect to a sampler, or to KL Interpolate.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        blend: LoRABlend | Basis,
+        start_at_step: int,
+        end_at_step: int,
+        fade: int = 0,
+        outside: LoRABlend | Basis | None = None,
+    ) -> io.NodeOutput:
+        """Put the blend into its steps and show both."""
+        blend = blend_of(blend)
+        inside, other = joined(blend, blend.aligned(0) if outside is None else blend_of(outside))
+        if inside.regions or other.regions:
+            raise BlendError(
+                "a region came into a window. Put Blend Window before Blend Region: a region takes windows, not the "
+                "other way round."
+            )
+        window = Window(inside.schedule, other.schedule, start_at_step, end_at_step, fade)
+        result = replace(inside, schedule=window)
+        return shown(result.describe(), result)
 
 
 class BlendRegion(io.ComfyNode):

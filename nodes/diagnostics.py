@@ -8,8 +8,9 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..blend_core import BlendError, exact
+from ..blend_core import BlendError
 from ..blend_core.diagnostics import Diagnosis, Disagreement, disagreement, probed_steps
+from ..blend_core.estimators import exact
 from ..blend_core.pictures.diagnosis import draw
 from .host.apply import sample
 from .host.posterior import Probe
@@ -117,7 +118,7 @@ class Diagnostics(io.ComfyNode):
         count = len(recorder.steps)
         places = [] if probe is None else probed_steps(count, probes)
         gaps = [] if probe is None else probe.gaps(model, recorder.steps, recorder.states, places, samples, ksampler)
-        plain = result.calls * blend.evaluated(count)
+        plain = round(result.calls / count * blend.evaluated(count))
         spent = plain + count * (1 + len(blend.bases)) + samples * sum(count - k for k in places)
         formula = blend.schedule.formula()
         diagnosis = Diagnosis(blend.names, formula, tuple(recorder.steps), tuple(gaps), spent, plain)

@@ -10,8 +10,9 @@ from weakref import WeakValueDictionary
 import folder_paths
 from comfy_api.latest import io
 
-from ..blend_core import BlendError, is_adapter_file, read_adapter
-from ..blend_core.adapters import AS_CHOSEN, EXPERTS, partner
+from ..blend_core import BlendError, read_adapter
+from ..blend_core.adapters import AS_CHOSEN, EXPERTS, is_adapter_file, partner
+from ..blend_core.adapters.catalogue import recognised
 from ..blend_core.adapters.files import shards_of, without_references
 from .host.whole_models import megabytes, network_name, whole_model
 from .inputs import CATEGORY, kl_weight_input
@@ -117,6 +118,8 @@ class LoadRewardLoRA(io.ComfyNode):
         name = _of_pair(lora_name, expert)
         lora = _loaded(name, label, kl_weight, scale, allow_partial)
         lines = [lora.label, *([f"file: {name}"] if name != lora_name else []), lora.adapter.summary]
+        if lora.recognition:
+            lines.append(f"{lora.recognition}{_taken_over(lora, label, kl_weight)}")
         return shown("\n".join([*lines, f"KL weight: {_stated(lora.kl_weight)}"]), lora)
 
     @classmethod
@@ -242,8 +245,22 @@ def _of_row(name: str, strength: float) -> RewardLoRA:
 def _loaded(
     lora_name: str, label: str = "", kl_weight: float = 0.0, scale: float = 0.0, allow_partial: bool = False
 ) -> RewardLoRA:
+    """What is typed counts, then what the file states, then what the catalogue says of it."""
     adapter = read_adapter(_path_of(lora_name), scale=scale or None, allow_partial=allow_partial)
-    return RewardLoRA(label.strip() or adapter.label, adapter, kl_weight or adapter.kl_weight, allow_partial)
+    recognition = recognised(adapter.path)
+    label = label.strip() or (recognition.entry.label if recognition else adapter.label)
+    kl_weight = kl_weight or adapter.kl_weight or (recognition.entry.kl_weight if recognition else None)
+    return RewardLoRA(label, adapter, kl_weight or None, allow_partial, recognition=recognition)
+
+
+def _taken_over(lora: RewardLoRA, label: str, kl_weight: float) -> str:
+    """Which of a LoRA's facts are the catalogue's, for a person to read; empty for none."""
+    from_catalogue = {
+        "label": not label.strip(),
+        "KL weight": bool(lora.kl_weight) and not (kl_weight or lora.adapter.kl_weight),
+    }
+    names = " and ".join(name for name, holds in from_catalogue.items() if holds)
+    return f"; {names} from there" if names else ""
 
 
 def _of_pair(lora_name: str, expert: str) -> str:

@@ -10,8 +10,11 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..blend_core import Blend, BlendError, Plan, exact, parse_numbers
+from ..blend_core import Blend, BlendError, Plan
+from ..blend_core.blend import parse_numbers
+from ..blend_core.estimators import exact
 from ..blend_core.maximin import attained, personal, worse_first
+from ..blend_core.plan import kept_steps
 from ..blend_core.rewards import check_images
 from .host.apply import sample
 from .host.reward_models import RewardModel, decoded
@@ -41,17 +44,19 @@ class Panel:
 class WorstFirst:
     """The steering of one run: every image's own preference, moved every few steps.
 
+    steps: of the run.  until: the share of them that the blend acts in.
     moves: (step, preference (batch, m), attained (batch, m) before it) of each change.
     """
 
-    def __init__(self, blend: Blend, panel: Panel, rate: float, every: int, steps: int):
+    def __init__(self, blend: Blend, panel: Panel, rate: float, every: int, steps: int, until: float = 1.0):
         self.blend, self.panel, self.rate, self.every, self.steps = blend, panel, rate, every, steps
+        self.until = until
         self.preference: Tensor | None = None
         self.moves: list[tuple[int, Tensor, Tensor]] = []
 
     def __call__(self, step: int, denoised: Tensor) -> Plan | None:
         """Move the weights after each `every`-th step; see host.run.Steering."""
-        if step % self.every:
+        if step % self.every or step >= kept_steps(self.until, self.steps):
             return None
         z = self.panel.attained(denoised)
         if self.preference is None:
@@ -60,7 +65,7 @@ class WorstFirst:
         self.moves.append((step, self.preference, z))
         blends = [replace(self.blend, preference=tuple(of_image)) for of_image in self.preference.tolist()]
         coefficients = torch.tensor([blend.coefficients for blend in blends], dtype=torch.float64)
-        return personal(coefficients, self.steps)
+        return personal(coefficients, self.steps, self.until)
 
     def describe(self) -> str:
         """How the weights moved, image by image."""
@@ -175,7 +180,7 @@ class MaximinKSampler(io.ComfyNode):
             exact,
             execution,
             latent_image,
-            steered=partial(WorstFirst, start, panel, rate, every),
+            steered=partial(WorstFirst, start, panel, rate, every, until=blend.schedule.until),
             **ksampler,
         )
         text = "no step was sampled" if result.steering is None else result.steering.describe()
@@ -187,7 +192,7 @@ def _plain(blend: LoRABlend) -> Blend:
     only, *others = blend.schedule.blends
     if blend.regions or others:
         raise BlendError(
-            "a schedule or a region came, which set the weights that Maximin KSampler is to move. Connect Blend "
+            "a schedule, window or region came, which set the weights that Maximin KSampler is to move. Connect Blend "
             "Weights or KL Interpolate, or use Blended KSampler."
         )
     if min(only.coefficients[1:]) < 0:

@@ -8,7 +8,8 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..blend_core import BlendError, parse_weights
+from ..blend_core import BlendError
+from ..blend_core.blend import parse_weights
 from ..blend_core.rewards import SCALES, check_images, installed_rewards, reward_cards, weighted
 from .host.interface import blocked, progress_of
 from .host.reward_models import DEVICES, PRECISIONS, RewardModel, library, load_reward_model, own_rewards

@@ -6,8 +6,8 @@ from functools import partial
 
 from comfy_api.latest import io
 
-from ..blend_core import Job, budget, choices, describe_choices, exact, merged, sampled, stratified
-from ..blend_core.estimators import BUDGET, Estimator
+from ..blend_core.estimators import BUDGET, Estimator, budget, exact, merged, sampled, stratified
+from ..blend_core.plan import Job, choices, describe_choices
 from .host.apply import apply_blend, sample
 from .host.msdda import describe_etas, msdda_sampler, sample_fused
 from .inputs import BLEND_TOOLTIP, CATEGORY, blend_input, execution_input, ksampler_inputs, model_input, seed_input

@@ -79,10 +79,10 @@ def _resolved(blend: LoRABlend, model) -> tuple[list[dict], list[LoadReport]]:
             f"{', '.join(whole)} is a whole model, which no LoRA file can hold. Leave it out of the blend, or save the "
             "model itself by ComfyUI's Save Checkpoint."
         )
-    if len(blend.schedule.blends) > 1 or blend.regions:
+    if not blend.schedule.is_constant or blend.regions:
         raise BlendError(
             "the blend changes over the run or the image, and a LoRA file is the same everywhere. Connect the blend "
-            "from before Blend Schedule or Blend Region."
+            "from before Blend Schedule or Blend Region, and set until of KL Interpolate to 1."
         )
     index = target_index(model.model)
     resolved = [resolve(basis.adapter, index, allow_partial=basis.allow_partial) for basis in loras]

@@ -8,7 +8,8 @@ from comfy_api.latest import io
 from PIL import Image
 from torch import Tensor
 
-from ..blend_core import BlendError, parse_numbers
+from ..blend_core import BlendError
+from ..blend_core.blend import parse_numbers
 from ..blend_core.pareto import Scored, Trade, simplex_grid
 from ..blend_core.pictures.pareto import draw
 from .inputs import CATEGORY, blend_input
@@ -96,7 +97,7 @@ def by_preference(blend: LoRABlend, parts: int) -> list[tuple[str, LoRABlend]]:
     """(label, blend) of every preference whose weights are multiples of 1 / parts."""
     if blend.regions or len(blend.schedule.blends) > 1:
         raise BlendError(
-            "a schedule or a region came, which has several preferences. Connect Blend Weights, or sweep over "
+            "a schedule, window or region came, which has several preferences. Connect Blend Weights, or sweep over "
             "alignment."
         )
     grid = simplex_grid(len(blend.bases), parts)

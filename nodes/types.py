@@ -12,7 +12,11 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..blend_core import Adapter, Blend, Schedule, shares
+from ..blend_core import Blend, Schedule
+from ..blend_core.adapters import Adapter
+from ..blend_core.adapters.catalogue import Recognition
+from ..blend_core.blend import shares
+from ..blend_core.windows import Window
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -30,6 +34,7 @@ class RewardLoRA:
     """One basis as loaded: its adapter, the name it carries in the graph, and the KL weight it was trained with.
 
     strength: what multiplied the scale of its file, with the words for who said so.
+    recognition: the published LoRA that the file is; None where it is none of the catalogue.
     """
 
     label: str
@@ -37,6 +42,7 @@ class RewardLoRA:
     kl_weight: float | None = None
     allow_partial: bool = False
     strength: tuple[float, str] = (1.0, "")
+    recognition: Recognition | None = None
 
     def times(self, strength: float, source: str) -> RewardLoRA:
         """The same LoRA at another strength; see Adapter.times."""
@@ -66,18 +72,19 @@ class WholeModel:
 
 
 Basis = RewardLoRA | WholeModel
+Timeline = Schedule | Window
 
 
 @dataclass(frozen=True)
 class LoRABlend:
-    """A blend, or a schedule of blends, and the bases it blends in the order of its names.
+    """A blend, or blends that change over the run, and the bases it blends in the order of its names.
 
     regions: (mask, schedule) pairs, each painted over what lies below it; masks are (1 or images, height, width).
     """
 
-    schedule: Schedule
+    schedule: Timeline
     bases: tuple[Basis, ...]
-    regions: tuple[tuple[Tensor, Schedule], ...] = ()
+    regions: tuple[tuple[Tensor, Timeline], ...] = ()
 
     @classmethod
     def of(cls, bases: tuple[Basis, ...], preference: tuple[float, ...], **settings) -> LoRABlend:
@@ -96,11 +103,11 @@ class LoRABlend:
         return [self.schedule.coefficients(steps), *(schedule.coefficients(steps) for _, schedule in self.regions)]
 
     def evaluated(self, steps: int) -> int:
-        """The most variants that one of `steps` steps evaluates exactly."""
-        return int(self._used(steps).sum(1).max())
+        """How many variants `steps` steps evaluate exactly, in all."""
+        return int(self._used(steps).sum())
 
     def batched(self, steps: int) -> int:
-        """The same of those that may share a pass: all but the whole models."""
+        """The most that may share a pass in one of `steps` steps: all that it evaluates but the whole models."""
         shared = [0, *(i for i, basis in enumerate(self.bases, start=1) if isinstance(basis, RewardLoRA))]
         return int(self._used(steps)[:, shared].sum(1).max())
 
@@ -119,11 +126,13 @@ class LoRABlend:
         """The same blend at another distance from the base."""
         return self._mapped(lambda schedule: schedule.aligned(alignment))
 
+    def cut(self, until: float) -> LoRABlend:
+        """The same blend up to the share `until` of the run, and the base model alone after it."""
+        return self._mapped(lambda schedule: schedule.cut(until))
+
     def preferring(self, preference: tuple[float, ...]) -> LoRABlend:
         """The same at another preference, in every keyframe and region."""
-        return self._mapped(
-            lambda schedule: replace(schedule, blends=tuple(replace(b, preference=preference) for b in schedule.blends))
-        )
+        return self._mapped(lambda schedule: schedule.mapped(lambda blend: replace(blend, preference=preference)))
 
     def over(self, bases: tuple[Basis, ...]) -> LoRABlend:
         """The same blend expressed over more bases, the new ones at weight 0. `bases` holds all of its own."""
@@ -137,10 +146,10 @@ class LoRABlend:
             alignment = blend.alignment * size
             return replace(blend, names=names, preference=preference, alignment=alignment, kl_weights=kl_weights)
 
-        blend = self._mapped(lambda schedule: replace(schedule, blends=tuple(map(widened, schedule.blends))))
+        blend = self._mapped(lambda schedule: schedule.mapped(widened))
         return replace(blend, bases=bases)
 
-    def _mapped(self, change: Callable[[Schedule], Schedule]) -> LoRABlend:
+    def _mapped(self, change: Callable[[Timeline], Timeline]) -> LoRABlend:
         regions = tuple((mask, change(schedule)) for mask, schedule in self.regions)
         return replace(self, schedule=change(self.schedule), regions=regions)
 
@@ -153,9 +162,14 @@ class LoRABlend:
         ]
 
     def describe(self) -> str:
-        """The formula below the regions, and one line per region."""
-        lines = [f"region {i}: {schedule.formula()}" for i, (_, schedule) in enumerate(self.regions, start=1)]
-        return "\n".join([f"elsewhere: {self.schedule.formula()}", *lines]) if lines else self.schedule.describe()
+        """The formula below the regions, and one line per region; every coefficient where there is one blend only."""
+        return self.formula() if self.regions else self.schedule.describe()
+
+    def formula(self, steps: int = 0) -> str:
+        """The formula below the regions, and one line per region. steps: of the run; 0 where they are not known."""
+        lines = [f"region {i}: {schedule.formula(steps)}" for i, (_, schedule) in enumerate(self.regions, start=1)]
+        below = self.schedule.formula(steps)
+        return "\n".join([f"elsewhere: {below}", *lines]) if lines else below
 
 
 def blend_of(blend: LoRABlend | Basis) -> LoRABlend:

@@ -11,9 +11,11 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from ..blend_core import EVALUATIONS, Blend, BlendError, Factors, LoRABank, Plan, Target, exact, image_seed
-from ..blend_core.estimators import Estimator, budget, check_evaluation
+from ..blend_core import EVALUATIONS, Blend, BlendError, LoRABank, Plan, Target
+from ..blend_core.adapters import Factors
+from ..blend_core.estimators import Estimator, budget, check_evaluation, exact, image_seed
 from ..blend_core.gaussian import basis_etas
+from ..blend_core.plan import check_until, cut
 from .fusion import check_scheduler, fused
 from .host import blended
 from .loading import takes_eta
@@ -51,12 +53,14 @@ class BlendEvaluation:
     """How a pipeline evaluates a blend: a bank, and the coefficients of its variants under an estimator.
 
     etas: how ancestral each variant's step is, base first, where steps are fused; None: predictions are blended.
+    until: the share of the steps after which the base model is alone.
     """
 
     bank: LoRABank | None
     coefficients: tuple[float, ...]
     estimator: Estimator
     etas: tuple[float, ...] | None = None
+    until: float = 1.0
 
     @classmethod
     def of(
@@ -67,14 +71,16 @@ class BlendEvaluation:
         etas: Sequence[float] = (),
         base_eta: float = 1.0,
         evaluations: float | None = None,
+        until: float = 1.0,
     ) -> BlendEvaluation:
         """The evaluation of that name, one of PIPELINE_EVALUATIONS. Raises BlendError for what it cannot take.
 
         Those of EVALUATIONS: the blend of predictions, or under merged one prediction of all LoRAs added up.
         evaluations: for budget, the average per step, by default BUDGET.  msdda: the bases' steps fused.  base: no
         LoRA.  etas: for msdda, one per reward LoRA, above 0 and up to 1; none: all 1, ancestral.  base_eta: the same
-        for the base model.
+        for the base model.  until: the share of the steps after which the base model is alone.
         """
+        check_until(until)
         check_evaluation("evaluation", name, PIPELINE_EVALUATIONS)
         if name != "msdda" and (etas or base_eta != 1):
             raise BlendError(
@@ -89,9 +95,9 @@ class BlendEvaluation:
             return cls(None, (1.0,), exact)
         if name == "msdda":
             etas = basis_etas(etas, [None] * len(factors), base_eta)
-            return cls(LoRABank(factors), blend.coefficients, exact, etas)
+            return cls(LoRABank(factors), blend.coefficients, exact, etas, until)
         estimator = EVALUATIONS[name] if evaluations is None else partial(budget, evaluations=evaluations)
-        evaluation = cls(LoRABank(factors), blend.coefficients, estimator)
+        evaluation = cls(LoRABank(factors), blend.coefficients, estimator, until=until)
         evaluation.check_coefficients()
         return evaluation
 
@@ -101,7 +107,8 @@ class BlendEvaluation:
 
     def plan(self, steps: int, seeds: Sequence[int]) -> Plan:
         """The plan of one batch; every image's choices come from its own seed, and from no stream of the sampler's."""
-        return self.estimator(self.coefficients, steps, [image_seed(seed, 0) for seed in seeds])
+        coefficients = cut(self.coefficients, steps, self.until)
+        return self.estimator(coefficients, steps, [image_seed(seed, 0) for seed in seeds])
 
     def check(self, pipe: DiffusionPipeline, sampling: Sampling) -> None:
         """Raise BlendError for what the pipeline, or this evaluation on it, cannot do."""

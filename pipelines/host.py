@@ -18,7 +18,8 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from ..blend_core import BlendError, LoRABank, Plan, Target, TargetIndex, evaluate_variants
+from ..blend_core import BlendError, LoRABank, Plan, Target, TargetIndex
+from ..blend_core.network.execution import evaluate_variants
 from ..blend_core.parameterization import State
 from ..blend_core.plan import Call
 from .parameterization import Reading, first_of, read_scheduler, unit_of

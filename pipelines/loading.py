@@ -14,7 +14,8 @@ import transformers
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 
-from ..blend_core import Adapter, BlendError, LoadReport, read_adapter, resolve
+from ..blend_core import BlendError, LoadReport, read_adapter, resolve
+from ..blend_core.adapters import Adapter
 from ..blend_core.errors import first_line
 from .host import network_of, target_index
 

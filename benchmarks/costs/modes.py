@@ -15,8 +15,8 @@ import comfy.sd
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...blend_core import EVALUATIONS, budget, read_adapter
-from ...blend_core.estimators import Estimator
+from ...blend_core import EVALUATIONS, read_adapter
+from ...blend_core.estimators import Estimator, budget
 from ...blend_core.network import low_rank
 from ...nodes.host.apply import KEY, apply_blend
 from ...nodes.types import LoRABlend, RewardLoRA

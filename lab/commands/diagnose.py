@@ -39,7 +39,8 @@ def command(
 ) -> None:
     """Say whether a blend can be trusted: how far its LoRAs disagree, and how large the gap is that it neglects.
 
-    Without --reward-model it costs one run with all LoRAs and the base. A probe costs SAMPLES runs of the base model
+    It says too whether merged evaluation would do. Without --reward-model it costs one run with all LoRAs, the base and
+    merged. A probe costs SAMPLES runs of the base model
     from each probed step on.
     """
     from ..diagnosis.run import GapProbe, run
@@ -56,8 +57,10 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
     from ..tables import print_rows
 
     print(diagnosis.formula)
-    print_rows(diagnosis.rows(), "change of the base's direction; cosines")
+    print_rows(diagnosis.rows(), "change of the base's direction; cosines; merged - exact over exact - base")
     if diagnosis.gaps:
         print_rows(diagnosis.gap_rows(), "Jensen gap")
     print(f"{diagnosis.evaluations} evaluations per image ({diagnosis.blend_evaluations} without diagnosis)")
     print(diagnosis.verdict)
+    if diagnosis.way:
+        print(diagnosis.way)

@@ -8,32 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...trainers.settings.fields import settings_help
 from ..evaluation.protocol import PROTOCOLS, Protocol, read_protocol
-from .options import Device
+from .options import Assignments, Device, help_option
 
 if TYPE_CHECKING:
     from ..evaluation.evaluation import Evaluation
-
-
-def _show_help(context: typer.Context, wanted: bool) -> None:
-    if wanted:
-        print(context.get_help())
-        print(settings_help(Protocol, PROTOCOLS, "Protocols"))
-        raise typer.Exit()
 
 
 def command(
     protocol: Annotated[
         list[str] | None, typer.Argument(help="toy, paper, or TOML files; later ones win. Default: toy.")
     ] = None,
-    set: Annotated[list[str] | None, typer.Option(help="key=value, such as prompts.seeds=8; repeat.")] = None,
+    set: Assignments = None,
     processes: Annotated[int, typer.Option(help="Processes: one per core or GPU, as memory allows.", min=1)] = 1,
     device: Device = "auto",
     out: Annotated[Path, typer.Option(help="Folder for scores, tables, plots and report.html.")] = Path("evaluation"),
-    help: Annotated[
-        bool, typer.Option("--help", callback=_show_help, is_eager=True, help="Explain every setting.")
-    ] = False,
+    help: Annotated[bool, help_option(Protocol, PROTOCOLS, "Protocols")] = False,
 ) -> None:
     """Compare methods on the same prompts and noise. A run that was stopped goes on when the command is given again.
 

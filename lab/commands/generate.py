@@ -25,6 +25,10 @@ class GenerateOptions(RunOptions):
             "base."
         ),
     ] = "exact"
+    until: Annotated[
+        float,
+        typer.Option(help="Share of the steps after which the base model is alone: 0.9, the last tenth.", min=0, max=1),
+    ] = 1.0
     budget: Annotated[
         float | None, typer.Option(help="Evaluations per step of the evaluation budget; default 1.1.", min=1)
     ] = None

@@ -1,6 +1,6 @@
 """Options that commands share, each declared once, and commands that take a table of options as one argument.
 
-Imports no more than typer, so that --help answers at once.
+Imports no more than typer and the standard library, so that --help answers at once.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from ...trainers.settings.fields import settings_help
 
 if TYPE_CHECKING:
     from ..generation.record import Request
@@ -25,6 +27,7 @@ RewardFiles = Annotated[
 ]
 Weights = Annotated[str, typer.Option(help="One number per reward, such as '0.6, 0.4'; empty: all equal.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Assignments = Annotated[list[str] | None, typer.Option(help="key=value, such as sampling.steps=20; repeat.")]
 WeightFolders = Annotated[
     list[Path] | None, typer.Option(help="Folder with weights; repeat. Default: ComfyUI's models/reward_models.")
 ]
@@ -62,6 +65,18 @@ class RunOptions:
             "rewards": read_rewards(self.reward or [], self.base),
             "device": chosen_device(self.device),
         })  # fmt: skip
+
+
+def help_option(table: type, presets: Path, what: str, rules: Sequence[Callable] = ()) -> Any:
+    """The option --help of a command that takes settings: its own help, then every setting (fields.settings_help)."""
+
+    def show(context: typer.Context, wanted: bool) -> None:
+        if wanted:
+            print(context.get_help())
+            print(settings_help(table, presets, what, rules))
+            raise typer.Exit()
+
+    return typer.Option("--help", callback=show, is_eager=True, help="Explain every setting.")
 
 
 def with_tables(command: Callable[..., None]) -> Callable[..., None]:

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from .options import Assignments
+
 
 def command(
     preset: Annotated[list[str], typer.Argument(help="Presets or TOML files, as for train.")],
     out: Annotated[Path, typer.Option(help="Folder for the images and pairs.jsonl.")],
-    set: Annotated[list[str] | None, typer.Option(help="key=value, as for train.")] = None,
+    set: Assignments = None,
     count: Annotated[int, typer.Option(help="Pairs.", min=1)] = 256,
     candidates: Annotated[int, typer.Option(help="Samples per prompt; the best and the worst are kept.", min=2)] = 4,
 ) -> None:

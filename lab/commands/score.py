@@ -87,7 +87,7 @@ def print_scores(items: list[Item], rewards: list[Chosen], top: int) -> None:
     from rich.text import Text
 
     from ..scores.run import statistics, total_scores
-    from ..tables import plain_table, print_table
+    from ..tables import plain_table, print_wide
 
     columns = {reward.label: {item.file: item.scores[reward.label] for item in items} for reward in rewards}
     total = total_scores(items, rewards)
@@ -105,7 +105,7 @@ def print_scores(items: list[Item], rewards: list[Chosen], top: int) -> None:
     if len(items) > 1:
         table.add_row("standard error", *(f"± {figures['standard_error']:.2g}" for figures in means))
     width = 20 + sum(max(len(name), 9) + SPACE for name in columns)
-    print_table(table, width)
+    print_wide(table, width)
 
 
 def print_rewards(more: list[str], library: Library, settings: ScoreSettings) -> None:
@@ -114,7 +114,7 @@ def print_rewards(more: list[str], library: Library, settings: ScoreSettings) ->
 
     from ...blend_core.rewards import installed_rewards, reward_cards
     from ..scores.chosen_rewards import card_of
-    from ..tables import plain_table, print_table
+    from ..tables import plain_table, print_wide
 
     places = {place: place for place in more if place not in reward_cards()}
     names = dict.fromkeys([*reward_cards(), *installed_rewards()]) | library.own_rewards() | places
@@ -136,6 +136,6 @@ def print_rewards(more: list[str], library: Library, settings: ScoreSettings) ->
             files += [f"{name}, licence: {card.licence}"]
             for file in card.files:
                 files += [f"  {file.filename}{' (never downloaded for you)' if file.by_hand else ''}: {file.page}"]
-    print_table(table, max(map(len, names)) + 58)  # 58: the other columns
+    print_wide(table, max(map(len, names)) + 58)  # 58: the other columns
     print("Licences and files of those with weights, looked for in", *map(str, library.folders))
     print(*files, sep="\n")  # plain, so that addresses stay whole

@@ -7,26 +7,17 @@ from typing import Annotated
 import typer
 
 from ...trainers.settings.config import PRESETS, Config
-from ...trainers.settings.fields import settings_help
 from ...trainers.settings.rules import RULES
-
-
-def _show_help(context: typer.Context, wanted: bool) -> None:
-    if wanted:
-        print(context.get_help())
-        print(settings_help(Config, PRESETS, "Presets", RULES))
-        raise typer.Exit()
+from .options import Assignments, help_option
 
 
 def command(
     preset: Annotated[
         list[str] | None, typer.Argument(help="Presets or TOML files; later ones win. --help lists the presets.")
     ] = None,
-    set: Annotated[list[str] | None, typer.Option(help="key=value, such as sampling.steps=20; repeat.")] = None,
+    set: Assignments = None,
     show: Annotated[bool, typer.Option("--show", help="Print the settings as they come out, and stop.")] = False,
-    help: Annotated[
-        bool, typer.Option("--help", callback=_show_help, is_eager=True, help="Explain every setting.")
-    ] = False,
+    help: Annotated[bool, help_option(Config, PRESETS, "Presets", RULES)] = False,
 ) -> None:
     """Train a reward LoRA. A run that was stopped goes on when the same command is given again.
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...blend_core import Adapter, BlendError, LoRABank, read_adapter
+from ...blend_core import BlendError, LoRABank, read_adapter
+from ...blend_core.adapters import Adapter
 from ...blend_core.diagnostics import (
     Diagnosis,
     Disagreement,
@@ -23,7 +24,9 @@ from ...blend_core.diagnostics import (
     posterior_samples,
     probed_steps,
 )
+from ...blend_core.estimators import merged
 from ...blend_core.gaussian import reverse_step
+from ...blend_core.network.selection import Mixtures
 from ...blend_core.pictures.diagnosis import draw
 from ...blend_core.rewards import Library, Rescaled, Reward, RewardScale, load_reward
 from ...pipelines import Sampling, load_base, match
@@ -92,9 +95,11 @@ def run(request: Request, probe: GapProbe, library: Library, out: Path) -> Diagn
     sampler, bank = _opened(request, adapters)
     coefficients = blend.coefficients
     probed = probed_steps(request.steps, probe.steps) if rewards else []
-    evaluations = request.steps * len(coefficients) + probe.samples * sum(request.steps - k for k in probed)
+    together = merged(coefficients, 1, [0]).mixtures  # all LoRAs added up; none where it is the base or one LoRA
+    variants = len(coefficients) + len(together)
+    evaluations = request.steps * variants + probe.samples * sum(request.steps - k for k in probed)
     with tqdm(total=evaluations, unit="evaluation") as progress, torch.no_grad():
-        blend_run = _BlendRun(sampler, bank, progress.update)
+        blend_run = _BlendRun(sampler, bank, together, progress.update)
         steps, states = blend_run.recorded(coefficients, request.eta)
         gaps = [gap for k in probed for gap in _gaps(blend_run, k, states[k], rewards, kl_weights, coefficients, probe)]
     spent = request.steps * sum(c != 0 for c in coefficients)
@@ -119,12 +124,13 @@ def _opened(request: Request, adapters: Sequence[Adapter]) -> tuple[Sampler, LoR
 class _BlendRun:
     """A blend's run in the coordinates of blend_core/gaussian, x = x0 + sigma n or flow's, down to sigma 0.
 
+    together: the variant that is all LoRAs added up, with its coefficients; none where it is the base or one LoRA.
     progress: is called with the number of evaluations done.
     """
 
-    def __init__(self, sampler: Sampler, bank: LoRABank, progress: Callable[[int], object]):
-        self.sampler, self.progress = sampler, progress
-        self.evaluate = sampler.evaluation_of(bank)
+    def __init__(self, sampler: Sampler, bank: LoRABank, together: Mixtures, progress: Callable[[int], object]):
+        self.sampler, self.together, self.progress = sampler, together, progress
+        self.evaluate = sampler.evaluation_of(bank, together)
         levels = sampler.levels[:-1]
         self.scales = [level.scale(sampler.family) for level in levels]
         self.sigmas = [*(level.sigma(sampler.family) for level in levels), 0.0]
@@ -148,7 +154,8 @@ class _BlendRun:
         multipliers = torch.tensor(coefficients, dtype=x.dtype, device=x.device).view(-1, *[1] * x.dim())
         for k, (sigma, sigma_next) in enumerate(pairwise(self.sigmas)):
             denoised = self.denoised(x, k, range(len(coefficients)))
-            disagreements.append(disagreement(x, denoised, coefficients, k, sigma))
+            at_once = self.denoised(x, k, tuple(self.together))[0] if self.together else None
+            disagreements.append(disagreement(x, denoised, coefficients, k, sigma, at_once))
             states.append(x)
             x, spread = reverse_step(x, (multipliers * denoised).sum(0), sigma, sigma_next, eta, family)
             x = x + spread * noise() if spread > 0 else x

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...blend_core import Factors, LoRABank, Target, exact, image_seed
+from ...blend_core import LoRABank, Target
+from ...blend_core.adapters import Factors
+from ...blend_core.estimators import exact, image_seed
 from ...blend_core.rewards import Reward, weighted
 from ...trainers.model.base import Base
 from ...trainers.model.chain import Step

@@ -15,6 +15,8 @@ code         CoDe (arXiv 2502.00968): the best of n after every block of steps
 rgg          reward gradient on the predicted x0, normalised
 oracle       a LoRA trained for the very preference (MORL)
 merged_dial, oracle_dial   merged and oracle at every alignment, to be compared with kla at equal path KL
+
+Those of LoRAs are sampled at every `until` of the protocol: after that share of the steps the base model alone.
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...blend_core import EVALUATIONS, Blend, LoRABank, exact
-from ...blend_core.estimators import check_evaluation
+from ...blend_core import EVALUATIONS, Blend, LoRABank
+from ...blend_core.estimators import check_evaluation, exact
 from ...blend_core.gaussian import basis_etas
+from ...blend_core.plan import cut
 from ...pipelines.fusion import fused_latents
 from .host import Batch, LoRAs
 from .protocol import Protocol, Search, oracle_files
@@ -35,12 +38,16 @@ from .protocol import Protocol, Search, oracle_files
 
 @dataclass(frozen=True)
 class EvaluationPoint:
-    """What one row of the tables is about. preference: over the rewards, () for the base.  alignment: lambda."""
+    """What one row of the tables is about. preference: over the rewards, () for the base.  alignment: lambda.
+
+    until: the share of the steps after which the base is alone.
+    """
 
     method: str
     preference: tuple[float, ...]
     alignment: float = 1.0
     search: Search = field(default_factory=Search)
+    until: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -48,12 +55,14 @@ class Method:
     """sample: the function.  points: the (preference, alignment) pairs a protocol asks of it.
 
     blends: whether it moves the means of the base's steps and nothing else, so that the path KL is defined.
+    cuts: whether it has LoRAs that can be left out of the last steps.
     """
 
     title: str
     sample: Callable[[Batch, EvaluationPoint], Tensor]
     points: Callable[[Protocol], list[tuple[tuple[float, ...], float]]]
     blends: bool = True
+    cuts: bool = True
 
 
 def base(batch: Batch, point: EvaluationPoint) -> Tensor:
@@ -63,7 +72,7 @@ def base(batch: Batch, point: EvaluationPoint) -> Tensor:
 
 def blended(batch: Batch, point: EvaluationPoint, evaluation: str = "exact") -> Tensor:
     """sum_i c_i prediction_i with c_i = alignment * w_i * alpha_i / alpha_target, by an evaluation of blend_core."""
-    return _planned(batch, batch.host.bank, coefficients_of(batch.host.loras, point), evaluation)
+    return _planned(batch, batch.host.bank, coefficients_of(batch.host.loras, point), point.until, evaluation)
 
 
 def evaluated(evaluation: str) -> Callable[[Batch, EvaluationPoint], Tensor]:
@@ -73,12 +82,13 @@ def evaluated(evaluation: str) -> Callable[[Batch, EvaluationPoint], Tensor]:
 
 def rlg(batch: Batch, point: EvaluationPoint) -> Tensor:
     """base + scale * (basis - base) at a one-hot preference; scale is the point's alignment."""
-    return _planned(batch, batch.host.bank, rlg_coefficients(point.preference, point.alignment))
+    return _planned(batch, batch.host.bank, rlg_coefficients(point.preference, point.alignment), point.until)
 
 
 def oracle(batch: Batch, point: EvaluationPoint) -> Tensor:
     """The LoRA trained for this preference, at the point's alignment."""
-    return _planned(batch, batch.host.oracle(point.preference), rlg_coefficients((1.0,), point.alignment))
+    bank, coefficients = batch.host.oracle(point.preference), rlg_coefficients((1.0,), point.alignment)
+    return _planned(batch, bank, coefficients, point.until)
 
 
 def msdda(batch: Batch, point: EvaluationPoint) -> Tensor:
@@ -86,7 +96,8 @@ def msdda(batch: Batch, point: EvaluationPoint) -> Tensor:
     loras, sampling = batch.host.loras, batch.host.sampling
     chain_eta = sampling.eta if batch.family == "ve" and sampling.eta > 0 else 1.0
     etas = basis_etas((), [eta or chain_eta for eta in loras.etas], chain_eta)
-    plan = exact(coefficients_of(loras, point), len(batch.steps), batch.seeds)
+    table = cut(coefficients_of(loras, point), len(batch.steps), point.until)
+    plan = exact(table, len(batch.steps), batch.seeds)
     evaluate, noise, levels = batch.evaluation_of(batch.host.bank), batch.noise(), batch.levels
     x = noise()
     for k in range(len(batch.steps)):
@@ -149,8 +160,11 @@ def rlg_coefficients(basis: Sequence[float], scale: float) -> tuple[float, ...]:
     return (1 - scale * sum(basis), *(scale * share for share in basis))
 
 
-def _planned(batch: Batch, bank: LoRABank, coefficients: Sequence[float], evaluation: str = "exact") -> Tensor:
-    plan = EVALUATIONS[evaluation](coefficients, len(batch.steps), batch.choice_seeds)
+def _planned(
+    batch: Batch, bank: LoRABank, coefficients: Sequence[float], until: float, evaluation: str = "exact"
+) -> Tensor:
+    steps = len(batch.steps)
+    plan = EVALUATIONS[evaluation](cut(coefficients, steps, until), steps, batch.choice_seeds)
     return batch.sample(batch.predictor(bank, plan))
 
 
@@ -192,9 +206,9 @@ def _oracle_dial(protocol: Protocol):
     return [(preference, alignment) for preference, alignment in _dial(protocol) if preference in files]
 
 
-DIALS = ("kla", "merged_dial", "oracle_dial")  # one preference at several alignments
+DIALS = {"kla": "mpa", "merged_dial": "merged", "oracle_dial": "oracle"}  # at alignment 1 each is its method
 METHODS: dict[str, Method] = {
-    "base": Method("base", base, _once),
+    "base": Method("base", base, _once, cuts=False),
     "basis": Method("one LoRA", blended, _one_hot),
     "merged": Method("rewarded soup", evaluated("merged"), _preferences),
     "mpa": Method("DB-MPA", blended, _preferences),
@@ -204,9 +218,9 @@ METHODS: dict[str, Method] = {
     "budget": Method("budget", evaluated("budget"), _preferences),
     "msdda": Method("MSDDA", msdda, _preferences, blends=False),
     "rlg": Method("RLG", rlg, _scales),
-    "best_of_n": Method("best of n", best_of_n, _preferences, blends=False),
-    "code": Method("CoDe", code, _preferences, blends=False),
-    "rgg": Method("RGG", rgg, _preferences),
+    "best_of_n": Method("best of n", best_of_n, _preferences, blends=False, cuts=False),
+    "code": Method("CoDe", code, _preferences, blends=False, cuts=False),
+    "rgg": Method("RGG", rgg, _preferences, cuts=False),
     "oracle": Method("MORL oracle", oracle, _with_oracles),
     "merged_dial": Method("soup, dial", evaluated("merged"), _dial),
     "oracle_dial": Method("oracle, dial", oracle, _oracle_dial),
@@ -217,5 +231,11 @@ def points_of(protocol: Protocol) -> Iterator[EvaluationPoint]:
     """Every point of an evaluation, in the order of its tables. Raises BlendError for an unknown method."""
     for name in dict.fromkeys(protocol.methods):
         check_evaluation("a name in methods", name, METHODS)
-        for preference, alignment in METHODS[name].points(protocol):
-            yield EvaluationPoint(name, preference, alignment, protocol.search)
+        for until in protocol.untils if METHODS[name].cuts else (1.0,):
+            for preference, alignment in METHODS[name].points(protocol):
+                yield EvaluationPoint(name, preference, alignment, protocol.search, until)
+
+
+def title_of(method: str, until: float) -> str:
+    """What the tables call a method, with the share of the steps that its LoRAs act in where it is not all."""
+    return METHODS[method].title + ("" if until == 1 else f", until {until:g}")

@@ -69,6 +69,8 @@ class Protocol:
     preferences: tuple[tuple[float, ...], ...] = setting((), "Weights over the rewards, each summing to 1. Required.")
     dial_preferences: tuple[tuple[float, ...], ...] = setting((), "Those that kla is sampled at, at every alignment.")
     alignments: tuple[float, ...] = setting((0.0, 0.5, 1.0, 1.5, 2.0), "Lambda of kla and rlg. 0: base, 1: as trained.")
+    untils: tuple[float, ...] = setting((1.0,), "Every method of LoRAs is sampled at each: after this share of the "
+                                                "steps the base model is alone. 1: LoRAs to the end.")  # fmt: skip
     images_per_pass: int = setting(8, "Rounding depends on it, so it belongs to the protocol. Memory grows with it.")
     models: Models = field(default_factory=Models)
     rewards: EvaluationRewards = field(default_factory=EvaluationRewards)
@@ -130,6 +132,11 @@ def _objections(protocol: Protocol):
             )
     if any(not (math.isfinite(alignment) and alignment >= 0) for alignment in protocol.alignments):
         yield f"alignments are {list(protocol.alignments)}, expected numbers from 0 (the base) upwards. Correct them."
+    if not protocol.untils or any(not 0 <= until <= 1 for until in protocol.untils):
+        yield (
+            f"untils are {list(protocol.untils)}, expected shares of the steps from 0 (the base) to 1 (LoRAs to the "
+            "end), at least one. Correct them."
+        )
     search = protocol.search
     counts = {"prompts.seeds": prompts.seeds, "images_per_pass": protocol.images_per_pass}
     counts |= {"search.candidates": search.candidates, "search.block": search.block}

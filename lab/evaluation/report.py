@@ -23,7 +23,7 @@ from ..files import write
 from ..tables import as_csv, as_markdown
 from .bootstrap import Estimate
 from .evaluation import Evaluation
-from .methods import DIALS, METHODS
+from .methods import DIALS, METHODS, title_of
 from .queue import PICTURES, RECORD, finished
 from .summary import Row, Summary, costs_table, scores_table, summarise
 
@@ -33,6 +33,8 @@ PALETTE = (*_TAB10[:7], *_TAB10[8:], *plt.get_cmap("Dark2").colors)  # without g
 COLOURS = dict(zip(METHODS, PALETTE, strict=False)) | {"base": "#777777", "basis": "#222222"}
 MARKERS = dict(zip(METHODS, "osDvPX^>pd*hH8+x", strict=True))  # methods may coincide
 SWEPT = (*DIALS, "rlg")  # over alignment
+Series = tuple[str, float]
+"""A method and its `until`: a line of the plots."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def _points(summary: Summary) -> list[list[str]]:
 
 
 def _volumes(summary: Summary) -> list[list[str]]:
-    return [["method", "hypervolume"], *([METHODS[k].title, _interval(v)] for k, v in summary.hypervolumes.items())]
+    return [["method", "hypervolume"], *([k, _interval(v)] for k, v in summary.hypervolumes.items())]
 
 
 def _at_kl(summary: Summary) -> list[list[str]]:
@@ -92,7 +94,7 @@ def _at_kl(summary: Summary) -> list[list[str]]:
             shown(row.preference),
             f"{row.kl:.1f}",
             METHODS[row.of].title,
-            METHODS[row.method].title,
+            title_of(row.method, row.until),
             _interval(row.weighted),
             "" if row.against_kla is None else _interval(row.against_kla),
         ]
@@ -110,10 +112,10 @@ def draw_pareto(summary: Summary) -> Figure:
     pairs = list(combinations(summary.rewards, 2)) or [summary.rewards * 2]
     figure, axes = _panels(len(pairs))
     for axis, pair in zip(axes, pairs, strict=True):
-        for method, rows in _by_method(summary, skip=SWEPT).items():
+        for series, rows in _by_series(summary, skip=SWEPT).items():
             values, errors = ([[row.rewards[name][i] for row in rows] for name in pair] for i in (0, 1))
-            style = "" if method in ("base", "basis") else "-"
-            _line(axis, method, *values, style, xerr=errors[0], yerr=errors[1])
+            style = "" if series[0] in ("base", "basis") else "-"
+            _line(axis, series, *values, style, xerr=errors[0], yerr=errors[1])
         axis.set_xlabel(f"mean {pair[0]}")
         axis.set_ylabel(f"mean {pair[1]}")
     _legend(figure, axes)
@@ -121,9 +123,9 @@ def draw_pareto(summary: Summary) -> Figure:
 
 
 def draw_alignment(summary: Summary) -> Figure:
-    """Each reward over alignment, a line per preference of kla; rlg as rings."""
+    """Each reward over alignment, a line per preference of kla without a cut; rlg as rings."""
     figure, axes = _panels(len(summary.rewards))
-    dials = [row for row in summary.rows if row.method in ("kla", "rlg")]
+    dials = [row for row in summary.rows if row.method in ("kla", "rlg") and row.until == 1]
     preferences = list(dict.fromkeys(row.preference for row in dials))
     for axis, name in zip(axes, summary.rewards, strict=True):
         for i, preference in enumerate(preferences):
@@ -150,11 +152,11 @@ def draw_kl(summary: Summary) -> Figure:
     shared = [preference for preference, names in methods.items() if len(names) > 2]
     figure, axes = _panels(max(len(shared), 1))
     for axis, preference in zip(axes, shared, strict=False):
-        for method, rows in _by_method(summary).items():
+        for series, rows in _by_series(summary).items():
             rows = sorted((r for r in rows if r.kl is not None and r.preference == preference), key=lambda row: row.kl)
             if rows:
                 xs, (ys, errors) = [row.kl for row in rows], zip(*(row.weighted for row in rows), strict=True)
-                _line(axis, method, xs, ys, "-" if method in SWEPT else "", yerr=errors)
+                _line(axis, series, xs, ys, "-" if series[0] in SWEPT else "", yerr=errors)
         axis.set_title(shown(preference), fontsize=9)
         axis.set_xlabel("path KL to the base (nats)")
         axis.set_ylabel("weighted reward")
@@ -192,14 +194,14 @@ def _notes(summary: Summary) -> str:
         "at that preference, image by image. Path KL: nats per image, where a method blends means. Evaluations: of the "
         "network per image, guidance counted as one. Peak MB: of the GPU, or of the process. At equal path KL: "
         f"linearly between two alignments of a dial. Hypervolume: of all rows of a method, above {reference}, the "
-        "lowest mean of each reward."
+        "lowest mean of each reward. Until 0.9: the base model alone after 90% of the steps."
     )
 
 
 def _numbers(summary: Summary) -> list[list[object]]:
     """The points with every figure in full, headings first."""
     ends = [f"{name} {part}" for name in (*summary.rewards, "weighted") for part in ("mean", "standard error")]
-    heads = ["method", "preference", "alignment", "n", *ends]
+    heads = ["method", "preference", "alignment", "until", "n", *ends]
     heads += [f"{name}{end}" for name in ("minus DB-MPA", "oracle share") for end in ("", " low", " high")]
     rows = [[*heads, "path KL", "evaluations", "seconds", "peak bytes"]]
     for row in summary.rows:
@@ -207,7 +209,7 @@ def _numbers(summary: Summary) -> list[list[object]]:
         numbers += [*_ends(row.against_mpa), *_ends(row.oracle_share)]
         numbers += [row.kl, row.evaluations, row.seconds, row.peak_bytes]
         cells = ["" if number is None else number for number in numbers]
-        rows.append([row.method, shown(row.preference), row.alignment, row.n, *cells])
+        rows.append([row.method, shown(row.preference), row.alignment, row.until, row.n, *cells])
     return rows
 
 
@@ -218,8 +220,8 @@ def _ends(estimate: Estimate | None) -> tuple[float | None, ...]:
 def _html(evaluation: Evaluation, summary: Summary, tables: Tables, out: Path, plots: Sequence[str]) -> str:
     """The report, its pictures inside it."""
     pictures = {
-        METHODS[method].title: [(_caption(row), _inline(out / PICTURES / f"{row.picture:06d}.png")) for row in rows]
-        for method, rows in _by_method(summary, distinct=True).items()
+        title_of(*series): [(_caption(row), _inline(out / PICTURES / f"{row.picture:06d}.png")) for row in rows]
+        for series, rows in _by_series(summary, distinct=True).items()
     }
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(TEMPLATE.read_text(encoding="utf8")).render(
@@ -245,14 +247,14 @@ def _inline(file: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
 
 
-def _by_method(summary: Summary, skip: Sequence[str] = (), distinct: bool = False) -> dict[str, list[Row]]:
+def _by_series(summary: Summary, skip: Sequence[str] = (), distinct: bool = False) -> dict[Series, list[Row]]:
     """distinct: one row per picture; the base has a single one for all its preferences."""
     rows = list({row.picture: row for row in summary.rows}.values()) if distinct else summary.rows
-    by_method: dict[str, list[Row]] = {}
+    by_series: dict[Series, list[Row]] = {}
     for row in rows:
         if row.method not in skip:
-            by_method.setdefault(row.method, []).append(row)
-    return by_method
+            by_series.setdefault((row.method, row.until), []).append(row)
+    return by_series
 
 
 def _panels(count: int):
@@ -268,9 +270,12 @@ def _panels(count: int):
     return figure, axes[:count]
 
 
-def _line(axis, method: str, xs, ys, style: str, **bars) -> None:
-    look = {"fmt": MARKERS[method] + style, "color": COLOURS[method], "mfc": "none", "ms": 6, "lw": 1.2}
-    axis.errorbar(xs, ys, label=METHODS[method].title, **look, **bars)
+def _line(axis, series: Series, xs, ys, style: str, **bars) -> None:
+    """A method is a colour and a marker; with a cut the marker is filled and the line broken."""
+    method, until = series
+    look = {"fmt": MARKERS[method], "color": COLOURS[method], "ms": 6, "lw": 1.2, "alpha": 0.4 + 0.6 * until**4}
+    look |= {"mfc": "none"} if until == 1 else {}
+    axis.errorbar(xs, ys, label=title_of(*series), ls=style and ("-" if until == 1 else "--"), **look, **bars)
 
 
 def _legend(figure: Figure, axes) -> None:

@@ -15,14 +15,15 @@ import pyarrow as pa
 from ...blend_core.pareto import hypervolume
 from .bootstrap import Draws, Estimate
 from .evaluation import Evaluation, Pass
-from .methods import DIALS, METHODS
+from .methods import DIALS, title_of
 
 
 @dataclass(frozen=True)
 class Row:
     """What a point gave, seen with a preference. n: images.  rewards: name -> (mean, standard error over images).
 
-    against_mpa: weighted reward minus that of DB-MPA at this preference, pair by pair; None where there is none.
+    until: the share of the steps after which the base is alone.  against_mpa: weighted reward minus that of DB-MPA at
+    this preference and until 1, pair by pair; None where there is none.
     oracle_share: the gain over the base, of the oracle's; None without.  kl: mean, nats.  seconds: per image.
     peak_bytes: of memory, None where unknown.
     """
@@ -30,6 +31,7 @@ class Row:
     method: str
     preference: tuple[float, ...]
     alignment: float
+    until: float
     n: int
     rewards: dict[str, tuple[float, float]]
     weighted: tuple[float, float]
@@ -44,28 +46,30 @@ class Row:
     @property
     def title(self) -> str:
         """What the tables call its method."""
-        return METHODS[self.method].title
+        return title_of(self.method, self.until)
 
 
 @dataclass(frozen=True)
 class AtKL:
     """A method of one preference at the alignment where it is as far from the base as another one is.
 
-    kl: that distance, nats.  of: the method it is taken from, as trained.  weighted: between two alignments, linearly
-    in the path KL.  against_kla: less DB-KLA's at that distance; None for DB-KLA itself.
+    kl: that distance, nats.  of: the method it is taken from, as trained and to the end.  until: of the method.
+    weighted: between two alignments, linearly in the path KL.  against_kla: less DB-KLA's at that distance, without a
+    cut; None for DB-KLA itself.
     """
 
     preference: tuple[float, ...]
     of: str
     kl: float
     method: str
+    until: float
     weighted: Estimate
     against_kla: Estimate | None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """rows: in the protocol's order; the base has one per preference.  hypervolumes: by method, above `reference`.
+    """rows: in the protocol's order; the base has one per preference.  hypervolumes: by title, above `reference`.
 
     at_kl: methods at equal path KL, where their alignments were swept.
     """
@@ -107,7 +111,9 @@ def costs_table(evaluation: Evaluation, lines: Mapping[int, dict]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=pa.schema(kinds))
 
 
-_KEY = {"method": pa.string(), "preference": pa.list_(pa.float64()), "alignment": pa.float64()}
+_KEY = {
+    "method": pa.string(), "preference": pa.list_(pa.float64()), "alignment": pa.float64(), "until": pa.float64()
+}  # fmt: skip
 
 
 def _key(pass_: Pass) -> dict:
@@ -123,8 +129,8 @@ def summarise(evaluation: Evaluation, lines: Mapping[int, dict]) -> Summary:
     pairs = [(cell, w) for cell in cells for w in ([cell.preference] if cell.preference else protocol.preferences)]
     rows = [_row(cells, cell, preference, names, draws) for cell, preference in pairs]
     reference = tuple(np.min([cell.scores.mean((1, 2)) for cell in cells], axis=0).tolist())
-    methods = dict.fromkeys(cell.method for cell in cells)
-    volumes = {method: _volume([c for c in cells if c.method == method], reference, draws) for method in methods}
+    titles = dict.fromkeys(title_of(*cell.series) for cell in cells)
+    volumes = {title: _volume([c for c in cells if title_of(*c.series) == title], reference, draws) for title in titles}
     at_kl = [row for preference in protocol.dial_preferences for row in _at_equal_kl(cells, preference, draws)]
     return Summary(names, rows, volumes, reference, at_kl)
 
@@ -138,21 +144,19 @@ def _volume(cells: Sequence[_Cell], reference: Sequence[float], draws: Draws) ->
 
 def _at_equal_kl(cells: Sequence[_Cell], preference: tuple[float, ...], draws: Draws) -> Iterator[AtKL]:
     """Every dial of a preference where it is as far from the base as DB-MPA and the oracle are."""
-    swept = {
-        method: sorted((c for c in cells if (c.method, c.preference) == (method, preference)), key=_distance)
-        for method in DIALS
-    }
-    curves = {method: _Curve(dial, preference, draws) for method, dial in swept.items() if len(dial) > 1}
+    swept = [cell for cell in cells if cell.method in DIALS and cell.preference == preference and cell.kl is not None]
+    dials = {series: [c for c in swept if c.series == series] for series in dict.fromkeys(c.series for c in swept)}
+    curves = {series: _Curve(sorted(d, key=_distance), preference, draws) for series, d in dials.items() if len(d) > 1}
     for of in ("mpa", "oracle"):
         level = _cell_of(cells, of, preference)
         if level is None or level.kl is None or not curves:
             continue
-        values = {method: curve.at(_distance(level)) for method, curve in curves.items() if curve.reaches(level)}
-        for method, (value, drawn) in values.items():
-            against = None
-            if method != "kla" and "kla" in values:
-                against = Estimate.of(value - values["kla"][0], drawn - values["kla"][1])
-            yield AtKL(preference, of, _distance(level), method, Estimate.of(value, drawn), against)
+        values = {series: curve.at(_distance(level)) for series, curve in curves.items() if curve.reaches(level)}
+        kla = values.get(("kla", 1.0))
+        for series, (value, drawn) in values.items():
+            is_compared = kla is not None and series != ("kla", 1.0)
+            against = Estimate.of(value - kla[0], drawn - kla[1]) if is_compared else None
+            yield AtKL(preference, of, _distance(level), *series, Estimate.of(value, drawn), against)
 
 
 class _Curve:
@@ -181,12 +185,18 @@ class _Cell:
     method: str
     preference: tuple[float, ...]
     alignment: float
+    until: float
     first: int
     scores: np.ndarray
     kl: np.ndarray | None
     evaluations: float
     seconds: float
     peak_bytes: int | None
+
+    @property
+    def series(self) -> tuple[str, float]:
+        """The method and its `until`."""
+        return self.method, self.until
 
     def weighted(self, preference: Sequence[float]) -> np.ndarray:
         """(prompts, seeds)"""
@@ -215,6 +225,7 @@ def _cell(passes: Sequence[Pass], lines: Sequence[dict], prompts: int) -> _Cell:
         point.method,
         point.preference,
         point.alignment,
+        point.until,
         passes[0].first,
         np.array(scores).reshape(len(scores), prompts, -1),
         None if kl is None else np.array(kl).reshape(prompts, -1),
@@ -231,6 +242,7 @@ def _row(cells: Sequence[_Cell], cell: _Cell, preference: tuple[float, ...], nam
         cell.method,
         preference,
         cell.alignment,
+        cell.until,
         weighted.size,
         {name: _mean(scores) for name, scores in zip(names, cell.scores, strict=True)},
         _mean(weighted),
@@ -258,7 +270,9 @@ def _oracle_share(
 
 
 def _cell_of(cells: Sequence[_Cell], method: str, preference: tuple[float, ...]) -> _Cell | None:
-    return next((cell for cell in cells if (cell.method, cell.preference) == (method, preference)), None)
+    """The row of a method that a preference's rows are compared with: the one without a cut."""
+    whole = [cell for cell in cells if cell.preference == preference and cell.until == 1]
+    return next((c for c in whole if method in (c.method, DIALS.get(c.method) if c.alignment == 1 else None)), None)
 
 
 def _mean(values: np.ndarray) -> tuple[float, float]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ...blend_core import Blend, BlendError, parse_weights, read_adapter
+from ...blend_core import Blend, BlendError, read_adapter
 from ...blend_core.adapters.exporting import exported, provenance
+from ...blend_core.blend import parse_weights
 from ...pipelines import load_base, match
 from ...trainers.files.lora import save_lora
 from ..toy import place

@@ -36,6 +36,7 @@ class Request:
     rewards: dict[str, str] = field(default_factory=dict)
     weights: str = ""
     alignment: float = 1.0
+    until: float = 1.0
     evaluation: str = "exact"
     budget: float | None = None
     steps: int = 30

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ...blend_core import EVALUATIONS, Blend, BlendError, normalised, parse_numbers, parse_weights, read_adapter
+from ...blend_core import EVALUATIONS, Blend, BlendError, Schedule, read_adapter
+from ...blend_core.blend import normalised, parse_numbers, parse_weights
 from ...blend_core.estimators import check_evaluation
 from ...blend_core.gaussian import basis_etas
 from ...pipelines import EXECUTIONS, PIPELINE_EVALUATIONS, BlendEvaluation, Sampling, generate, load_base, match
@@ -33,10 +34,12 @@ def run(request: Request, out: Path, former: dict | None = None) -> None:
     base_fingerprint = fingerprint(pipe)
     sampling = Sampling(request.steps, request.eta, request.cfg, request.size, request.execution)
     factors, reports = match(pipe, adapters)
-    evaluation = BlendEvaluation.of(request.evaluation, blend, factors, etas, request.base_eta, request.budget)
+    evaluation = BlendEvaluation.of(
+        request.evaluation, blend, factors, etas, request.base_eta, request.budget, request.until
+    )
     evaluation.check(pipe, sampling)
     facts = {
-        "formula": blend.formula() if blend and request.evaluation != "base" else "base",
+        "formula": _formula(blend, request) if blend and request.evaluation != "base" else "base",
         "coefficients": dict(zip(("base", *request.rewards), blend.coefficients, strict=True)) if blend else {},
         "etas": dict(zip(("base", *request.rewards), evaluation.etas, strict=True)) if evaluation.etas else {},
         "reports": [without_folders(str(report)) for report in reports],
@@ -77,6 +80,11 @@ def check(request: Request) -> None:
         raise BlendError(f"--execution is {request.execution!r}, expected one of {', '.join(EXECUTIONS)}.")
     if request.evaluation != "base" and not request.rewards:
         raise BlendError("no reward LoRA came. Give --reward NAME=PATH, or --evaluation base for the base model alone.")
+    if request.until != 1 and request.evaluation == "base":
+        raise BlendError(
+            f"--until is {request.until:g} with --evaluation base, which is the base model throughout. Leave it out, "
+            "or choose another evaluation."
+        )
     if request.size is not None and request.size % 8:
         raise BlendError(f"--size is {request.size}, expected a multiple of 8. Take {request.size // 8 * 8}.")
 
@@ -91,6 +99,11 @@ def blend_of(request: Request, kl_weights: Sequence[float | None]) -> Blend | No
     if request.evaluation in EVALUATIONS:
         EVALUATIONS[request.evaluation](blend.coefficients, 1, [0])
     return blend
+
+
+def _formula(blend: Blend, request: Request) -> str:
+    """What the record says was made, for people."""
+    return Schedule.even([blend]).cut(request.until).formula(request.steps)
 
 
 def _etas(request: Request, stated: Sequence[float | None]) -> tuple[float, ...]:

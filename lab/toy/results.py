@@ -29,13 +29,12 @@ def main(processes: int = 2) -> None:
         shutil.copy(OUT / f"{name}.png", DOCS / f"results_{name}.png")
 
 
-def filled(page: str, tables: str) -> str:
-    """The page with `tables` between its two marks. Raises ValueError for a page without them."""
-    result = re.subn(
-        r"(<!-- tables -->\n).*(<!-- end of tables -->)", lambda m: f"{m[1]}{tables}{m[2]}", page, flags=re.S
-    )
+def filled(page: str, tables: str, what: str = "tables") -> str:
+    """The page with `tables` between the two marks of `what`. Raises ValueError for a page without them."""
+    start, end = f"<!-- {what} -->", f"<!-- end of {what} -->"
+    result = re.subn(f"({start}\n).*({end})", lambda m: f"{m[1]}{tables}{m[2]}", page, flags=re.S)
     if result[1] != 1:
-        raise ValueError("docs/results.md has no place for the tables: <!-- tables --> and <!-- end of tables -->.")
+        raise ValueError(f"docs/results.md has no place for the tables: {start} and {end}.")
     return result[0]
 
 

@@ -13,8 +13,8 @@ from comfy.patcher_extension import WrappersMP
 
 from nodes import common_ksampler  # ComfyUI's own nodes module: ours is only ever imported relatively
 
-from ...blend_core import BlendError, LoadReport, LoRABank, Plan, TargetIndex, exact, merged, resolve
-from ...blend_core.estimators import Estimator
+from ...blend_core import BlendError, LoadReport, LoRABank, Plan, TargetIndex, resolve
+from ...blend_core.estimators import Estimator, exact, merged
 from ..types import KEY, LoRABlend, RewardLoRA
 from .run import Record, RunSettings, Steering
 from .targets import target_index
@@ -41,9 +41,9 @@ class AppliedBlend:
     @property
     def report(self) -> str:
         """The formula, the load reports and what whole models take, as the nodes show them."""
-        formula = self.blend.describe() if self.blend.regions else self.blend.schedule.formula()
-        job = self.wrappers.settings.job
-        lines = [*self._slower(), *([str(job)] if job.steps else []), *self.wrappers.last.lines]
+        job, last = self.wrappers.settings.job, self.wrappers.last
+        formula = self.blend.formula(job.steps or last.steps)
+        lines = [*self._slower(), *([str(job)] if job.steps else []), *last.lines]
         return "\n".join([formula, *map(str, self.reports), *lines])
 
     def _slower(self) -> list[str]:

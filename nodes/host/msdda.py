@@ -13,7 +13,9 @@ from comfy_extras.nodes_custom_sampler import BasicScheduler, SamplerCustom
 from torch import Tensor
 from tqdm.auto import trange
 
-from ...blend_core import BlendError, Plan, exact, parse_numbers
+from ...blend_core import BlendError, Plan
+from ...blend_core.blend import parse_numbers
+from ...blend_core.estimators import exact
 from ...blend_core.gaussian import basis_etas, fused_step
 from ...blend_core.regions import PaintedPlan
 from ..types import LoRABlend

@@ -10,8 +10,9 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...blend_core import BlendError, image_seed
+from ...blend_core import BlendError
 from ...blend_core.diagnostics import Disagreement, Gap, gap_at, posterior_samples
+from ...blend_core.estimators import image_seed
 from ..types import LoRABlend
 from .interface import progress_of
 from .msdda import is_flow

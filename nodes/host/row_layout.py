@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ...blend_core import agree
+from ...blend_core.network.execution import agree
 from .private import network_of
 
 APART = {

@@ -14,11 +14,12 @@ import comfy.model_sampling
 import torch
 from comfy.model_base import BaseModel
 
-from ...blend_core import BlendError, Job, LoRABank, Plan, evaluate_variants, exact, mixed
-from ...blend_core.estimators import Estimator
+from ...blend_core import BlendError, LoRABank, Plan
+from ...blend_core.estimators import Estimator, exact
 from ...blend_core.network.bank import Attachment
+from ...blend_core.network.execution import evaluate_variants, mixed
 from ...blend_core.parameterization import State
-from ...blend_core.plan import Call
+from ...blend_core.plan import Call, Job
 from ..types import KEY, LoRABlend
 from .conditionings import Conditionings
 from .other_packs import Caches, check_choices, separates

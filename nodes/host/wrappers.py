@@ -22,8 +22,9 @@ import comfy.model_management
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ...blend_core import BlendError, LoRABank, Plan, image_seed
+from ...blend_core import BlendError, LoRABank, Plan
 from ...blend_core.adapters.foreign import first_of
+from ...blend_core.estimators import image_seed
 from ...blend_core.regions import painted
 from ..types import KEY
 from .other_packs import refuse, separates
@@ -47,6 +48,11 @@ class RunSummary:
     calls: int = 0
     unused: dict[str, list[str]] = field(default_factory=dict)
     read: list[str] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        """Of the run; 0 where there was none."""
+        return 0 if self.plan is None else len(self.plan.variants)
 
     @property
     def lines(self) -> list[str]:

@@ -34,7 +34,8 @@ def test_the_kl_dial_has_marks_and_keys_that_set_its_widget(opened):
     editor = opened("kl_dial", KL)
     slider = editor.locator(".diffusion-blend-alignment input")
     pressed = editor.locator(".diffusion-blend-alignment [aria-pressed=true]")
-    assert editor.saved(KL) == saved_values("kl_dial", KL) == [0.5]
+    assert saved_values("kl_dial", KL) == [0.5], "a graph from before until"
+    assert editor.saved(KL) == [0.5, 1]
     assert editor.evaluate(f"{widget_of(KL, 'alignment')}.type") == "number", "the dial is the only slider"
     assert float(slider.input_value()) == 0.5 and pressed.count() == 0
     for mark, value in {"as trained": 1, "beyond": 1.5, "base": 0}.items():
@@ -49,7 +50,7 @@ def test_the_kl_dial_has_marks_and_keys_that_set_its_widget(opened):
     x, y, width = middle(slider)
     editor.drag((x - width * 0.4, y), (x, y))
     assert editor.value(KL, "alignment") == pytest.approx(1.5, abs=0.06)
-    assert editor.saved(KL) == [editor.value(KL, "alignment")]
+    assert editor.saved(KL) == [editor.value(KL, "alignment"), 1]
     editor.undo()
     assert editor.value(KL, "alignment") < 1.4
     editor.evaluate(f"() => {{ {node_of(KL)}.widgets.find(({{ name }}) => name === 'alignment').value = 2; }}")

@@ -75,6 +75,6 @@ def test_dora_of_rows_is_what_was_trained(nodes, lora_folder, name):
 
 def test_memory_is_stated_beside_the_formula(kind_case):
     this, patching = kind_case("SD 1.5", "lokr"), submodule("nodes.host.apply")
-    exact = submodule("blend_core").exact
+    exact = submodule("blend_core.estimators").exact
     report = patching.apply_blend(this.model, this.blend(), exact, "auto", seed=0).report
     assert "LoKr in" in report and "slower than plain LoRA" in report and "one layer at a time" in report

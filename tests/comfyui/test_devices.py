@@ -46,7 +46,8 @@ def drawn(dtype, *shape):
 
 
 def factors(name, *shape, dtype, rank=2):
-    return {core.Target(name, shape): core.Factors(drawn(dtype, rank, *shape[1:]), drawn(dtype, shape[0], rank), 0.5)}
+    down, up = drawn(dtype, rank, *shape[1:]), drawn(dtype, shape[0], rank)
+    return {core.Target(name, shape): adapters.Factors(down, up, 0.5)}
 
 
 def low_rank(dtype, rank=2):
@@ -58,21 +59,21 @@ def low_rank(dtype, rank=2):
 def changed(dtype):
     """LoHa, LoKr, DoRA of rows and of columns, whole differences, a bias."""
     square = (WIDTH, WIDTH)
-    pair = core.Factors(drawn(dtype, 2, WIDTH), drawn(dtype, WIDTH, 2), 0.5)
+    pair = adapters.Factors(drawn(dtype, 2, WIDTH), drawn(dtype, WIDTH, 2), 0.5)
     loha = {f"hada_w{i}_{part}": drawn(dtype, WIDTH, WIDTH) for i in (1, 2) for part in "ab"}
     lokr = {"lokr_w1": drawn(dtype, 2, 2), "lokr_w2": drawn(dtype, WIDTH // 2, WIDTH // 2)}
     one = {"diff": drawn(dtype, WIDTH)}
     magnitudes = drawn(dtype, WIDTH).abs()
     deltas = {
-        "q": core.Change(adapters.Delta("LoHa", loha, 1.0, square, WIDTH)),
-        "k": core.Change(adapters.Delta("LoKr", lokr, 1.0, square)),
-        "v": core.Change(pair, adapters.Magnitude(magnitudes, of_rows=True)),
-        "out": core.Change(pair, adapters.Magnitude(magnitudes, of_rows=False), drawn(dtype, WIDTH)),
+        "q": adapters.Change(adapters.Delta("LoHa", loha, 1.0, square, WIDTH)),
+        "k": adapters.Change(adapters.Delta("LoKr", lokr, 1.0, square)),
+        "v": adapters.Change(pair, adapters.Magnitude(magnitudes, of_rows=True)),
+        "out": adapters.Change(pair, adapters.Magnitude(magnitudes, of_rows=False), drawn(dtype, WIDTH)),
     }
-    norms = {core.Target(n, (WIDTH,)): core.Change(adapters.Delta("whole difference", one, 1.0, (WIDTH,)))
+    norms = {core.Target(n, (WIDTH,)): adapters.Change(adapters.Delta("whole difference", one, 1.0, (WIDTH,)))
              for n in ("norm", "group_norm")}  # fmt: skip
     kernel = {"diff": drawn(dtype, WIDTH, 3, 3, 3)}
-    norms[core.Target("enter", (WIDTH, 3, 3, 3))] = core.Change(
+    norms[core.Target("enter", (WIDTH, 3, 3, 3))] = adapters.Change(
         adapters.Delta("whole difference", kernel, 1.0, (WIDTH, 3, 3, 3))
     )
     return {core.Target(name, square): change for name, change in deltas.items()} | norms
@@ -87,7 +88,7 @@ def read_alone(dtype):
         ("", "shift", (1, 1, WIDTH)),
     ):
         delta = adapters.Delta("whole difference", {"diff": drawn(dtype, *shape)}, 1.0, shape)
-        found[core.Target(name, shape, parameter=parameter)] = core.Change(delta)
+        found[core.Target(name, shape, parameter=parameter)] = adapters.Change(delta)
     return found
 
 

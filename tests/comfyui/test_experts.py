@@ -13,9 +13,10 @@ from .reference import assert_differ, assert_equal, blended_reference, switching
 
 STEPS, SPLIT = 10, 4
 WEIGHTS, COEFFICIENTS = "0.5, 0.3", (0.2, 0.5, 0.3)
-core = host.submodule("blend_core")
-JOBS, RUNS = (core.Job(STEPS), core.Job(STEPS, SPLIT)), (core.Job(), core.Job())
-ESTIMATORS = {"exact": core.exact, "stratified": core.stratified, "random": core.sampled, "budget": core.budget}
+core, estimators = host.submodule("blend_core"), host.submodule("blend_core.estimators")
+Job = host.submodule("blend_core.plan").Job
+JOBS, RUNS = (Job(STEPS), Job(STEPS, SPLIT)), (Job(), Job())
+ESTIMATORS = estimators.EVALUATIONS
 
 
 @pytest.fixture(scope="module")
@@ -146,12 +147,12 @@ def test_a_schedule_counts_the_steps_of_the_job(nodes, graph, base, low, files, 
     (schedule,) = nodes["BlendSchedule"].execute(blends={"blend_0": first, "blend_1": last}, curve="linear").result
     applied = halves((base, low[0]), schedule, "exact")
     in_two(*(each.model for each in applied), cfg=1.0)
-    table = torch.cat([each.plan.weights for each in applied])
+    table = torch.cat([each.wrappers.last.plan.weights for each in applied])
     falling = torch.linspace(1, 0, STEPS, dtype=torch.float64)
     torch.testing.assert_close(table, torch.stack([falling, 1 - falling], 1))
     alone = halves((base, low[0]), schedule, "exact", RUNS)
     in_two(*(each.model for each in alone), cfg=1.0)
-    assert alone[1].plan.weights[0].tolist() == [1, 0], "without a job every run counts its own steps"
+    assert alone[1].wrappers.last.plan.weights[0].tolist() == [1, 0], "without a job every run counts its own steps"
 
 
 def test_a_region_counts_the_steps_of_the_job(nodes, graph, base, low, files, in_two):
@@ -179,7 +180,7 @@ def test_the_report_says_which_steps_count(base, blend):
     first, second = halves((base, base), blend, "exact")
     assert "count the steps of a job of 10, from step 0 on" in first.report
     assert "count the steps of a job of 10, from step 4 on" in second.report
-    (alone,) = halves((base,), blend, "exact", (core.Job(),))
+    (alone,) = halves((base,), blend, "exact", (Job(),))
     assert "count the steps" not in alone.report
 
 

@@ -49,9 +49,9 @@ def _exact(case):
 
 
 def _stratified(case):
-    core = submodule("blend_core")
-    seeds = [core.image_seed(SEED, image) for image in range(case.family.images)]
-    choices = core.stratified(coefficients(0.9), case.inputs["steps"], seeds).variants[:, 0].T
+    estimators = submodule("blend_core.estimators")
+    seeds = [estimators.image_seed(SEED, image) for image in range(case.family.images)]
+    choices = estimators.stratified(coefficients(0.9), case.inputs["steps"], seeds).variants[:, 0].T
     assert len(choices.unique()) > 1
     assert case.family.images == 1 or not torch.equal(choices[0], choices[1])
     steps = [step for step in range(case.inputs["steps"]) for _ in range(case.family.calls)]
@@ -86,8 +86,9 @@ def test_a_blend_equals_merged_copies(case, expected, evaluation, execution):
 @pytest.mark.parametrize("family", present(f for f in EVERY if f.name in ("SVD", "ACE-Step 1.5")), indirect=True)
 def test_images_that_change_each_other_take_one_choice(case):
     inputs = case.inputs | {"latent_image": empty(case.family, 2)}
-    core, steps = submodule("blend_core"), range(inputs["steps"])
-    choices = core.stratified(coefficients(0.9), len(steps), [core.image_seed(SEED, 0)] * 2).variants[:, 0].T
+    estimators, steps = submodule("blend_core.estimators"), range(inputs["steps"])
+    seeds = [estimators.image_seed(SEED, 0)] * 2
+    choices = estimators.stratified(coefficients(0.9), len(steps), seeds).variants[:, 0].T
     applied = case.graph.applied(case.model, case.blend(0.9), "batched", "stratified", SEED)
     expected = case.graph.plain(switching_reference(case.model, case.networks, choices, steps), **inputs)
     assert_equal(case.graph.plain(applied, **inputs), expected)

@@ -66,6 +66,14 @@ def test_where_nothing_moves_it_is_blended_ksampler(graph, base, blend, vae, rew
     assert text.count("r0 0.625, r1 0.375") == 2 * 4  # the start and three changes of two images
 
 
+def test_after_the_cut_the_base_is_alone_and_weights_rest(graph, base, blend, vae, reward):
+    ended = blend.cut(0.5)
+    result, text = maximin(graph, base, ended, vae, map(reward, ("flat.py", "flat.py")))
+    assert_equal(result, graph.blended(base, ended, **INPUTS))
+    assert_differ(result, graph.blended(base, blend, **INPUTS))
+    assert text.count("r0 0.625, r1 0.375") == 2 * 2  # the start and one change of two images
+
+
 def test_a_whole_model_moves_as_the_lora_that_is_merged_into_it(graph, base, files, reward_loras, vae, reward):
     model = networks.load(networks.unet())
     reward_loras[1][0].merge_into(model.model)
@@ -84,7 +92,7 @@ def steered(graph, base, blend, vae, rewards, every=1, rate=2.0, **inputs):
     result = patching.sample(
         base,
         blend,
-        submodule("blend_core").exact,
+        submodule("blend_core.estimators").exact,
         "batched",
         steered=lambda steps: module.WorstFirst(blend.schedule.blends[0], panel, rate, every, steps),
         **graph._inputs(INPUTS | inputs),
@@ -178,7 +186,7 @@ def test_schedules_and_regions_are_refused(graph, nodes, base, blend, vae, rewar
     region = nodes["BlendRegion"].execute(blend=blend, mask=torch.ones(1, 8, 8)).result[0]
     schedule = nodes["BlendSchedule"].execute(blends={"blend_0": blend, "blend_1": blend.aligned(0.5)}, curve="linear")
     for other in (region, schedule.result[0]):
-        with pytest.raises(ValueError, match="a schedule or a region came"):
+        with pytest.raises(ValueError, match="a schedule, window or region came"):
             maximin(graph, base, other, vae, [reward("flat.py")] * 2)
 
 

@@ -73,7 +73,7 @@ def test_a_prompts_lora_hook_shows_on_the_patcher(base):
 
 def test_a_samplers_function_has_its_name():
     assert PRIVATE.sampler_function_name(comfy.samplers.ksampler("heun")) == "sample_heun"
-    assert PRIVATE.sampler_function_name(comfy.samplers.UNIPC()) == ""
+    assert PRIVATE.sampler_function_name(comfy.samplers.Sampler()) == ""
 
 
 def test_a_copy_of_a_patcher_shares_nothing_that_is_replaced(base):

@@ -67,7 +67,7 @@ def test_what_a_region_cannot_do_is_refused(graph, nodes, base, blend, region):
         graph.stochastic(base, painted)
     with pytest.raises(ValueError, match="a region came into the input blend"):
         region(painted, torch.ones(1, 8, 8))
-    with pytest.raises(ValueError, match="a schedule or a region came"):
+    with pytest.raises(ValueError, match="a schedule, a window or a region came"):
         nodes["BlendSchedule"].execute(blends={"blend_0": painted, "blend_1": blend}, curve="linear")
     with pytest.raises(ValueError, match="expected one mask for all, or one per image"):
         graph.blended(base, region(blend, torch.ones(3, 8, 8)), latent_image=latent(2))

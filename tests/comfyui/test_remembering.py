@@ -39,9 +39,9 @@ def test_budget_equals_its_plan_on_merged_models(graph, base, files, merged, cfg
     inputs = {"steps": 8, "latent_image": latent(batch=2), "cfg": cfg, "seed": 1}
     result, choices = graph.stochastic(base, blend, "budget", budget=1.3, **inputs)
     assert (choices[:, 0] == 4).all() and (choices[:, 1:] < 4).any()
-    core = submodule("blend_core")
+    estimators = submodule("blend_core.estimators")
     coefficients = blend.schedule.blends[0].coefficients
-    plan = core.budget(coefficients, 8, [core.image_seed(1, i) for i in range(2)], 1.3)
+    plan = estimators.budget(coefficients, 8, [estimators.image_seed(1, i) for i in range(2)], 1.3)
     assert_equal(result, graph.plain(planned_reference(base, merged, plan), **inputs))
 
 
@@ -56,7 +56,7 @@ def test_a_seed_gives_one_picture_whatever_ran_before(graph, base, blend):
 def test_nothing_of_a_run_stays_behind_it(graph, base, blend):
     """ComfyUI caches a node's output, and with it the plan, for as long as it likes."""
     patching = submodule("nodes.host.apply")
-    applied = patching.apply_blend(base, blend, submodule("blend_core").budget, "sequential", 1)
+    applied = patching.apply_blend(base, blend, submodule("blend_core.estimators").budget, "sequential", 1)
     graph.plain(applied.model, latent_image=latent(batch=2), steps=3)
     assert applied.wrappers.last.plan.evaluations_per_step > 1
     assert applied.wrappers.last.plan.memory.tracks == {}

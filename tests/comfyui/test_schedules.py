@@ -81,5 +81,5 @@ def test_kl_interpolate_scales_every_keyframe(nodes, schedule, keyframes):
 def test_schedules_that_cannot_be_are_refused(schedule, keyframes):
     with pytest.raises(ValueError, match="3 positions came for 2 blends"):
         schedule(*keyframes, positions="0, 0.5, 1")
-    with pytest.raises(ValueError, match="a schedule or a region came where"):
+    with pytest.raises(ValueError, match="a schedule, a window or a region came where"):
         schedule(schedule(*keyframes), keyframes[0])

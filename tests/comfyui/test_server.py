@@ -22,6 +22,7 @@ NODE_IDS = {
     "DiffusionBlendKLInterpolate",
     "DiffusionBlendSchedule",
     "DiffusionBlendRegion",
+    "DiffusionBlendWindow",
     "DiffusionBlendApply",
     "DiffusionBlendKSampler",
     "DiffusionBlendStochasticLS",
@@ -347,3 +348,12 @@ def test_every_node_has_a_help_page_that_is_served(server):
         for page in pages:
             place = urllib.parse.quote(page.relative_to(DOCS).as_posix())
             assert server.read(f"/extensions/{PACK}/docs/{place}") == page.read_bytes()
+
+
+def test_the_subgraphs_stand_in_every_users_menu(server):
+    listed = server.get("/global_subgraphs")
+    ours = {entry["name"]: key for key, entry in listed.items() if entry["info"]["node_pack"] == f"custom_nodes.{PACK}"}
+    files = {path.stem: path for path in (host.REPOSITORY / "subgraphs").glob("*.json")}
+    assert set(ours) == set(files) == {"Two rewards and a dial", "Best of four by reward"}
+    for name, path in files.items():
+        assert server.get(f"/global_subgraphs/{ours[name]}")["data"] == path.read_text(encoding="utf8")

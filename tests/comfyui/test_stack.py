@@ -89,7 +89,7 @@ def test_a_model_strength_is_on_the_node_and_in_the_load_report(graph, base, nod
     line = "everything: its scale times 0.8 (model strength in lora_stack)"
     assert line in str(output.ui) and "attentive: its scale" not in str(output.ui)
     applied = host.submodule("nodes.host.apply").apply_blend(
-        base, output.result[0], host.submodule("blend_core").exact, "auto", 0
+        base, output.result[0], host.submodule("blend_core.estimators").exact, "auto", 0
     )
     assert "times 0.8 (model strength in lora_stack)" in applied.report
 

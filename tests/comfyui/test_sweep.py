@@ -52,7 +52,7 @@ def test_grids_that_cannot_be_are_refused(graph, nodes, files, sweep):
         sweep(blend, "alignment", alignments=" ")
     frames = {"blend_0": blend, "blend_1": graph.blend(files, "1, 0, 0")}
     (schedule,) = nodes["BlendSchedule"].execute(blends=frames, curve="linear").result
-    with pytest.raises(BlendError, match=r"a schedule or a region came"):
+    with pytest.raises(BlendError, match=r"a schedule, window or region came"):
         sweep(schedule, "preference", parts=2)
     assert len(sweep(schedule, "alignment", alignments="0.5, 1")[0]) == 2
 

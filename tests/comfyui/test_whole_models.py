@@ -130,10 +130,10 @@ def test_exact_equals_the_networks_blended(case, kind):
 @pytest.mark.parametrize("evaluation", ["stratified", "random"])
 def test_one_variant_per_step_equals_the_networks_switched(case, kind, evaluation):
     blend, copies, coefficients = case.mixture(kind, 0.6)
-    core = submodule("blend_core")
+    estimators = submodule("blend_core.estimators")
     inputs = {**case.inputs, "steps": STEPS, "latent_image": latent(3, case.family.latent)}
-    seeds = [core.image_seed(SEED, image) for image in range(3)]
-    estimator = {"stratified": core.stratified, "random": core.sampled}[evaluation]
+    seeds = [estimators.image_seed(SEED, image) for image in range(3)]
+    estimator = {"stratified": estimators.stratified, "random": estimators.sampled}[evaluation]
     choices = estimator(coefficients, STEPS, seeds).variants[:, 0].T
     whole = (choices == (1 if kind == "alone" else 2)).sum(0)
     assert ((whole > 0) & (whole < 3)).any(), "no pass has to be split"
@@ -155,8 +155,8 @@ def test_msdda_equals_the_networks_steps_fused(case, kind):
 
 def test_budget_equals_its_plan_on_the_networks(sd15):
     blend, copies, coefficients = sd15.mixture("mixed")
-    core, inputs = submodule("blend_core"), {**sd15.inputs, "steps": 5, "cfg": 1.0}
-    plan = core.budget(coefficients, 5, [core.image_seed(1, image) for image in range(2)], evaluations=1.6)
+    estimators, inputs = submodule("blend_core.estimators"), {**sd15.inputs, "steps": 5, "cfg": 1.0}
+    plan = estimators.budget(coefficients, 5, [estimators.image_seed(1, image) for image in range(2)], evaluations=1.6)
     expected = sd15.graph.plain(planned_reference(sd15.model, copies, plan), **inputs)
     result, _ = sd15.graph.stochastic(sd15.model, blend, "budget", budget=1.6, **inputs)
     assert_equal(result, expected)

@@ -11,6 +11,7 @@ import nodes as core
 from .host import REPOSITORY
 
 WORKFLOWS = sorted((REPOSITORY / "example_workflows").glob("*.json"))
+SUBGRAPHS = sorted((REPOSITORY / "subgraphs").glob("*.json"))
 OPEN_LISTS = {"lora_name", "reward_name", "sampler_name", "scheduler"}  # files, and what ComfyUI offers
 
 
@@ -49,6 +50,24 @@ def test_a_shipped_workflow_matches_the_nodes_and_has_a_thumbnail(path, schemas,
         known = {entry.id for entry in schemas[node["type"]].inputs}
         saved = {entry["name"].split(".")[0] for entry in node["inputs"]}
         assert saved == known
+
+
+@pytest.mark.parametrize("path", SUBGRAPHS, ids=lambda path: path.stem)
+def test_a_shipped_subgraph_matches_the_nodes_and_passes_on_what_it_names(path, schemas, core_nodes):
+    graph = json.loads(path.read_text(encoding="utf8"))
+    (outer,), (inner,) = graph["nodes"], graph["definitions"]["subgraphs"]
+    assert outer["type"] == inner["id"] and outer["title"] == inner["name"] == path.stem
+    nodes = {node["id"]: node for node in inner["nodes"]}
+    for node in nodes.values():
+        assert node["type"] in schemas or node["type"] in core_nodes
+        if node["type"] in schemas:
+            known = {entry.id for entry in schemas[node["type"]].inputs}
+            assert {entry["name"].split(".")[0] for entry in node["inputs"]} == known
+    for number, name in outer["properties"]["proxyWidgets"]:
+        assert name in [entry["name"] for entry in nodes[int(number)]["inputs"]]
+    for link in inner["links"]:
+        if link["target_id"] in nodes:
+            assert nodes[link["target_id"]]["inputs"][link["target_slot"]]["link"] == link["id"]
 
 
 def words_of(entry):

@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusion_blend.blend_core import BlendError, Factors, LoRABank, Target, agree, evaluate_variants, exact, mixed
-from diffusion_blend.blend_core import merged as core_merged
-from diffusion_blend.blend_core.network.execution import repeat_rows
+from diffusion_blend.blend_core import BlendError, LoRABank, Target
+from diffusion_blend.blend_core.adapters import Factors
+from diffusion_blend.blend_core.estimators import exact
+from diffusion_blend.blend_core.estimators import merged as core_merged
+from diffusion_blend.blend_core.network.execution import agree, evaluate_variants, mixed, repeat_rows
 from torch import nn
 
 WIDTH, CHANNELS, SIDE = 8, 6, 9

@@ -7,7 +7,9 @@ import traceback
 
 import pytest
 import torch
-from diffusion_blend.blend_core import Blend, BlendError, blend, exact, normalised, parse_weights, shares
+from diffusion_blend.blend_core import Blend, BlendError, blend
+from diffusion_blend.blend_core.blend import normalised, parse_weights, shares
+from diffusion_blend.blend_core.estimators import exact
 
 from .worlds import (
     FAMILIES,

@@ -6,17 +6,9 @@ import json
 import peft
 import pytest
 import torch
-from diffusion_blend.blend_core import (
-    BlendError,
-    Factors,
-    LoRABank,
-    evaluate_variants,
-    plain,
-    read_adapter,
-    resolve,
-    soup,
-)
-from diffusion_blend.blend_core.adapters import Change, Delta, Magnitude, Target
+from diffusion_blend.blend_core import BlendError, LoRABank, read_adapter, resolve
+from diffusion_blend.blend_core.adapters import Change, Delta, Factors, Magnitude, Target, plain, soup
+from diffusion_blend.blend_core.network.execution import evaluate_variants
 from diffusion_blend.pipelines import target_index
 from safetensors.torch import save_file
 from torch import nn

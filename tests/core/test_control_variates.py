@@ -2,15 +2,9 @@
 
 import pytest
 import torch
-from diffusion_blend.blend_core import (
-    BlendError,
-    budget,
-    exact,
-    image_seed,
-    sampled,
-    stratified,
-)
+from diffusion_blend.blend_core import BlendError
 from diffusion_blend.blend_core.control_variates import FRESH
+from diffusion_blend.blend_core.estimators import budget, exact, image_seed, sampled, stratified
 from diffusion_blend.blend_core.parameterization import State, x0_map
 from diffusion_blend.blend_core.plan import Call
 

@@ -155,6 +155,32 @@ def test_a_basis_that_is_the_base_has_no_pull_and_no_direction():
     assert json.loads(json.dumps(step.reach)) == pytest.approx(0.5)
 
 
+def test_the_gap_of_merged_is_relative_to_the_blends_way_from_the_base():
+    x = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
+    denoised = torch.tensor([[[1.0, 1.0]], [[2.0, 1.0]], [[1.0, 3.0]]], dtype=torch.float64)
+    at = torch.tensor([[1.5, 2.3]], dtype=torch.float64)  # the blend is (1.5, 2)
+    assert disagreement(x, denoised, HALF, 0, 1.0, at).merged == pytest.approx(0.3 / math.hypot(0.5, 1))
+    assert disagreement(x, denoised, HALF, 0, 1.0).merged is None
+
+
+@pytest.mark.parametrize(("gaps", "said"), [((0.02, 0.04, 0.01), "take merged"), ((0.02, 0.31, 0.4), "31%")])
+def test_the_diagnosis_says_whether_merged_would_do_and_leaves_steps_of_the_base_out(gaps, said):
+    found = diagnosed((0.0, 0.5, 0.5))
+    assert found.way == "" and "merged - exact" not in found.rows()[0]
+    *blended, last = (replace(step, merged=gap) for step, gap in zip(found.steps, gaps, strict=True))
+    cut = replace(found, steps=(*blended, replace(last, coefficients=(1.0, 0.0, 0.0))))
+    assert said in cut.way and cut.way in cut.describe() and json.loads(cut.to_json())["way"] == cut.way
+    assert [row[-1] for row in cut.rows()] == ["merged - exact", *(f"{100 * gap:.1f}%" for gap in gaps)]
+
+
+def test_a_step_of_the_base_alone_raises_no_doubt():
+    found = diagnosed((0.0, 0.5, 0.5), pulls=((0.9, 0.0), (-0.9, 0.1)))
+    assert found.verdict.level == "doubtful" and "1-3" in str(found.verdict)
+    steps = (*found.steps[:1], *(replace(step, coefficients=(1.0, 0.0, 0.0)) for step in found.steps[1:]))
+    ended = str(replace(found, steps=steps).verdict)
+    assert "At step 1 " in ended and "1-3" not in ended
+
+
 # --- verdicts
 
 

@@ -5,23 +5,19 @@ import random
 
 import pytest
 import torch
-from diffusion_blend.blend_core import (
-    EVALUATIONS,
-    Blend,
-    BlendError,
-    Job,
-    Plan,
+from diffusion_blend.blend_core import EVALUATIONS, Blend, BlendError, Plan
+from diffusion_blend.blend_core.estimators import (
+    FORMER,
     budget,
-    describe_choices,
+    check_evaluation,
     exact,
     image_seed,
     merged,
     sampled,
     stratified,
 )
-from diffusion_blend.blend_core.estimators import FORMER, check_evaluation
 from diffusion_blend.blend_core.parameterization import State
-from diffusion_blend.blend_core.plan import Call
+from diffusion_blend.blend_core.plan import Call, Job, describe_choices
 
 from .worlds import FAMILIES, mixture, normal, sample, schedule, start
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from diffusion_blend.blend_core import BlendError, Factors, LoRABank, Target, TargetIndex, read_adapter, resolve
-from diffusion_blend.blend_core.adapters import Change, Delta
+from diffusion_blend.blend_core import BlendError, LoRABank, Target, TargetIndex, read_adapter, resolve
+from diffusion_blend.blend_core.adapters import Change, Delta, Factors
 from diffusion_blend.blend_core.adapters.changes import Magnitude
 from diffusion_blend.blend_core.adapters.exporting import exported
 from safetensors.torch import save_file

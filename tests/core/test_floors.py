@@ -13,7 +13,8 @@ from diffusion_blend.benchmarks.costs.floors import (
     scheduled,
     watched,
 )
-from diffusion_blend.blend_core import Factors, LoRABank, Target
+from diffusion_blend.blend_core import LoRABank, Target
+from diffusion_blend.blend_core.adapters import Factors
 from torch import nn
 
 RANK = 4

@@ -13,8 +13,8 @@ import zipfile
 
 import pytest
 import torch
-from diffusion_blend.blend_core import BlendError, Factors, LoRABank
-from diffusion_blend.blend_core.adapters import Adapter, Target, TargetIndex, read_adapter, resolve
+from diffusion_blend.blend_core import BlendError, LoRABank
+from diffusion_blend.blend_core.adapters import Adapter, Factors, Target, TargetIndex, read_adapter, resolve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file

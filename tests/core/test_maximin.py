@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusion_blend.blend_core import Blend, BlendError, exact
+from diffusion_blend.blend_core import Blend, BlendError
+from diffusion_blend.blend_core.estimators import exact
 from diffusion_blend.blend_core.maximin import attained, personal, worse_first
 
 from .worlds import gaussian, normal, sample

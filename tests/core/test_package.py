@@ -56,7 +56,7 @@ def test_the_packed_zip_is_small_and_holds_what_comfyui_needs(comfy):
     packed = folder / "node.zip"
     names = set(zipfile.ZipFile(packed).namelist())
     needed = {"__init__.py", "pyproject.toml", "LICENSE", "README.md"}
-    for tree in ("blend_core", "nodes", "web", "locales", "example_workflows"):
+    for tree in ("blend_core", "nodes", "web", "locales", "example_workflows", "subgraphs"):
         files = {path.relative_to(folder).as_posix() for path in (folder / tree).rglob("*") if path.is_file()}
         assert files
         needed |= files

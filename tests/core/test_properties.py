@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from diffusion_blend.blend_core import Blend, BlendError, exact, sampled, stratified
+from diffusion_blend.blend_core import Blend, BlendError
 from diffusion_blend.blend_core.adapters import canonical
 from diffusion_blend.blend_core.adapters.names.spelling import parse
 from diffusion_blend.blend_core.blend import blend
+from diffusion_blend.blend_core.estimators import exact, sampled, stratified
 from diffusion_blend.blend_core.regions import painted
 from diffusion_blend.blend_core.schedules import CURVES, Schedule
 from hypothesis import assume, given, settings

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from diffusion_blend.blend_core import BlendError, exact
+from diffusion_blend.blend_core import BlendError
+from diffusion_blend.blend_core.estimators import exact
 from diffusion_blend.blend_core.regions import painted
 
 from .worlds import normal

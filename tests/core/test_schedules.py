@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from diffusion_blend.blend_core import Blend, BlendError, Schedule, exact, parse_positions, sampled, stratified
-from diffusion_blend.blend_core.schedules import CURVES
+from diffusion_blend.blend_core import Blend, BlendError, Schedule
+from diffusion_blend.blend_core.estimators import exact, sampled, stratified
+from diffusion_blend.blend_core.schedules import CURVES, parse_positions
 
 from .worlds import gaussian, normal, sample, schedule, start
 

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from diffusion_blend.blend_core import BlendError, Factors, LoRABank, Target
-from diffusion_blend.blend_core.adapters import Change, Delta
+from diffusion_blend.blend_core import BlendError, LoRABank, Target
+from diffusion_blend.blend_core.adapters import Change, Delta, Factors
 from diffusion_blend.blend_core.network.deferred import Deferred
 from torch import nn
 

@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
-from diffusion_blend.blend_core import LoRABank, exact
+from diffusion_blend.blend_core import LoRABank
 from diffusion_blend.blend_core.diagnostics import disagreement
+from diffusion_blend.blend_core.estimators import exact, merged
 from diffusion_blend.lab.cli import main
 from diffusion_blend.pipelines import blended, load_base, load_factors
 from PIL import Image
@@ -37,8 +38,8 @@ def diagnose(studio, out, *more):
     return status, json.loads((out / "diagnosis.json").read_text()) if status == 0 else None
 
 
-def first_predictions(studio):
-    """(x, D of base, first, second) before the first step, by the pipeline's network and scheduler."""
+def first_predictions(studio, *plans):
+    """(x, D of base, first, second) before the first step, by the pipeline's network and scheduler; or D of plans."""
     pipe = load_base(str(studio / "base"))
     factors, _ = load_factors(pipe, [studio / "first.safetensors", studio / "second.safetensors"])
     bank = LoRABank(factors)
@@ -50,8 +51,7 @@ def first_predictions(studio):
     prompted, empty = pipe.encode_prompt(PROMPTS, "cpu", 1, True)
     text = torch.cat([empty, prompted])
     found = []
-    for variant in range(3):
-        plan = exact([float(i == variant) for i in range(3)], 1, [0, 0])
+    for plan in plans or [exact([float(i == variant) for i in range(3)], 1, [0, 0]) for variant in range(3)]:
         with blended(pipe, bank, plan), torch.no_grad():
             eps = pipe.unet(torch.cat([noise, noise]), timestep, encoder_hidden_states=text).sample
         uncond, cond = eps.chunk(2)
@@ -68,12 +68,30 @@ def test_the_numbers_are_those_of_the_pipeline(studio, tmp_path, capsys):
     for field in ("bends", "cosines"):
         assert read["steps"][0][field] == pytest.approx(getattr(expected, field), rel=1e-4, abs=1e-6)
     assert read["steps"][0]["bend"] == pytest.approx(expected.bend, rel=1e-4)
-    assert len(read["steps"]) == STEPS and read["evaluations"] == 3 * STEPS and read["blend_evaluations"] == 2 * STEPS
+    assert len(read["steps"]) == STEPS
+    assert read["evaluations"] == (3 + 1) * STEPS and read["blend_evaluations"] == 2 * STEPS  # merged comes too
     assert read["request"]["prompts"] == PROMPTS and read["gaps"] == []
     with Image.open(tmp_path / "out" / "diagnosis.png") as picture:
         assert picture.width == 1000
     printed = capsys.readouterr().out
     assert "0.6 first + 0.4 second" in printed and "Verdict: " in printed and "cos first, second" in printed
+
+
+def test_the_gap_of_merged_evaluation_is_that_of_the_first_step_of_both_ways(studio, tmp_path, capsys):
+    """Against the pipeline's own predictions under the two estimators."""
+    _, read = diagnose(studio, tmp_path / "out")
+    _, denoised = first_predictions(studio)
+    together = first_predictions(studio, merged((0.0, 0.6, 0.4), 1, [0, 0]))[1][0]
+    blend = 0.6 * denoised[1] + 0.4 * denoised[2]
+    gap = ((together - blend).flatten(1).norm(dim=1) / (blend - denoised[0]).flatten(1).norm(dim=1)).mean()
+    assert read["steps"][0]["merged"] == pytest.approx(gap.item(), rel=1e-3)
+    assert 0 < gap < 1 and "Merged or exact: they differ by" in read["way"] and read["way"] in capsys.readouterr().out
+
+
+def test_of_one_lora_there_is_no_gap_to_measure(studio, tmp_path):
+    status, read = diagnose(studio, tmp_path / "out", "--weights=1, 0")
+    assert status == 0 and read["way"] == "" and {step["merged"] for step in read["steps"]} == {None}
+    assert read["evaluations"] == 3 * STEPS
 
 
 @pytest.mark.parametrize("kind", ["sd3", "flux", "schnell"])
@@ -99,7 +117,7 @@ def test_a_probe_follows_the_kl_weight(studio, tmp_path):
     assert status == 0
     assert [gap["step"] for gap in read["gaps"]] == [0, 2] and {gap["name"] for gap in read["gaps"]} == {"first"}
     assert all(gap["kl_weight"] == pytest.approx(0.25) and gap["gap"] >= 0 for gap in read["gaps"])
-    assert read["evaluations"] == 3 * STEPS + 6 * (4 + 2)
+    assert read["evaluations"] == (3 + 1) * STEPS + 6 * (4 + 2)
     _, tight = diagnose(studio, tmp_path / "b", *options, "--kl-weight=0.0001")
     assert tight["verdict"]["level"] == "doubtful" and tight["gaps"][0]["gap"] > read["gaps"][0]["gap"]
     assert "KL weight 5e-05 is too small" in " ".join(tight["verdict"]["reasons"])

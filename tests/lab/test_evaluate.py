@@ -12,7 +12,8 @@ import pyarrow.parquet
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from diffusion_blend.blend_core import Blend, BlendError, exact
+from diffusion_blend.blend_core import Blend, BlendError
+from diffusion_blend.blend_core.estimators import exact
 from diffusion_blend.blend_core.rewards import reward_cards
 from diffusion_blend.lab.cli import main
 from diffusion_blend.lab.evaluation.bootstrap import Draws
@@ -28,6 +29,8 @@ from diffusion_blend.lab.evaluation.methods import (
 from diffusion_blend.lab.evaluation.opening import open_host
 from diffusion_blend.lab.evaluation.protocol import PROTOCOLS, Search, read_protocol
 from diffusion_blend.lab.evaluation.queue import finished
+from diffusion_blend.lab.toy import late_cut
+from diffusion_blend.lab.toy.results import filled
 from diffusion_blend.lab.toy.rewards import toy_rewards
 from diffusion_blend.pipelines import BlendEvaluation, Sampling, generate, load_base, load_factors
 from diffusion_blend.trainers.model.rollout import rollout
@@ -86,8 +89,8 @@ def command(studio, out, *more):
     return ["evaluate", str(studio / "protocol.toml"), "--device=cpu", f"--out={out}", *more]
 
 
-def outcome(host, method, preference=(), alignment=1.0, **search):
-    point = EvaluationPoint(method, preference, alignment, Search(**search))
+def outcome(host, method, preference=(), alignment=1.0, until=1.0, **search):
+    point = EvaluationPoint(method, preference, alignment, Search(**search), until)
     return host.run(METHODS[method], point, *PAIRS)
 
 
@@ -169,6 +172,27 @@ def test_the_best_of_n_is_no_worse_than_the_base_image_by_image(host):
     base, best = outcome(host, "base"), outcome(host, "best_of_n", HALF, candidates=3)
     total = [sum(0.5 * each for each in found.scores.values()) for found in (base, best)]
     assert (total[1] >= total[0]).all() and (total[1] > total[0]).any()
+
+
+@pytest.mark.parametrize("method", ["mpa", "merged", "random", "budget", "oracle", "rlg"])
+def test_after_until_the_base_is_alone_at_one_evaluation_and_no_kl(host, method):
+    """Cut before the last two of four steps: the path KL is that of the first two, and the images are others."""
+    preference = FIRST if method in ("oracle", "rlg") else HALF
+    whole, ended, none = (outcome(host, method, preference, until=until) for until in (1.0, 0.5, 0.0))
+    assert (ended.kl < whole.kl).all() and (ended.kl > 0).all() and not torch.equal(ended.images, whole.images)
+    assert (none.kl < 1e-6 * whole.kl).all() and none.evaluations == STEPS  # budget's way over x0 rounds
+    torch.testing.assert_close(none.images, outcome(host, "base").images, atol=2e-4, rtol=0)
+
+
+def test_cut_steps_cost_one_evaluation(host):
+    spent = {"mpa": 2 * 2 + 2, "merged": 4, "random": 4, "budget": 2 + 1 + 2, "msdda": 2 * 2 + 2}
+    assert {method: outcome(host, method, HALF, until=0.5).evaluations for method in spent} == spent
+
+
+def test_msdda_ends_with_the_bases_steps(host):
+    """All etas are 1 here, so that it is DB-MPA."""
+    found, expected = (outcome(host, method, HALF, until=0.5).images for method in ("msdda", "mpa"))
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
 
 
 def test_evaluations_are_counted_without_those_of_the_kl(host):
@@ -254,6 +278,46 @@ def test_methods_are_compared_at_equal_path_kl(whole):
             assert each["against_kla"]["mean"] == pytest.approx(own - kla, abs=1e-12)
 
 
+def test_every_method_of_loras_is_sampled_at_every_until_and_compared_at_equal_kl(studio, tmp_path):
+    more = ["--set=untils=[1.0, 0.5]", "--set=methods=['base', 'kla', 'merged_dial', 'oracle']"]
+    more += ["--set=alignments=[1.0, 2.0, 16.0]"]
+    assert main(command(studio, tmp_path, *more)) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    seen = [row for row in summary["rows"] if row["preference"] == [*HALF]]
+    rows = {(row["method"], row["alignment"], row["until"]): row for row in seen}
+    dials = [(method, each, until) for method in ("kla", "merged_dial") for until in (1, 0.5) for each in (1, 2, 16)]
+    assert list(rows) == [("base", 0, 1), *dials, ("oracle", 1, 1), ("oracle", 1, 0.5)]
+    assert rows["kla", 1, 1]["against_mpa"] is None  # it is DB-MPA itself
+    ended, whole = rows["kla", 1, 0.5], rows["kla", 1, 1]
+    assert ended["against_mpa"]["mean"] == pytest.approx(ended["weighted"][0] - whole["weighted"][0])
+    found = {(each["method"], each["until"]): each for each in summary["at_kl"] if each["of"] == "mpa"}
+    level = rows["kla", 1, 1]["kl"]
+    assert found.keys() == {("kla", 1), ("kla", 0.5), ("merged_dial", 1), ("merged_dial", 0.5)}
+    assert all(each["kl"] == level for each in found.values())
+    assert found["kla", 1]["weighted"]["mean"] == pytest.approx(rows["kla", 1, 1]["weighted"][0])
+    ended = [rows["kla", alignment, 0.5] for alignment in (1, 2, 16)]
+    expected = numpy.interp(level, [row["kl"] for row in ended], [row["weighted"][0] for row in ended])
+    assert found["kla", 0.5]["weighted"]["mean"] == pytest.approx(expected)
+    text = (tmp_path / "summary.md").read_text()
+    assert "| DB-KLA, until 0.5 | 0.5, 0.5 | 16 |" in text and "MORL oracle, until 0.5" in text
+    assert "DB-KLA, until 0.5" in (tmp_path / "report.html").read_text()
+    assert set(summary["hypervolumes"]) >= {"base", "DB-KLA", "DB-KLA, until 0.5"}
+    page = late_cut.tables_of(summary)
+    assert "| DB-KLA | 0.5 | 16 |" in page and f"| method | until | weighted at {level:.1f} nats [95%] |" in page
+    widths = {line.count("|") for line in page.splitlines() if line.startswith("| DB-KLA")}
+    heads = {line.count("|") for line in page.splitlines() if line.startswith("| method")}
+    assert widths == heads and len(heads) == 2
+
+
+def test_the_runs_of_the_late_cut_can_be_read_and_their_page_has_a_place_for_them():
+    for settings in late_cut.RUNS.values():
+        protocol = read_protocol(["toy", "toy_late_cut"], settings)
+        assert 1.0 in protocol.untils and protocol.alignments[0] == 1.0  # what the others are compared with
+        assert {point.until for point in points_of(protocol)} == {*protocol.untils}
+    page = (late_cut.DOCS / "results.md").read_text(encoding="utf8")
+    assert "<!-- the late cut -->\ntables<!-- end of the late cut -->" in filled(page, "tables", "the late cut")
+
+
 def test_the_oracles_share_of_itself_is_all_and_of_the_base_nothing(whole):
     rows = json.loads((whole / "summary.json").read_text())["rows"]
     shares = {(r["method"], tuple(r["preference"]), r["alignment"]): r["oracle_share"] for r in rows}
@@ -304,6 +368,8 @@ def test_the_bootstrap_covers_prompts_and_seeds():
         ("preferences=[[0.5, 0.6]]", "expected 2 numbers from 0 upwards that sum to 1"),
         ("dial_preferences=[[1.0]]", "expected 2 numbers"),
         ("alignments=[-1.0]", "expected numbers from 0"),
+        ("untils=[1.2]", "expected shares of the steps"),
+        ("untils=[]", "at least one"),
         ("prompts.seeds=0", "expected 1 or more"),
         ("rewards.names=['brightness']", "1 rewards came for 2 reward LoRAs"),
         ("rewards.names=['brightness', 'brightness']", "each may come once"),
@@ -354,6 +420,6 @@ def test_help_lists_the_settings_without_loading_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (
         "search.candidates = 4" in done.stdout
-        and "Protocols: msdda, paper, paper_four, paper_three, toy." in done.stdout
+        and "Protocols: msdda, paper, paper_four, paper_three, toy, toy_late_cut." in done.stdout
     )
     assert done.stdout.rstrip().endswith("False")

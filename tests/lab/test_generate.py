@@ -113,10 +113,22 @@ def test_msdda_takes_eta_from_the_files_or_from_the_command_and_repeats(studio, 
     assert files(tmp_path / "like")["00000.png"] != given["00000.png"]
 
 
+def test_until_is_recorded_and_repeated_and_leaves_the_last_steps_to_the_base(studio, tmp_path):
+    assert main(arguments(studio, tmp_path / "a", "--until=0.5", "--evaluation=random")) == 0
+    record = record_of(tmp_path / "a")
+    assert record["request"]["until"] == 0.5
+    assert record["formula"] == "0.6 first + 0.4 second; the base alone in the last 2 of 4 steps"
+    assert all(image["choices"][2:] == ["base", "base"] for image in record["images"])
+    assert main(["generate", f"--repeat={tmp_path / 'a' / 'generation.json'}", f"--out={tmp_path / 'b'}"]) == 0
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert main(arguments(studio, tmp_path / "c", "--evaluation=random")) == 0
+    assert files(tmp_path / "c")["00000.png"] != files(tmp_path / "a")["00000.png"]
+
+
 def test_a_folder_begun_before_a_setting_existed_goes_on(studio, tmp_path):
     assert main(arguments(studio, tmp_path, "--evaluation=base")) == 0
     record = record_of(tmp_path)
-    del record["request"]["etas"], record["request"]["base_eta"]
+    del record["request"]["etas"], record["request"]["base_eta"], record["request"]["until"]
     (tmp_path / "generation.json").write_text(json.dumps(record))
     assert main(arguments(studio, tmp_path, "--evaluation=base")) == 0
 
@@ -205,6 +217,7 @@ def test_a_repeat_refuses_changed_models_and_other_options(studio, tmp_path, cap
         ("--prompts=nowhere.txt", "nowhere.txt is no file"),
         ("--base=./nowhere", "cannot be opened as a base model"),
         ("--eta=2", "--eta"),
+        ("--until=1.5", "--until"),
         ("--evaluation=msdda", "msdda has one per basis"),
         ("--etas=1, 1", "which fuses no steps"),
     ],

@@ -11,7 +11,8 @@ from diffusers import (
     FluxPipeline,
     StableDiffusion3Pipeline,
 )
-from diffusion_blend.blend_core import Blend, BlendError, LoRABank, exact
+from diffusion_blend.blend_core import Blend, BlendError, LoRABank
+from diffusion_blend.blend_core.estimators import exact
 from diffusion_blend.pipelines import BlendEvaluation, Sampling, fused, generate, load_factors
 
 from ..lora_files import merged, random_lora, write_lora

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
 from diffusion_blend.blend_core import Blend, BlendError
-from diffusion_blend.pipelines import BlendEvaluation, Sampling, generate, load_base, load_factors
+from diffusion_blend.pipelines import PIPELINE_EVALUATIONS, BlendEvaluation, Sampling, generate, load_base, load_factors
 
 from ..lora_files import merged, random_lora, write_lora
 from .worlds import tiny_pipeline
@@ -79,6 +79,29 @@ def test_choices_leave_the_samplers_noise_alone(studio, name):
 def test_alignment_zero_is_the_base_bit_for_bit(studio):
     for name in ("exact", "stratified", "random", "merged"):
         assert torch.equal(images(studio, name, BLEND.aligned(0)), images(studio, "base"))
+
+
+@pytest.mark.parametrize("name", [name for name in PIPELINE_EVALUATIONS if name != "base"])
+def test_until_1_changes_nothing_and_until_0_is_the_base(studio, name):
+    pipe, _, files = studio
+    factors, _ = load_factors(pipe, files)
+    sampling = Sampling(SAMPLING.steps, 0.0 if name == "msdda" else SAMPLING.eta, SAMPLING.cfg)
+
+    def made(until, evaluation=name):
+        return generate(pipe, BlendEvaluation.of(evaluation, BLEND, factors, until=until), PROMPTS, SEEDS, sampling)
+
+    assert torch.equal(made(1.0), generate(pipe, BlendEvaluation.of(name, BLEND, factors), PROMPTS, SEEDS, sampling))
+    if name != "msdda":  # which has noise of its own
+        assert_close(made(0.0), made(1.0, "base"))
+
+
+@pytest.mark.parametrize("name", ["exact", "merged", "stratified", "budget", "msdda"])
+def test_the_last_steps_after_until_ask_for_the_base_alone(studio, name):
+    pipe, _, files = studio
+    factors, _ = load_factors(pipe, files)
+    plan = BlendEvaluation.of(name, BLEND, factors, until=0.75).plan(20, SEEDS)
+    assert [plan.active(step)[0].unique().tolist() for step in range(15, 20)] == [[0]] * 5
+    assert all(0 not in plan.active(step)[0] for step in range(1, 15))
 
 
 @pytest.mark.parametrize("execution", ["sequential", "batched"])

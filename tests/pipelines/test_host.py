@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, StableDiffusion3Pipeline
-from diffusion_blend.blend_core import Blend, BlendError, LoRABank, Plan, exact, read_adapter, resolve, sampled
+from diffusion_blend.blend_core import Blend, BlendError, LoRABank, Plan, read_adapter, resolve
+from diffusion_blend.blend_core.estimators import exact, sampled
 from diffusion_blend.pipelines import blended, network_of, target_index
 
 from ..lora_files import merged, random_lora, write_lora

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...blend_core import Adapter, BlendError, Factors, plain, resolve
+from ...blend_core import BlendError, resolve
+from ...blend_core.adapters import Adapter, Factors, plain
 from ...blend_core.adapters.scale import HEADER_KEY
 from ...pipelines import target_index
 from .lora import diffusers_names, kohya_names

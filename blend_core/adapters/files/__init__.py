@@ -2,7 +2,15 @@
 
 from .containers import WeightFile
 from .opening import open_weights, sha256
-from .places import adapter_files, is_adapter_file, label_of, shards_of, weight_files_in, without_references
+from .places import (
+    adapter_files,
+    is_adapter_file,
+    label_of,
+    says_nothing,
+    shards_of,
+    weight_files_in,
+    without_references,
+)
 
 __all__ = [
     "WeightFile",
@@ -10,6 +18,7 @@ __all__ = [
     "is_adapter_file",
     "label_of",
     "open_weights",
+    "says_nothing",
     "sha256",
     "shards_of",
     "weight_files_in",

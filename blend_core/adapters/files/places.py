@@ -76,11 +76,11 @@ def label_of(path: Path) -> str:
     """
     shard = _SHARD.fullmatch(path.stem)
     names = [shard["stem"] if shard else path.stem, *(parent.name for parent in path.absolute().parents)]
-    telling = next((name for name in names if not _says_nothing(name)), names[0])
+    telling = next((name for name in names if not says_nothing(name)), names[0])
     return f"{telling} {_SECOND_NETWORK}" if _SECOND_NETWORK in names[: names.index(telling)] else telling
 
 
-def _says_nothing(name: str) -> bool:
+def says_nothing(name: str) -> bool:
     hub_cache = name == "snapshots" or re.fullmatch(r"[0-9a-f]{40}", name)
     return not name or bool(hub_cache) or name.lower() in _NAMES_THAT_SAY_NOTHING
 

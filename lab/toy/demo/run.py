@@ -139,8 +139,9 @@ def _add_distances(points: list[Point]) -> None:
 def print_table(points: list[Point]) -> None:
     """The report as a table."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from ..tables import print_wide
 
     table = Table(
         box=box.SIMPLE,
@@ -155,7 +156,7 @@ def print_table(points: list[Point]) -> None:
         distance = "" if point.rmse_to_mpa is None else f"{point.rmse_to_mpa:.4f}"
         head = (point.setting.method, f"{point.setting.weights[0]:.2f}", f"{point.setting.alignment:.1f}")
         table.add_row(*head, *scores, f"{point.evaluations_per_step:.0f}", f"{point.seconds_per_image:.3f}", distance)
-    Console(width=max(Console().width, 100)).print(table)
+    print_wide(table, 100)
 
 
 def print_findings(points: list[Point]) -> None:
