@@ -137,18 +137,18 @@ class Diagnosis:
     @property
     def way(self) -> str:
         """In words, whether merged evaluation would do; an empty text where it was not measured."""
-        found = [step for step in self.steps if step.merged is not None and any(step.coefficients[1:])]
-        if not found:
+        measured = [(s.merged, s.step) for s in self.steps if s.merged is not None and any(s.coefficients[1:])]
+        if not measured:
             return ""
-        most = max(found, key=lambda step: step.merged)
-        if most.merged <= SAME:
+        most, at = max(measured, key=lambda pair: pair[0])
+        if most <= SAME:
             return (
-                f"Merged or exact: they differ by at most {most.merged:.1%} of the blend's way from the base. Both are "
+                f"Merged or exact: they differ by at most {most:.1%} of the blend's way from the base. Both are "
                 "equal here: take merged, it costs one evaluation per step."
             )
         return (
-            f"Merged or exact: they differ by up to {most.merged:.0%} of the blend's way from the base (at step "
-            f"{most.step + 1}), so their images are not the same. Which one scores higher does not follow from that: "
+            f"Merged or exact: they differ by up to {most:.0%} of the blend's way from the base (at step "
+            f"{at + 1}), so their images are not the same. Which one scores higher does not follow from that: "
             "compare them on some prompts (diffusion-blend evaluate, methods merged and mpa)."
         )
 

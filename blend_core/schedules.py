@@ -100,9 +100,10 @@ class Schedule:
 
     def describe(self) -> str:
         """The formula, with every coefficient where there is one blend only."""
-        if len(self.blends) > 1:
+        only, *others = self.blends
+        if others:
             return self.formula()
-        formula, *lines = self.blends[0].describe().splitlines()
+        formula, *lines = only.describe().splitlines()
         return "\n".join([formula + self._ending(0), *lines])
 
     def _ending(self, steps: int) -> str:

@@ -249,8 +249,8 @@ def _loaded(
     adapter = read_adapter(_path_of(lora_name), scale=scale or None, allow_partial=allow_partial)
     recognition = recognised(adapter.path)
     label = label.strip() or (recognition.entry.label if recognition else adapter.label)
-    kl_weight = kl_weight or adapter.kl_weight or (recognition.entry.kl_weight if recognition else None)
-    return RewardLoRA(label, adapter, kl_weight or None, allow_partial, recognition=recognition)
+    stated = kl_weight or adapter.kl_weight or (recognition.entry.kl_weight if recognition else None)
+    return RewardLoRA(label, adapter, stated or None, allow_partial, recognition=recognition)
 
 
 def _taken_over(lora: RewardLoRA, label: str, kl_weight: float) -> str:

@@ -16,6 +16,7 @@ from ..blend_core.estimators import exact
 from ..blend_core.maximin import attained, personal, worse_first
 from ..blend_core.plan import kept_steps
 from ..blend_core.rewards import check_images
+from ..blend_core.schedules import Schedule
 from .host.apply import sample
 from .host.reward_models import RewardModel, decoded
 from .inputs import BLEND_TOOLTIP, CATEGORY, blend_input, execution_input, ksampler_inputs, model_input, rewards_input
@@ -172,7 +173,8 @@ class MaximinKSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         """Sample, and tell how the weights moved."""
         blend = blend_of(blend)
-        start = _plain(blend)
+        schedule = _plain(blend)
+        start = schedule.blends[0]
         panel = _panel(vae, [model for model in rewards.values() if model is not None], prompt, targets, scales, start)
         result = sample(
             model,
@@ -180,17 +182,18 @@ class MaximinKSampler(io.ComfyNode):
             exact,
             execution,
             latent_image,
-            steered=partial(WorstFirst, start, panel, rate, every, until=blend.schedule.until),
+            steered=partial(WorstFirst, start, panel, rate, every, until=schedule.until),
             **ksampler,
         )
         text = "no step was sampled" if result.steering is None else result.steering.describe()
         return shown(f"{result.report}\n{text}", result.latent, text)
 
 
-def _plain(blend: LoRABlend) -> Blend:
-    """The one blend of a run. Raises BlendError for regions and schedules, whose weights are set already."""
-    only, *others = blend.schedule.blends
-    if blend.regions or others:
+def _plain(blend: LoRABlend) -> Schedule:
+    """The schedule of one blend. Raises BlendError for regions and schedules, whose weights are set already."""
+    schedule = blend.schedule
+    only, *others = schedule.blends
+    if blend.regions or others or not isinstance(schedule, Schedule):
         raise BlendError(
             "a schedule, window or region came, which set the weights that Maximin KSampler is to move. Connect Blend "
             "Weights or KL Interpolate, or use Blended KSampler."
@@ -200,7 +203,7 @@ def _plain(blend: LoRABlend) -> Blend:
             f"the blend is {only.formula()}, expected no reward below 0: Maximin KSampler moves weights towards "
             "rewards. Give every reward a weight of 0 or more, or use Blended KSampler."
         )
-    return only
+    return schedule
 
 
 def _panel(vae, models: Sequence[RewardModel], prompt: str, targets: str, scales: str, blend: Blend) -> Panel:
