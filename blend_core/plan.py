@@ -155,6 +155,7 @@ class MergedPlan(Plan):
 
 Coefficients = Sequence[float] | Tensor
 """(1 + m,), base first, or (steps, 1 + m) of a schedule."""
+Kept = TypeVar("Kept", bound=Sequence[float] | Tensor)
 
 
 def weighed(weights: Tensor, predictions: Tensor) -> Tensor:
@@ -191,7 +192,7 @@ def check_until(until: float) -> None:
         )
 
 
-def cut(coefficients: Coefficients, steps: int, until: float) -> Coefficients:
+def cut(coefficients: Kept, steps: int, until: float) -> Kept | Tensor:
     """The coefficients of a run that the base model ends: (steps, 1 + m), the base alone from `until` of it on.
 
     Where `until` is 1 they come back as they are. Raises BlendError for a share outside of 0 to 1.

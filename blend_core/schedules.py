@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .blend import Blend, parse_numbers
 from .errors import BlendError
-from .plan import check_until, cut, kept_steps, per_step
+from .plan import check_until, cut, kept_steps
 
 CURVES: Mapping[str, Callable[[float], float]] = {
     "linear": lambda t: t,
@@ -62,8 +62,7 @@ class Schedule:
 
     def coefficients(self, steps: int) -> Tensor:
         """(steps, 1 + m) float64, base first; every row sums to 1."""
-        table = torch.stack([self._at(step / max(steps - 1, 1)) for step in range(steps)])
-        return per_step(cut(table, steps, self.until), steps)
+        return cut(torch.stack([self._at(step / max(steps - 1, 1)) for step in range(steps)]), steps, self.until)
 
     def _at(self, progress: float) -> Tensor:
         table = [torch.tensor(blend.coefficients, dtype=torch.float64) for blend in self.blends]
@@ -101,10 +100,10 @@ class Schedule:
 
     def describe(self) -> str:
         """The formula, with every coefficient where there is one blend only."""
-        blend, *later = self.blends
-        if later:
+        only, *others = self.blends
+        if others:
             return self.formula()
-        formula, *lines = blend.describe().splitlines()
+        formula, *lines = only.describe().splitlines()
         return "\n".join([formula + self._ending(0), *lines])
 
     def _ending(self, steps: int) -> str:

@@ -10,12 +10,13 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..blend_core import Blend, BlendError, Plan, Schedule
+from ..blend_core import Blend, BlendError, Plan
 from ..blend_core.blend import parse_numbers
 from ..blend_core.estimators import exact
 from ..blend_core.maximin import attained, personal, worse_first
 from ..blend_core.plan import kept_steps
 from ..blend_core.rewards import check_images
+from ..blend_core.schedules import Schedule
 from .host.apply import sample
 from .host.reward_models import RewardModel, decoded
 from .inputs import BLEND_TOOLTIP, CATEGORY, blend_input, execution_input, ksampler_inputs, model_input, rewards_input
@@ -173,7 +174,7 @@ class MaximinKSampler(io.ComfyNode):
         """Sample, and tell how the weights moved."""
         blend = blend_of(blend)
         schedule = _plain(blend)
-        start = next(iter(schedule.blends))
+        start = schedule.blends[0]
         panel = _panel(vae, [model for model in rewards.values() if model is not None], prompt, targets, scales, start)
         result = sample(
             model,
@@ -189,14 +190,14 @@ class MaximinKSampler(io.ComfyNode):
 
 
 def _plain(blend: LoRABlend) -> Schedule:
-    """The schedule of one blend. Raises BlendError for regions and others, whose weights are set already."""
+    """The schedule of one blend. Raises BlendError for regions and schedules, whose weights are set already."""
     schedule = blend.schedule
-    if blend.regions or not isinstance(schedule, Schedule) or len(schedule.blends) > 1:
+    only, *others = schedule.blends
+    if blend.regions or others or not isinstance(schedule, Schedule):
         raise BlendError(
             "a schedule, window or region came, which set the weights that Maximin KSampler is to move. Connect Blend "
             "Weights or KL Interpolate, or use Blended KSampler."
         )
-    only = next(iter(schedule.blends))
     if min(only.coefficients[1:]) < 0:
         raise BlendError(
             f"the blend is {only.formula()}, expected no reward below 0: Maximin KSampler moves weights towards "
