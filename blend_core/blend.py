@@ -154,11 +154,11 @@ def parse_weights(
 _DECIMAL_COMMA = re.compile(r"(?<=\d),(?=\d)")
 
 
-def parse_numbers(text: str, name: str, each: str, example: str) -> tuple[float, ...]:
+def parse_numbers(text: str, name: str, unit: str, example: str) -> tuple[float, ...]:
     """The numbers in text such as `0.6, 0.4`, `60% 40%`, `2; 1` or `0,6 0,4`. Raises BlendError for other words.
 
     A comma between two digits is a decimal comma where spaces or semicolons separate the numbers and no number has a
-    point.  name, each, example: what the numbers are, what each one is for, and how they look, for the message.
+    point.  name, unit, example: what the numbers are, what each one is for, and how they look, for the message.
     """
     words = re.split(r"[;\s]+", text.strip())
     if len(words) > 1 and "." not in text:
@@ -173,7 +173,7 @@ def parse_numbers(text: str, name: str, each: str, example: str) -> tuple[float,
         return tuple(float(word.removesuffix("%")) / (100 if word.endswith("%") else 1) for word in words)
     except ValueError as error:
         raise BlendError(
-            f"the {name} {text!r} are not numbers: {error}. Write one number per {each}, such as {example}, with a "
+            f"the {name} {text!r} are not numbers: {error}. Write one number per {unit}, such as {example}, with a "
             "point before decimals."
         ) from error
 

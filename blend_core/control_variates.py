@@ -124,7 +124,7 @@ class TrackedPlan(Plan):
         """Whether `step` blends several variants; else it asks one, and nothing of it is remembered."""
         return int((self.coefficients[step] != 0).sum()) > 1
 
-    def alone(self, evaluate: Evaluate, step: int, images: int) -> Tensor:
+    def single(self, evaluate: Evaluate, step: int, images: int) -> Tensor:
         """The prediction, (rows, ...), of a step that is no blend."""
         if step < self.memory.step:
             self.memory.__init__()
@@ -158,7 +158,7 @@ class TrackedPlan(Plan):
         """The estimate of `step`, (rows, ...). A call that has no track yet is evaluated in full."""
         images = images or self.batch
         if not self.is_blend(step):
-            return self.alone(evaluate, step, images)
+            return self.single(evaluate, step, images)
         choices = self.for_images(step, images)
         self._begin(step)
         track = self.memory.tracks.get(call.name)

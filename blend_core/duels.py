@@ -107,11 +107,11 @@ class Taste:
         """The best guess, each weight with its standard deviation, and in words how well it is known."""
         guess = " + ".join(f"{weight:.2f} {name}" for weight, name in zip(self.preference, names, strict=True))
         known = next(words for limit, words in _KNOWN if self.doubt <= limit)
-        each = zip(names, self.preference, self.spread, strict=True)
+        columns = zip(names, self.preference, self.spread, strict=True)
         return "\n".join(
             [
                 f"{guess} ({known})",
-                *(f"{name}: {weight:.2f} ± {spread:.2f}" for name, weight, spread in each),
+                *(f"{name}: {weight:.2f} ± {spread:.2f}" for name, weight, spread in columns),
                 f"duels: {len(self.duels)}; the weights are off by about {self.doubt:.2f}, all together",
             ]
         )
@@ -144,8 +144,8 @@ def _parse_line(line: str, number: int) -> str | Duel:
     if line.upper() in ANSWERS:
         return ANSWERS[line.upper()]
     for sign in ANSWERS.values():
-        first, found, second = line.partition(sign)
-        if found and first.strip() and second.strip():
+        first, separator, second = line.partition(sign)
+        if separator and first.strip() and second.strip():
             better, worse = (
                 parse_numbers(side, f"weights in line {number}", "reward LoRA", "0.6, 0.4") for side in (first, second)
             )
@@ -232,18 +232,18 @@ def _moved(particles: Tensor, taste: Taste, generator: torch.Generator) -> Tenso
     step = 2.38 / math.sqrt(2 * (taste.count - 1))
     for turn in range(2 * _SWEEPS):
         i = turn % 2
-        own, other = halves[i], halves[1 - i]
-        j, k = torch.randint(len(other), (2, len(own)), generator=generator)
-        proposed = own + step * (other[j] - other[k])
+        half, other = halves[i], halves[1 - i]
+        j, k = torch.randint(len(other), (2, len(half)), generator=generator)
+        proposed = half + step * (other[j] - other[k])
         proposed += (
             1 - proposed.sum(1, keepdim=True)
         ) / taste.count  # else rounding off the simplex grows with each move
         inside = (proposed >= 0).all(1)
         height = _log_likelihood(proposed, taste.duels, taste.noise).masked_fill(~inside, -torch.inf)
-        chance = torch.rand(len(own), generator=generator, dtype=torch.float64).log()
-        taken = chance < height - heights[i]
-        halves[i] = torch.where(taken[:, None], proposed, own)
-        heights[i] = torch.where(taken, height, heights[i])
+        chance = torch.rand(len(half), generator=generator, dtype=torch.float64).log()
+        accepted = chance < height - heights[i]
+        halves[i] = torch.where(accepted[:, None], proposed, half)
+        heights[i] = torch.where(accepted, height, heights[i])
     return torch.cat(halves)
 
 

@@ -27,15 +27,15 @@ from .errors import BlendError
 FAMILIES = ("ve", "flow")
 
 
-def basis_etas(given: Sequence[float], stated: Sequence[float | None], base_eta: float = 1.0) -> tuple[float, ...]:
+def basis_etas(typed: Sequence[float], stated: Sequence[float | None], base_eta: float = 1.0) -> tuple[float, ...]:
     """(1 + m,) eta of each basis, base first: what was given, else what its file states, else 1 (ancestral).
 
-    given: m numbers, or none.  stated: m numbers, None where a file says nothing. Raises BlendError for another count,
+    typed: m numbers, or none.  stated: m numbers, None where a file says nothing. Raises BlendError for another count,
     and for an eta that is not above 0 and up to 1.
     """
-    if given and len(given) != len(stated):
-        raise BlendError(f"{len(given)} etas came for {len(stated)} reward LoRAs. Give one each, or leave them empty.")
-    etas = (base_eta, *(given or (eta or 1.0 for eta in stated)))
+    if typed and len(typed) != len(stated):
+        raise BlendError(f"{len(typed)} etas came for {len(stated)} reward LoRAs. Give one each, or leave them empty.")
+    etas = (base_eta, *(typed or (eta or 1.0 for eta in stated)))
     if not all(0 < eta <= 1 for eta in etas):
         raise BlendError(
             f"the etas are {', '.join(f'{eta:g}' for eta in etas)} (base first), expected above 0 and up to 1: a "
@@ -96,7 +96,7 @@ def fusion_weights(
             f"({listed}, base first) take away more certainty than there is. Lower alignment, or set the bases' eta "
             "nearer to each other."
         )
-    return [each / total for each in precisions], 1 / total**0.5
+    return [precision / total for precision in precisions], 1 / total**0.5
 
 
 def fused_step(

@@ -69,10 +69,10 @@ class PersonalPlan(Plan):
         variants, _ = self.active(step)
         predictions = evaluate(variants)
         dtype = torch.promote_types(predictions.dtype, torch.float32)
-        own = self.coefficients[step, self.weights[step] != 0].to(predictions.device, dtype)
-        own = own.repeat(1, predictions.shape[1] // images)
-        own = own.view(*own.shape, *[1] * (predictions.dim() - 2))
-        return blend(own, predictions).to(predictions.dtype)
+        coefficients = self.coefficients[step, self.weights[step] != 0].to(predictions.device, dtype)
+        coefficients = coefficients.repeat(1, predictions.shape[1] // images)
+        coefficients = coefficients.view(*coefficients.shape, *[1] * (predictions.dim() - 2))
+        return blend(coefficients, predictions).to(predictions.dtype)
 
 
 def personal(coefficients: Tensor, steps: int, until: float = 1.0) -> PersonalPlan:

@@ -91,7 +91,7 @@ class Trade:
 
     def to_json(self) -> str:
         """Points, front and hypervolume."""
-        points = [{"label": each.label, "means": each.means, "standard_errors": each.errors} for each in self.points]
+        points = [{"label": p.label, "means": p.means, "standard_errors": p.errors} for p in self.points]
         facts = {"rewards": self.names, "reference": self.reference, "hypervolume": self.volume, "front": self.front}
         return json.dumps(facts | {"points": points}, indent=1)
 

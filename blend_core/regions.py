@@ -73,7 +73,7 @@ def painted(layers: Sequence[Tensor], masks: Sequence[Tensor], size: tuple[int, 
     for mask in masks:
         over = _resized(mask, size, images)
         maps = [below * (1 - over) for below in maps] + [over]
-    batch = max(each.shape[0] for each in maps)
+    batch = max(mask.shape[0] for mask in maps)
     table = torch.stack([torch.as_tensor(layer, dtype=torch.float64) for layer in layers], dim=1)
     needed = (table != 0).any(1)
     variants = needed.any(0).nonzero().flatten()
@@ -81,7 +81,7 @@ def painted(layers: Sequence[Tensor], masks: Sequence[Tensor], size: tuple[int, 
         variants=variants[None, :, None].expand(len(table), -1, images),
         weights=needed[:, variants].double(),
         layers=table[:, :, variants],
-        maps=torch.stack([each.expand(batch, *size) for each in maps]),
+        maps=torch.stack([mask.expand(batch, *size) for mask in maps]),
     )
 
 

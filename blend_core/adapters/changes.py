@@ -48,7 +48,7 @@ class Factors:
         """The same addition, `strength` times as large."""
         return replace(self, scale=self.scale * strength)
 
-    def taken(self, rows: Tensor) -> Factors:
+    def at_rows(self, rows: Tensor) -> Factors:
         """The factors of some output rows."""
         return replace(self, up=self.up[rows])
 
@@ -76,7 +76,7 @@ class Delta:
         """The same difference, `strength` times as large."""
         return replace(self, scale=self.scale * strength)
 
-    def taken(self, rows: Tensor) -> Delta:
+    def at_rows(self, rows: Tensor) -> Delta:
         """The same for some of its rows."""
         return replace(self, rows=rows)
 
@@ -110,7 +110,7 @@ class Magnitude:
         norms = changed.flatten(1).norm(dim=1) if self.of_rows else changed.transpose(0, 1).flatten(1).norm(dim=1)
         return self.values.to(norms) / norms.clamp(min=torch.finfo(norms.dtype).tiny)
 
-    def taken(self, rows: Tensor) -> Magnitude:
+    def at_rows(self, rows: Tensor) -> Magnitude:
         """Those of some rows."""
         return replace(self, values=self.values[rows]) if self.of_rows else self
 
@@ -150,11 +150,11 @@ class Change:
         bias = None if self.bias is None else self.bias * strength
         return replace(self, delta=delta, bias=bias)
 
-    def taken(self, rows: Tensor) -> Change:
+    def at_rows(self, rows: Tensor) -> Change:
         """The change of some output rows."""
         return Change(
-            self.delta and self.delta.taken(rows),
-            self.magnitude and self.magnitude.taken(rows),
+            self.delta and self.delta.at_rows(rows),
+            self.magnitude and self.magnitude.at_rows(rows),
             None if self.bias is None else self.bias[rows],
         )
 

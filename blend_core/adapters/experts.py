@@ -77,14 +77,14 @@ def partner(name: str, expert: str, names: Iterable[str]) -> str:
         return name
     others = [other for other in names if other != name and _named(other) == expert]
     for key in (_blank, lambda text: _LOOSE.sub("", _blank(text))):
-        found = [other for other in others if key(other) == key(name)]
-        if len(found) > 1:
+        partners = [other for other in others if key(other) == key(name)]
+        if len(partners) > 1:
             raise BlendError(
-                f"{name} has {len(found)} partners for {expert} ({', '.join(found[:4])}), expected one. Choose the "
-                f"file itself in lora_name, and set expert to {AS_CHOSEN}."
+                f"{name} has {len(partners)} partners for {expert} ({', '.join(partners[:4])}), expected one. Choose "
+                f"the file itself in lora_name, and set expert to {AS_CHOSEN}."
             )
-        if found:
-            return found[0]
+        if partners:
+            return partners[0]
     raise BlendError(
         f"{name} has no partner for {expert} in models/loras, expected {_expected(name, expert)}. Put it there and "
         f"press R, or choose the file itself in lora_name and set expert to {AS_CHOSEN}."

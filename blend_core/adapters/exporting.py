@@ -77,10 +77,10 @@ def provenance(names: Sequence[str], paths: Sequence[str | Path], coefficients: 
 
 def _differences(module: str, parts: Sequence[Part]) -> dict[str, Tensor]:
     """The whole difference of a layer's weight, and that of its bias, where there are such."""
-    found = {}
+    tensors = {}
     weights = [part for part in parts if _delta(part) is not None]
     if weights:
-        found[f"{module}.diff"] = _difference(weights)
+        tensors[f"{module}.diff"] = _difference(weights)
     biases = [
         (coefficient, target.rows, change.bias.float())
         for coefficient, target, change in parts
@@ -92,8 +92,8 @@ def _differences(module: str, parts: Sequence[Part]) -> dict[str, Tensor]:
         for coefficient, rows, bias in biases:
             first = 0 if rows is None else rows[0]
             total[first : first + len(bias)] += coefficient * bias
-        found[f"{module}.diff_b"] = total
-    return found
+        tensors[f"{module}.diff_b"] = total
+    return tensors
 
 
 def _difference(parts: Sequence[Part]) -> Tensor:

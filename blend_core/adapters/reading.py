@@ -49,17 +49,17 @@ def read_adapter(
     file = open_weights(path)
     keys, skipped = _sorted_keys(file, allow_partial)
     keys, name, others = _one_adapter(keys, adapter_name, file.path.name)
-    records, alone = _with_their_alphas(_by_module(keys, file.path.name))
-    if alone:
-        skipped["alphas of modules that the file does not hold"] = alone
+    records, orphans = _with_their_alphas(_by_module(keys, file.path.name))
+    if orphans:
+        skipped["alphas of modules that the file does not hold"] = orphans
     typed = None if scale is None else scales.typed_scale(scale)
     try:
         modules = _modules(file, records)
         config, notes = _config(file, records, modules, typed)
-        found = {module: _scale(module, each, typed, config) for module, each in modules.items()}
+        scale_of = {module: _scale(module, record, typed, config) for module, record in modules.items()}
         changes = {
-            module: scaled(module, each.built, each.parts, each.bound, found[module])
-            for module, each in modules.items()
+            module: scaled(module, record.built, record.parts, record.bound, scale_of[module])
+            for module, record in modules.items()
         }
     except BlendError as error:
         raise error if file.path.name in str(error) else BlendError(f"{file.path.name}: {error}") from error
@@ -70,7 +70,7 @@ def read_adapter(
         modules=changes,
         spelling=_spelling(keys),
         adapter_name=name,
-        scale_source=_scale_source([each for each in found.values() if each], keys, config, typed, file),
+        scale_source=_scale_source([record for record in scale_of.values() if record], keys, config, typed, file),
         skipped=skipped | {f"keys of adapter {other!r}": count for other, count in others.items()},
         metadata=dict(file.metadata),
         notes=(*_notes(modules, config, others, name, file.path), *notes, *([note(expert, why)] if expert else ())),
@@ -122,9 +122,9 @@ def _one_adapter(keys: Sequence[Key], wanted: str | None, file: str) -> tuple[li
     if set(counts) == {_UNNAMED, "default"} and wanted in (None, "default"):
         return list(keys), "default", Counter()
     name = _chosen(counts, wanted, file)
-    taken = [key for key in keys if key.role == "alpha" or (key.adapter or _UNNAMED) == name]
+    of_adapter = [key for key in keys if key.role == "alpha" or (key.adapter or _UNNAMED) == name]
     counts.pop(name)
-    return taken, None if name == _UNNAMED else name, counts
+    return of_adapter, None if name == _UNNAMED else name, counts
 
 
 def _chosen(counts: Counter, wanted: str | None, file: str) -> str:
@@ -185,7 +185,7 @@ def _config(
     """(the config that the file's scale is from, notes), where anything needs one."""
     if typed is not None or all("alpha" in record for record in records.values()):
         return None, ()
-    config, notes = scales.alpha_config(file, {module: each.built.rank for module, each in modules.items()})
+    config, notes = scales.alpha_config(file, {module: record.built.rank for module, record in modules.items()})
     if config is not None and config.dora and not any(_MAGNITUDES & record.keys() for record in records.values()):
         raise BlendError(
             f"{config.source} says DoRA (use_dora), but {file.path.name} holds no magnitudes; loaded as LoRA it would "
@@ -194,11 +194,11 @@ def _config(
     return config, notes
 
 
-def _scale(module: str, each: _Module, typed: Scale | None, config: AlphaConfig | None) -> Scale | None:
+def _scale(module: str, record: _Module, typed: Scale | None, config: AlphaConfig | None) -> Scale | None:
     """What a module's product is multiplied by; None for a difference, which has no scale."""
-    if not each.built.scalable:
+    if not record.built.scalable:
         return None
-    return typed or scales.module_scale(module, each.built.rank, each.parts.get("alpha"), config)
+    return typed or scales.module_scale(module, record.built.rank, record.parts.get("alpha"), config)
 
 
 _MAGNITUDES = frozenset({"magnitude", "dora_scale"})
@@ -223,9 +223,9 @@ def _spelling(keys: Sequence[Key]) -> str:
 
 
 def _scale_source(
-    found: Sequence[Scale], keys: Sequence[Key], config: AlphaConfig | None, typed: Scale | None, file: WeightFile
+    of_modules: Sequence[Scale], keys: Sequence[Key], config: AlphaConfig | None, typed: Scale | None, file: WeightFile
 ) -> str:
-    text = scales.summary(found)
+    text = scales.summary(of_modules)
     nothing_found = typed is None and config is None and not any(key.role == "alpha" for key in keys)
     by_peft = any(key.style == "peft" for key in keys) and not any(key.dialect == _NATIVE for key in keys)
     if nothing_found and by_peft and _SOFTWARE not in file.metadata:
@@ -247,13 +247,13 @@ def _notes(
         return tuple(notes)
     differing = [
         module
-        for module, each in modules.items()
-        if each.built.rank and config.rank_of(module) not in (None, each.built.rank)
+        for module, record in modules.items()
+        if record.built.rank and config.rank_of(module) not in (None, record.built.rank)
     ]
     if differing:
-        said, found = config.rank_of(differing[0]), modules[differing[0]].built.rank
+        said, rank = config.rank_of(differing[0]), modules[differing[0]].built.rank
         notes.append(
-            f"{config.source} says rank {said}, the tensors of {first_of(differing, 1)} have {found}: kept these"
+            f"{config.source} says rank {said}, the tensors of {first_of(differing, 1)} have {rank}: kept these"
         )
     files = len(weight_files_in(path.parent))
     if files > 1 and config.source.endswith(".json"):

@@ -27,20 +27,21 @@ def resolve(
     not fit, and when two modules of the file hit the same rows.
     """
     foreign = index.is_foreign(adapter.modules)
-    found = {module: _places(module, change, index, foreign) for module, change in adapter.modules.items()}
-    unmatched = [module for module, places in found.items() if not all(targets for targets, _ in places)]
-    if len(unmatched) == len(found):
+    places_of = {module: _places(module, change, index, foreign) for module, change in adapter.modules.items()}
+    unmatched = [module for module, places in places_of.items() if not all(targets for targets, _ in places)]
+    if len(unmatched) == len(places_of):
         raise _nothing_matched(adapter, index)
     if unmatched and not allow_partial:
         raise _partly_matched(adapter, index, unmatched)
     resolved: dict[Target, Factors | Change] = {}
-    taken: dict[tuple[str, str], list[tuple[Target, str]]] = {}
-    for module, places in found.items():
+    occupied: dict[tuple[str, str], list[tuple[Target, str]]] = {}
+    for module, places in places_of.items():
         for targets, change in places if module not in unmatched else ():
             if adapter.adapter_name == _DIFFSYNTH and len(targets) == 1 and (head := index.head_size(targets[0])):
-                change = change.taken(_out_of_heads(targets[0].height, head))
+                change = change.at_rows(_out_of_heads(targets[0].height, head))
             for target, part in _placed(module, change, targets, index):
-                _refuse_overlap(target, module, taken.setdefault((target.module, target.parameter), []), adapter.label)
+                rows = occupied.setdefault((target.module, target.parameter), [])
+                _refuse_overlap(target, module, rows, adapter.label)
                 resolved[target] = part
     return resolved, _report(adapter, index, unmatched)
 
@@ -75,7 +76,7 @@ def _placed(
     placed, first = [], 0
     for target in targets:
         whole = len(targets) == 1 and not target.swap_halves
-        part = change if whole else change.taken(_rows(target, first))
+        part = change if whole else change.at_rows(_rows(target, first))
         first += target.height
         placed.append((replace(target, swap_halves=False), _fitted(target, part)))
     return placed
@@ -155,16 +156,16 @@ def _rows(target: Target, first: int) -> Tensor:
     return torch.cat([*rows.chunk(2)][::-1]) if target.swap_halves else rows
 
 
-def _refuse_overlap(target: Target, module: str, taken: list[tuple[Target, str]], label: str) -> None:
+def _refuse_overlap(target: Target, module: str, occupied: list[tuple[Target, str]], label: str) -> None:
     """Raise if rows of the target are among those `taken` on the same module by another name; add it otherwise."""
     start, end = target.span
-    for other, name in taken:
+    for other, name in occupied:
         if start < other.span[1] and other.span[0] < end:
             raise BlendError(
                 f"{label}: {name!r} and {module!r} both act on {target.module} (rows {start} to {end}). "
                 "Adding both would double it; keep one of the two spellings."
             )
-    taken.append((target, module))
+    occupied.append((target, module))
 
 
 def _nothing_matched(adapter: Adapter, index: TargetIndex) -> BlendError:

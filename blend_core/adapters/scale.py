@@ -317,9 +317,9 @@ def _other_method(config: Mapping[str, Any], source: str) -> str:
 def _component(config: Mapping[str, Any]) -> dict[str, Any]:
     """diffusers prefixes each name with the pipeline component; none when a single model was saved."""
     for prefix in ("unet.", "transformer."):
-        own = {name[len(prefix) :]: value for name, value in config.items() if name.startswith(prefix)}
-        if own:
-            return own
+        settings = {name[len(prefix) :]: value for name, value in config.items() if name.startswith(prefix)}
+        if settings:
+            return settings
     return {name: value for name, value in config.items() if not name.startswith("text_encoder")}
 
 

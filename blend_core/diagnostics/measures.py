@@ -145,7 +145,7 @@ def gap_at(step: int, sigma: float, name: str, scores: Tensor, kl_weight: float,
     bases' coefficients, the alignment.
     """
     asked = kl_weight / max(1.0, 1.0 - coefficients[0])
-    gap, error, variation = (each.flatten() for each in jensen_gap(scores, asked))
+    gap, error, variation = (value.flatten() for value in jensen_gap(scores, asked))
     error = error.square().sum().sqrt() / len(error)
     least = _least_kl_weight(scores.cpu().double())
     return Gap(

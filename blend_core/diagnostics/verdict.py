@@ -54,9 +54,9 @@ class Diagnosis:
     @property
     def verdict(self) -> Verdict:
         """In words, whether to trust the blend."""
-        alone = sole_variant([step.coefficients for step in self.steps])
-        if alone is not None:
-            what = "the base model" if alone == 0 else f"{self.names[alone - 1]} alone"
+        sole = sole_variant([step.coefficients for step in self.steps])
+        if sole is not None:
+            what = "the base model" if sole == 0 else f"{self.names[sole - 1]} alone"
             return Verdict("exact", (f"Every step is {what}: nothing is approximated.",))
         steps = [step for step in self.steps if any(step.coefficients[1:])]  # the base alone approximates nothing
         doubts = [*_doubts_of_gaps(self.gaps), *_doubts_of_steps(steps, self.names)]
@@ -190,7 +190,7 @@ def _row(step: Disagreement) -> list[str]:
 def _gap_row(gap: Gap) -> list[str]:
     numbers = (gap.gap, gap.standard_error, gap.variation, gap.excess)
     return [
-        str(gap.step + 1), f"{gap.sigma:.3g}", gap.name, f"{gap.kl_weight:.3g}", *(f"{each:.3g}" for each in numbers)
+        str(gap.step + 1), f"{gap.sigma:.3g}", gap.name, f"{gap.kl_weight:.3g}", *(f"{x:.3g}" for x in numbers)
     ]  # fmt: skip
 
 

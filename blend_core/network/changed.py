@@ -164,9 +164,9 @@ class _Piece(nn.Module):
         if self.delta is not None:
             part = part + self._applied(self.delta, x, module, axis)
         if gain is not None and of_rows:
-            own = getattr(module, "bias", None)
-            own = 0 if own is None else _along(own[first:last].to(out), axis, out.dim())
-            part = (part - own) * gain + own
+            bias = getattr(module, "bias", None)
+            bias = 0 if bias is None else _along(bias[first:last].to(out), axis, out.dim())
+            part = (part - bias) * gain + bias
         if self.bias is not None:
             part = part + _along(self.bias.to(out), axis, out.dim())
         if last - first == out.shape[axis]:

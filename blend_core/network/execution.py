@@ -32,8 +32,8 @@ class ByVariant:
 def _chosen(base: Any, others: Mapping[int, Any], selection: Tensor) -> Any:
     if isinstance(base, Tensor) and base.dim():
         for variant, tensor in others.items():
-            own = (selection == variant).to(base.device).view(-1, *[1] * (base.dim() - 1))
-            base = torch.where(own, tensor, base)
+            of_variant = (selection == variant).to(base.device).view(-1, *[1] * (base.dim() - 1))
+            base = torch.where(of_variant, tensor, base)
         return base
     if type(base) is dict:
         return {key: _chosen(value, _at(others, key), selection) for key, value in base.items()}
@@ -58,7 +58,7 @@ def evaluate_variants(
     attachment: Attachment,
     group: int,
     apart: bool = False,
-    alone: Collection[int] = (),
+    unmixed: Collection[int] = (),
 ) -> Tensor:
     """Predictions (k, rows, ...) of `variants` (k, batch) on `inputs`, `group` variants per pass.
 
@@ -66,35 +66,36 @@ def evaluate_variants(
     Every pass gets containers of its own, because networks empty some of them (ControlNet's lists) while they run.
     apart: no pass holds two variants, and images of unlike variants are evaluated on their own. A network whose layers
     do not get the batch as their first axis needs it.
-    alone: variants that no pass mixes with others, because `call` has another network for each of them.
+    unmixed: variants that no pass mixes with others, because `call` has another network for each of them.
     """
     batch = variants.shape[1]
-    blocks = _blocks(variants, None if apart else frozenset(alone))
+    blocks = _blocks(variants, None if apart else frozenset(unmixed))
     predictions = None
     for places, images in blocks:
         own_rows = (torch.arange(0, rows, batch)[:, None] + torch.tensor(images)).flatten()
-        own = take_rows(inputs, rows, own_rows)
+        block_inputs = take_rows(inputs, rows, own_rows)
         parts = variants[places][:, images].split(1 if apart else group)
-        found = torch.cat([_one_pass(call, own, len(own_rows), part, attachment) for part in parts])
+        passes = [_one_pass(call, block_inputs, len(own_rows), part, attachment) for part in parts]
+        block_predictions = torch.cat(passes)
         if len(blocks) == 1:
-            return found
+            return block_predictions
         if predictions is None:
-            predictions = found.new_empty(len(variants), rows, *found.shape[2:])
-        predictions[torch.tensor(places)[:, None], own_rows] = found
+            predictions = block_predictions.new_empty(len(variants), rows, *block_predictions.shape[2:])
+        predictions[torch.tensor(places)[:, None], own_rows] = block_predictions
     assert predictions is not None  # there is a block
     return predictions
 
 
-def _blocks(variants: Tensor, alone: frozenset[int] | None) -> list[tuple[list[int], list[int]]]:
+def _blocks(variants: Tensor, unmixed: frozenset[int] | None) -> list[tuple[list[int], list[int]]]:
     """The entries of `variants` (k, batch) as blocks (rows, columns), in each of which passes may be shared.
 
     Those are one of the variants in `alone` each, or none of them. None: each block has one variant, whichever.
     """
     blocks: dict[tuple, list[int]] = {}
     for place, of_images in enumerate(variants.tolist()):
-        kinds = [variant if alone is None or variant in alone else None for variant in of_images]
+        kinds = [variant if unmixed is None or variant in unmixed else None for variant in of_images]
         for kind in dict.fromkeys(kinds):
-            images = tuple(image for image, each in enumerate(kinds) if each == kind)
+            images = tuple(image for image, image_kind in enumerate(kinds) if image_kind == kind)
             blocks.setdefault((kind, images), []).append(place)
     return [(places, list(images)) for (_, images), places in blocks.items()]
 
@@ -133,16 +134,16 @@ def mixed(variants: Tensor, group: int) -> bool:
     return any(len(part.unique()) > 1 for part in variants.split(group))
 
 
-def agree(together: Tensor, alone: Tensor) -> bool:
+def agree(together: Tensor, separate: Tensor) -> bool:
     """Whether a network kept the rows of a batch apart, by two evaluations (k, rows, ...) of the same variants.
 
-    together: in passes of several variants.  alone: one variant per pass. They may differ by a tenth of what the
+    together: in passes of several variants.  separate: one variant per pass. They may differ by a tenth of what the
     variants differ by, of which a row of another variant is off by all; where every image has one variant, a fifth of
     the prediction stands for that.
     """
-    together, alone = together.float(), alone.float()
-    spread = alone - alone.mean(0) if len(alone) > 1 else alone / 5
-    return bool((together - alone).norm() <= spread.norm() / 10)
+    together, separate = together.float(), separate.float()
+    spread = separate - separate.mean(0) if len(separate) > 1 else separate / 5
+    return bool((together - separate).norm() <= spread.norm() / 10)
 
 
 def repeat_rows(inputs: Any, rows: int, chunks: int, k: int) -> Any:

@@ -193,9 +193,9 @@ class LowRank(nn.Module):
 
     def _add_by_row(self, out: Tensor, x: Tensor, selection: Selection, placed: _Placed) -> Tensor:
         places = selection.places(self.variants, x)
-        own, shape = places.clamp(min=0), (len(self.variants), self.rank)
-        weights = placed.scales.view(shape)[own] * (places >= 0)[:, None]
-        down, up = placed.down.unflatten(0, shape)[own], placed.up.unflatten(1, shape).transpose(0, 1)[own]
+        used, shape = places.clamp(min=0), (len(self.variants), self.rank)
+        weights = placed.scales.view(shape)[used] * (places >= 0)[:, None]
+        down, up = placed.down.unflatten(0, shape)[used], placed.up.unflatten(1, shape).transpose(0, 1)[used]
         return add_linear_by_row(out, x, down, up, weights)
 
     def difference(self, variant: int, shape: Sequence[int], device: torch.device) -> Tensor:

@@ -35,8 +35,8 @@ class ModuleChanges(nn.Module):
                 for target, change in _parts(*piece) if read else [piece]:
                     by_name.setdefault(target.parameter, {}).setdefault(variant, []).append((target, change))
         weight = {} if read else by_name.pop("weight", {})
-        plain = {v: own for v, own in weight.items() if all(isinstance(change, Factors) for _, change in own)}
-        rest = {v: own for v, own in weight.items() if v not in plain}
+        plain = {v: pairs for v, pairs in weight.items() if all(isinstance(change, Factors) for _, change in pairs)}
+        rest = {v: pairs for v, pairs in weight.items() if v not in plain}
         self.low_rank = LowRank(plain) if plain else None
         self.changed = Changed(rest) if rest else None
         by_parameter = nn.ModuleDict({name: Changed(changes) for name, changes in by_name.items()})

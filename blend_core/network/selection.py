@@ -50,8 +50,8 @@ class Selection:
         times, key = self.times(x), ("mask", layer.variants, layer.rank, x.shape[0], x.device, x.dtype)
         if key not in self._tensors:
             rows = [[self._share(variant, other) for other in layer.variants] for variant in self.variants]
-            own = torch.tensor(rows, dtype=torch.float64)
-            whole = own.repeat_interleave(times, 0).repeat_interleave(layer.rank, 1)
+            of_row = torch.tensor(rows, dtype=torch.float64)
+            whole = of_row.repeat_interleave(times, 0).repeat_interleave(layer.rank, 1)
             self._tensors[key] = whole.to(x.dtype).to(x.device)
         if scales is None:
             return self._tensors[key]

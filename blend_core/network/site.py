@@ -197,10 +197,11 @@ class Site:
         """Replace what the module is asked for."""
         self.selection, self.device, self.touched = selection, device, False
         if self.changes.by_output:
-            own = self.module.__dict__
-            self._had_own = "forward" in own  # another pack's replaced forward: keep it below ours and put it back
+            attributes = self.module.__dict__
+            # Another pack's replaced forward is kept below ours and put back.
+            self._had_own = "forward" in attributes
             self._original = self.module.forward
-            own["forward"] = self._forward
+            attributes["forward"] = self._forward
         _push(self)
 
     def remove(self) -> None:
@@ -232,11 +233,11 @@ class _Stack:
 
 
 def _push(site: Site) -> None:
-    own = site.module.__dict__
-    if _STACK not in own:
-        own[_STACK] = _Stack(type(site.module))
-    own[_STACK].sites.append(site)
-    _reclass(site.module, own[_STACK])
+    attributes = site.module.__dict__
+    if _STACK not in attributes:
+        attributes[_STACK] = _Stack(type(site.module))
+    attributes[_STACK].sites.append(site)
+    _reclass(site.module, attributes[_STACK])
 
 
 def _pop(site: Site) -> None:
@@ -274,5 +275,5 @@ def _stored(module: nn.Module, name: str, kind: type) -> Any:
     for place in places_of_attributes(module):
         if name in place:
             return place[name]
-    found = inspect.getattr_static(kind, name)
-    return found.__get__(module, kind) if hasattr(found, "__get__") else found
+    static = inspect.getattr_static(kind, name)
+    return static.__get__(module, kind) if hasattr(static, "__get__") else static

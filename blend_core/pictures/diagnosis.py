@@ -104,14 +104,14 @@ def _gaps(diagnosis: Diagnosis) -> list[PlotPanel]:
     if not diagnosis.gaps:
         return []
     lines = []
-    most = {gap.step: max(each.excess for each in diagnosis.gaps if each.step == gap.step) for gap in diagnosis.gaps}
+    most = {gap.step: max(other.excess for other in diagnosis.gaps if other.step == gap.step) for gap in diagnosis.gaps}
     for name in dict.fromkeys(gap.name for gap in diagnosis.gaps):
-        own = [gap for gap in diagnosis.gaps if gap.name == name]
+        gaps = [gap for gap in diagnosis.gaps if gap.name == name]
         colour = COLOURS[diagnosis.names.index(name) % len(COLOURS)]
-        points = [(gap.step + 1, max(gap.excess, 1e-3)) for gap in own]
-        notes = [f"G {_short(gap.gap)} ± {_short(gap.standard_error)}" for gap in own]
-        above = [gap.excess >= most[gap.step] for gap in own]
-        lines += [Line(name, colour, points, notes, above, [gap.variation <= MOST_VARIATION for gap in own])]
+        points = [(gap.step + 1, max(gap.excess, 1e-3)) for gap in gaps]
+        notes = [f"G {_short(gap.gap)} ± {_short(gap.standard_error)}" for gap in gaps]
+        above = [gap.excess >= most[gap.step] for gap in gaps]
+        lines += [Line(name, colour, points, notes, above, [gap.variation <= MOST_VARIATION for gap in gaps])]
     values = [value for line in lines for _, value in line.points]
     low, high = min(0.1, *(value / 2 for value in values)), max(10.0, *(2 * value for value in values))
     ticks = [10.0**i for i in range(-4, 9) if low <= 10.0**i <= high]

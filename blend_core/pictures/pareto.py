@@ -28,7 +28,7 @@ def draw(trade: Trade) -> Image.Image:
     paper = Paper(width, strip + -(-len(trade.points) // cells) * cell_height + 12)
     count = f"{len(trade.front)} of {len(trade.points)} on the Pareto front (blue)"
     paper.text(BETWEEN, 20, f"Hypervolume {trade.volume:.4g}", 22)
-    paper.text(BETWEEN, 50, f"above {', '.join(f'{each:.3g}' for each in trade.reference)};  {count}", 14, GREY)
+    paper.text(BETWEEN, 50, f"above {', '.join(f'{number:.3g}' for number in trade.reference)};  {count}", 14, GREY)
     for i, pair in enumerate(pairs):
         left = BETWEEN + LEFT + i % columns * (PANEL + LEFT + BETWEEN)
         _Panel(paper, trade, pair, left, ABOVE + i // columns * (PANEL + BELOW + BETWEEN)).draw()

@@ -133,8 +133,8 @@ def folded(state: Mapping[str, Tensor], width: int) -> nn.Linear:
 
 
 def _number(name: str) -> int:
-    found = re.findall(r"\d+", name)
-    return int(found[-1]) if found else 0
+    digits = re.findall(r"\d+", name)
+    return int(digits[-1]) if digits else 0
 
 
 def clip_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -90,8 +90,8 @@ class Reward(nn.Module):
 
     def _working_dtype(self, images: Tensor) -> torch.dtype:
         """What pixels come in as and scores go out as: float32 at least, whatever the weights have."""
-        own = next((p.dtype for p in self.parameters()), images.dtype)
-        return torch.promote_types(own, torch.float32)
+        stored = next((p.dtype for p in self.parameters()), images.dtype)
+        return torch.promote_types(stored, torch.float32)
 
     def one_per_image(self, prompts: str | Sequence[str] | None, count: int) -> list[str]:
         """`count` prompts from one for all, one per image, or none. Raises BlendError for anything else."""

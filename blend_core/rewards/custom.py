@@ -107,16 +107,16 @@ def _imported(name: str) -> ModuleType:
 
 
 def _function_of(module: ModuleType, function: str, name: str) -> Callable[..., Tensor]:
-    own = {
+    functions = {
         key: value
         for key, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not key.startswith("_")
     }
-    if not function and len(own) == 1:
-        return next(iter(own.values()))
+    if not function and len(functions) == 1:
+        return next(iter(functions.values()))
     if callable(getattr(module, function, None) if function else None):
         return getattr(module, function)
-    listed = ", ".join(own) or "none"
+    listed = ", ".join(functions) or "none"
     raise BlendError(
         f"{name} does not name one function: its public functions are {listed}. Write file.py:function, and let the "
         "function take images (and prompts)."

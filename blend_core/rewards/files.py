@@ -56,13 +56,13 @@ class Library:
 
         In every folder F: F/<reward>/<file>, F/<repository's name>/<file>, and the same with the ending .safetensors.
         """
-        found = {file: self._in_folders(reward, file) or self._in_cache(file) for file in files}
-        missing = [file for file, path in found.items() if path is None]
+        paths = {file: self._in_folders(reward, file) or self._in_cache(file) for file in files}
+        missing = [file for file, path in paths.items() if path is None]
         if missing and (not self.download or any(file.by_hand for file in missing)):
             by_hand = any(file.by_hand for file in missing)
             allowed = "" if by_hand else f" Or allow downloads: {self.switch}."
             raise BlendError(f"{reward} needs {self._errand(reward, missing)}{allowed}")
-        return [path or self._fetched(reward, file) for file, path in found.items()]
+        return [path or self._fetched(reward, file) for file, path in paths.items()]
 
     def own_rewards(self) -> dict[str, Path]:
         """The Python files in the folders by name, rewards of the user's own; the first folder wins."""
@@ -104,8 +104,8 @@ class Library:
             return None
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(file.repository, file.filename)
-        return Path(found) if isinstance(found, str) else None
+        cached = try_to_load_from_cache(file.repository, file.filename)
+        return Path(cached) if isinstance(cached, str) else None
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -42,25 +42,25 @@ def square(size: int | Sequence[int] | None) -> int:
     return size if isinstance(size, int) else size[0]
 
 
-def check_keys(what: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+def check_keys(what: str, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Raise BlendError unless both have the same names and shapes."""
-    missing, spare = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    unlike = [name for name in expected.keys() & found.keys() if expected[name].shape != found[name].shape]
+    missing, spare = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    unlike = [name for name in expected.keys() & tensors.keys() if expected[name].shape != tensors[name].shape]
     if not (missing or spare or unlike):
         return
     facts = [
         *([f"{len(missing)} are missing ({', '.join(missing[:3])})"] if missing else []),
         *([f"{len(spare)} are unknown ({', '.join(spare[:3])})"] if spare else []),
-        *([_shapes(name, expected, found) for name in sorted(unlike)[:1]]),
+        *([_shapes(name, expected, tensors) for name in sorted(unlike)[:1]]),
     ]
     raise BlendError(
-        f"the file does not fit {what}: of its {len(found)} tensors {'; '.join(facts)}. It is another model's, or "
+        f"the file does not fit {what}: of its {len(tensors)} tensors {'; '.join(facts)}. It is another model's, or "
         "another version. Get the file that the reward names."
     )
 
 
-def _shapes(name: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    return f"{name} has the shape {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}"
+def _shapes(name: str, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+    return f"{name} has the shape {tuple(tensors[name].shape)}, expected {tuple(expected[name].shape)}"
 
 
 def starting(state: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:

@@ -459,7 +459,7 @@ def test_a_variant_with_a_network_of_its_own_shares_no_pass(group, apart):
         passes.append(part.tolist())
         return own.get(int(part[0, 0]), net)(repeated)
 
-    out = evaluate_variants(call, x, 6, variants, attachment, group, apart, alone=own)
+    out = evaluate_variants(call, x, 6, variants, attachment, group, apart, unmixed=own)
     for part in passes:
         held = {variant for row in part for variant in row}
         assert len(held) == 1 or held.isdisjoint(own)

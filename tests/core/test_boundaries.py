@@ -185,7 +185,7 @@ def bound_names(node):
         yield node.name
 
 
-@pytest.mark.parametrize("room", ["nodes", "pipelines", "trainers", "lab"])
+@pytest.mark.parametrize("room", ["blend_core", "nodes", "pipelines", "trainers", "lab"])
 def test_variables_are_named_by_nouns(room):
     def wrong(path):
         nodes = ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8")))

@@ -213,7 +213,7 @@ def test_slices_of_a_fused_weight_and_swapped_halves(network, x):
     magnitude = Magnitude(1 + drawn(WIDTH).abs(), of_rows=True)
     dora = Change(Factors(drawn(2, WIDTH), drawn(WIDTH, 2, seed=4), 0.5), magnitude, bias=drawn(WIDTH, seed=6))
     adapter = {
-        Target("qkv", shape, (WIDTH, WIDTH)): Change(product).taken(swapped),
+        Target("qkv", shape, (WIDTH, WIDTH)): Change(product).at_rows(swapped),
         Target("qkv", shape, (2 * WIDTH, WIDTH)): dora,
     }
     merged = copy.deepcopy(network)

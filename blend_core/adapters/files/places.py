@@ -49,8 +49,8 @@ def all_shards(path: Path) -> list[Path]:
 def adapter_files(folder: str | os.PathLike) -> list[Path]:
     """Weight files under `folder` worth showing to a user, sorted; training state and reference copies left out."""
     folder = Path(folder).expanduser()
-    found = (Path(root) / name for root, _, names in os.walk(folder) for name in names)
-    return without_references([file for file in found if is_adapter_file(file)])
+    files = (Path(root) / name for root, _, names in os.walk(folder) for name in names)
+    return without_references([file for file in files if is_adapter_file(file)])
 
 
 def is_adapter_file(path: str | os.PathLike) -> bool:

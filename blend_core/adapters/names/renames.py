@@ -61,26 +61,26 @@ def read_table(text: str) -> tuple[Rename, ...]:
 
 def diffusers_names(renames: Sequence[Rename], targets: Mapping[str, Target]) -> dict[str, tuple[Target, ...]]:
     """Further names of the targets of a host that bears the original's names: rows of the weights it fuses."""
-    names, found = Names(targets), {}
+    names, aliases = Names(targets), {}
     for rename in renames:
         for name, groups in names.matching(rename.native, rename.from_native):
             for part, target in _cut(rename, targets[name]):
                 if part.name:
-                    found.setdefault(_filled(part.name, groups), (target,))
-    return found
+                    aliases.setdefault(_filled(part.name, groups), (target,))
+    return aliases
 
 
 def native_names(renames: Sequence[Rename], targets: Mapping[str, Target]) -> dict[str, tuple[Target, ...]]:
     """Further names of the targets of a host of diffusers: of several, where the original fuses their rows."""
-    names, found = Names(targets), {}
+    names, aliases = Names(targets), {}
     for rename in renames:
         for _, groups in names.matching(rename.parts[0].name, rename.from_first):
             filled = [_filled(part.name, groups) for part in rename.parts if part.name]
             parts = [targets[name] for name in filled if name in targets]
             if len(parts) == len(rename.parts):
                 swapped = tuple(replace(part, swap_halves=part.swap_halves != rename.swap) for part in parts)
-                found.setdefault(_filled(rename.native, groups), swapped)
-    return found
+                aliases.setdefault(_filled(rename.native, groups), swapped)
+    return aliases
 
 
 def skeleton(name: str) -> str:

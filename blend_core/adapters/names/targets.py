@@ -45,7 +45,7 @@ class TargetIndex:
     def _architecture(self) -> Architecture | None:
         """The family whose original names the host has; None of a host of diffusers."""
         names = Names(self._targets)
-        return next((each for each in ARCHITECTURES if names.bear(each.native)), None)
+        return next((architecture for architecture in ARCHITECTURES if names.bear(architecture.native)), None)
 
     @cached_property
     def _aliases(self) -> dict[str, tuple[Target, ...]]:
@@ -53,8 +53,8 @@ class TargetIndex:
         if self._architecture is not None:
             return diffusers_names(self._architecture.renames, self._targets)
         names = Names(self._targets)
-        tables = [each for each in ARCHITECTURES if not each.diffusers or names.bear(each.diffusers)]
-        return native_names([rename for each in tables for rename in each.renames], self._targets)
+        fitting = [table for table in ARCHITECTURES if not table.diffusers or names.bear(table.diffusers)]
+        return native_names([rename for table in fitting for rename in table.renames], self._targets)
 
     def head_size(self, target: Target) -> int | None:
         """Channels of a head of a fused weight whose rows the original code trains head by head; None of others."""
