@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .blends import BlendRegion, BlendSchedule, BlendWeights, BlendWindow, KLInterpolate
+from .blends import BlendRegion, BlendWeights, KLInterpolate
 from .diagnostics import Diagnostics
 from .duel import BlendDuel
 from .loaders import LoadRewardLoRA, ModelAsBasis, ModelAsRewardLoRA
@@ -10,6 +10,7 @@ from .maximin import MaximinKSampler
 from .rewards import LoadRewardModel, PickBest, RewardScorer
 from .samplers import ApplyBlend, BlendedKSampler, MSDDAKSampler, MSDDASampler, StochasticLSSampler
 from .saving import SaveBlendAsLoRA
+from .schedules import BlendSchedule, BlendWindow
 from .sweep import ParetoPlot, Sweep
 
 

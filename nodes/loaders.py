@@ -14,7 +14,7 @@ from ..blend_core import BlendError, read_adapter
 from ..blend_core.adapters import AS_CHOSEN, EXPERTS, is_adapter_file, partner
 from ..blend_core.adapters.catalogue import recognised
 from ..blend_core.adapters.files import shards_of, without_references
-from .host.whole_models import megabytes, network_name, whole_model
+from .host.networks.whole_models import megabytes, network_name, whole_model
 from .inputs import CATEGORY, kl_weight_input
 from .output import CACHED_TOO, shown
 from .types import RewardLoRA, RewardLoRASocket

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from ..blend_core import BlendError, LoadReport, resolve
 from ..blend_core.adapters.exporting import exported, provenance
-from .host.targets import target_index
+from .host.networks.targets import target_index
 from .inputs import CATEGORY, blend_input, model_input
 from .output import shown
 from .types import Basis, LoRABlend, RewardLoRA, blend_of

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from ...blend_core import BlendError
-from ..generation.record import RECORD, read_record
+from ..generation.record import RECORD
 from ..options import read_prompts
 
 FOLLOWED = re.compile(r"positive(_\d+)?|conditioning(_\w+)?|cond\d")  # inputs that lead to the positive prompt
@@ -66,10 +66,11 @@ def stored_prompt(image: Image.Image) -> str | None:
 
 
 def recorded_prompts(folder: Path) -> dict[str, str]:
-    """file -> prompt in the generation.json of a folder; nothing where there is none of ours."""
+    """file -> prompt in the generation.json of a folder, of any format; nothing where no such file says it."""
     try:
-        return {image["file"]: image["prompt"] for image in read_record(folder / RECORD)["images"]}
-    except (BlendError, KeyError, TypeError):
+        images = json.loads((folder / RECORD).read_text(encoding="utf8"))["images"]
+        return {image["file"]: image["prompt"] for image in images}
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 

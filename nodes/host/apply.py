@@ -16,9 +16,9 @@ from nodes import common_ksampler  # ComfyUI's own nodes module: ours is only ev
 from ...blend_core import BlendError, LoadReport, LoRABank, Plan, TargetIndex, resolve
 from ...blend_core.estimators import Estimator, exact, merged
 from ..types import KEY, LoRABlend, RewardLoRA
+from .networks.targets import target_index
+from .networks.whole_models import WholeModels
 from .run import Record, RunSettings, Steering
-from .targets import target_index
-from .whole_models import WholeModels
 from .wrappers import Wrappers
 
 log = logging.getLogger(__name__)

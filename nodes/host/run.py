@@ -21,13 +21,13 @@ from ...blend_core.network.execution import evaluate_variants, mixed
 from ...blend_core.parameterization import State
 from ...blend_core.plan import Call, Job
 from ..types import KEY, LoRABlend
-from .conditionings import Conditionings
-from .other_packs import Caches, check_choices, separates
+from .networks.conditionings import Conditionings
+from .networks.other_packs import Caches, check_choices, separates
+from .networks.row_layout import keeps_rows_apart, note
+from .networks.whole_models import moved
 from .private import PARAMETERS, is_compiled, keep_moving_weights_as_stored, network_of
-from .row_layout import keeps_rows_apart, note
 from .steps import StepClock
 from .turns import Turns
-from .whole_models import moved
 
 log = logging.getLogger(__name__)
 

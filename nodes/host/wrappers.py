@@ -27,12 +27,12 @@ from ...blend_core.adapters.foreign import first_of
 from ...blend_core.estimators import image_seed
 from ...blend_core.regions import painted
 from ..types import KEY
-from .other_packs import refuse, separates
+from .networks.other_packs import refuse, separates
+from .networks.row_layout import keeps_rows_apart, mixes_images
+from .networks.whole_models import WholeModels
 from .private import is_nested, sampler_function_name
-from .row_layout import keeps_rows_apart, mixes_images
 from .run import MEMORY_MARGIN, BlendedRun, RunSettings, Steering, blended_run
 from .steps import StepClock
-from .whole_models import WholeModels
 
 log = logging.getLogger(__name__)
 

@@ -86,7 +86,7 @@ def test_auto_never_asks_for_more_than_is_free(graph, base, files, monkeypatch):
 @pytest.fixture
 def unknown(monkeypatch):
     """No network is known to keep rows apart, or to mix them."""
-    rows = submodule("nodes.host.row_layout")
+    rows = submodule("nodes.host.networks.row_layout")
     monkeypatch.setattr(rows, "APART", {})
     monkeypatch.setattr(rows, "TESTED", frozenset())
     monkeypatch.setattr(rows, "_shown", {})

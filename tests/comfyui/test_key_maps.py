@@ -21,7 +21,7 @@ NAMED = tuple(family for family in EVERY if family.name != "MiniMax Music 3")  #
 
 def index_of(model):
     """The pack's index of a model."""
-    return host.submodule("nodes.host.targets").target_index(model.model)
+    return host.submodule("nodes.host.networks.targets").target_index(model.model)
 
 
 def drawn(model):

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from ...blend_core import BlendError
-from .private import network_of
+from ....blend_core import BlendError
+from ..private import network_of
 
 RECORDING = ("nodes_sag",)  # its mask comes from the attention of a whole batch; ComfyUI puts a path before the name
 """Modules whose attention patches keep what they saw: rows of several variants would mix images."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ...blend_core.network.execution import agree
-from .private import network_of
+from ....blend_core.network.execution import agree
+from ..private import network_of
 
 APART = {
     "GeneralDIT": "its layers get frames first",  # Cosmos 1

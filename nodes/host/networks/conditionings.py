@@ -15,9 +15,9 @@ from comfy.conds import CONDConstant
 from comfy.model_base import BaseModel
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from ...blend_core import BlendError
-from ...blend_core.network.bank import Attachment
-from ...blend_core.network.execution import ByVariant
+from ....blend_core import BlendError
+from ....blend_core.network.bank import Attachment
+from ....blend_core.network.execution import ByVariant
 
 
 class Conditionings:

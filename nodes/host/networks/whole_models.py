@@ -17,9 +17,9 @@ from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor
 
-from ...blend_core import BlendError
-from ..types import KEY, Basis, WholeModel
-from .private import compiles, has_lora_hook, inner_apply_model, network_of, own_copy, reread
+from ....blend_core import BlendError
+from ...types import KEY, Basis, WholeModel
+from ..private import compiles, has_lora_hook, inner_apply_model, network_of, own_copy, reread
 
 MODELS_KEY = f"{KEY}_models"
 MB = 2**20

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import comfy.lora
 import torch
 
-from ...blend_core import Target, TargetIndex
-from .private import names_of_stored
+from ....blend_core import Target, TargetIndex
+from ..private import names_of_stored
 
 
 def target_index(base_model: torch.nn.Module) -> TargetIndex:
