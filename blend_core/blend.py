@@ -10,7 +10,7 @@ Our words and the papers' (arXiv 2505.18547, Diffusion Blend; arXiv 2604.14379, 
     DB-MPA           c_i = w_i
     DB-KLA           c = lambda,  c_base = 1 - lambda
     both             c_i = lambda * w_i
-    unlike alphas    c_i = lambda * w_i * alpha_i / alpha_target   (the control is linear in 1 / alpha)
+    different alphas c_i = lambda * w_i * alpha_i / alpha_target   (the control is linear in 1 / alpha)
 
 A blend is exact when the log-moment of each reward has the gradient of its mean (the Jensen gap is flat: a linear
 reward on Gaussian data, one-hot preferences, alignment 0). Elsewhere it is the Jensen-gap approximation, whose error

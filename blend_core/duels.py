@@ -38,7 +38,7 @@ _KNOWN = (
 )
 _UNITS = 100  # preferences that are shown are whole hundredths, so that text holds them exactly
 _PARTICLES, _SWEEPS, _PAIRS = 1024, 5, 1024
-_TYPED = 0.025  # how far typed hundredths of six equal weights may sum beside 1
+_TYPED = 0.025  # how far typed hundredths of six equal weights may sum next to 1
 _JUDGES = 256  # particles, in random order, that a pair's information is averaged over
 
 

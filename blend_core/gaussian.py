@@ -5,8 +5,8 @@ A step from sigma to the lower sigma_next draws x_next ~ N(mean, spread^2 I). Tw
     ve     x = x0 + sigma n                     eps and v models, as k-diffusion has them
     flow   x = (1 - sigma) x0 + sigma n         rectified flow
 
-eta is how ancestral the step is: 0 deterministic, 1 as the forward process has it. Bases that were trained with unlike
-eta have unlike spreads, and the more certain one counts more:
+eta is how ancestral the step is: 0 deterministic, 1 as the forward process has it. Bases that were trained at
+different eta have different spreads, and the more certain one counts more:
 
     1 / spread^2 = sum_i c_i / s_i^2,      mean = spread^2 sum_i c_i mean_i / s_i^2
 

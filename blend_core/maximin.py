@@ -11,8 +11,8 @@ exponentiated gradient descent finds the w of the largest worst reward:
 (Freund and Schapire 1999, Adaptive game playing using multiplicative weights; with losses of groups it is Algorithm 1
 of arXiv 1911.08731.) The rewards of the predicted x0 stand for E[z_i]: exact for linear rewards on Gaussian data, and
 better elsewhere the lower the noise is. What early weights missed, later ones make up for, at growing cost.
-With unlike scales z is no gradient in these w any more; where the weights rest, all rewards with a weight are still
-attained alike, and none without one less.
+With different scales z is no gradient in these w any more; where the weights rest, all rewards with a weight are still
+attained equally, and none without one less.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def attained(scores: Tensor, targets: Sequence[float], scales: Sequence[float]) 
 def worse_first(preference: Tensor, attained: Tensor, rate: float) -> Tensor:
     """w_i exp(-rate z_i), normalised over the last axis: the preference (..., m) after one step of descent on V.
 
-    attained: z, shaped as preference; where all are alike nothing moves.  rate: above 0; a difference of 1 / rate in z
+    attained: z, shaped as preference; where all are equal nothing moves.  rate: above 0; a difference of 1 / rate in z
     moves the odds of two rewards by e.  A weight of 0 stays 0.
     """
     counted = preference > 0

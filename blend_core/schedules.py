@@ -52,7 +52,7 @@ class Schedule:
             )
         check_until(self.until)
         if len({blend.names for blend in self.blends}) > 1:
-            raise BlendError("the blends of a schedule are of unlike bases. Express all of them over the same bases.")
+            raise BlendError("the blends of a schedule are of different bases. Express all over the same bases.")
 
     @classmethod
     def even(cls, blends: Sequence[Blend], curve: str = "linear") -> Schedule:

@@ -118,7 +118,7 @@ def _repository_files(repository: str) -> list[RemoteFile]:
 
 
 def _fetched(entry: Entry, file: RemoteFile, place: Path) -> None:
-    """Download to a part beside `place`, from where it ends, and rename it when it is whole.
+    """Download to a part next to `place`, from where it ends, and rename it when it is whole.
 
     hf_hub_download would begin anew: since version 1 it keeps nothing of a download that was cut off.
     """

@@ -124,7 +124,7 @@ class LoadRewardLoRA(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str, expert: str = AS_CHOSEN, **_) -> tuple:
-        """Changes when the file or a config beside it does, or another file becomes its partner."""
+        """Changes when the file or a config next to it does, or another file becomes its partner."""
         path = Path(_path_of(_of_pair(lora_name, expert)))
         files = [*shards_of(path), *sorted(path.parent.glob("*config.json"))]
         return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())

@@ -36,7 +36,7 @@ function parse(text) {
 /** Whether numbers are shares of a whole: none below 0, with a sum. */
 const areShares = (numbers) => numbers.every((number) => number >= 0) && numbers.some((number) => number > 0);
 
-/** `count` shares of sum 1: of the numbers where they fit, else all alike. */
+/** `count` shares of sum 1: of the numbers where they fit, else all equal. */
 function sharesOf(numbers, count) {
   if (numbers?.length !== count || !areShares(numbers)) return Array(count).fill(1 / count);
   const sum = numbers.reduce((a, b) => a + b, 0);
@@ -188,7 +188,7 @@ function attach(node, part, state) {
   const written = () => sharesOf(parse(weights.value), state.names.length);
   const show = (shares) => {
     control.show(shares, written());
-    const numbers = parse(weights.value); // none at all: all alike
+    const numbers = parse(weights.value); // none at all: all equal
     const fits = [0, state.names.length].includes(numbers?.length) && numbers.every((number) => number >= 0);
     part.root.style.opacity = fits ? "" : 0.5;
   };

@@ -23,7 +23,7 @@ function sharesOf(numbers) {
   return numbers.map((number) => (greatest > least && Number.isFinite(number) ? (number - least) / (greatest - least) : 0));
 }
 
-/** rows: [image, score of each reward ..., weighted score] as text; `heading` alike. */
+/** rows: [image, score of each reward ..., weighted score] as text; `heading` too. */
 function table([heading, ...rows]) {
   const names = [word(heading[0]), ...heading.slice(1, -1), word(heading.at(-1))];
   const columns = heading.map((_, i) => (i === 0 ? rows.map(() => 0) : sharesOf(rows.map((row) => Number(row[i])))));

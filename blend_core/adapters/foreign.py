@@ -27,7 +27,7 @@ _WHOLE_MODULE = re.compile(r"(^|\.)modules_to_save\.|(\.|^)(weight|bias)$")
 _BASE_LAYER = re.compile(r"\.base_layer\.")  # peft's name for the layer below an adapter
 _MODULES_TO_SAVE = re.compile(r"(^|\.)modules_to_save\.")
 
-# (what it is, pattern of a key): beside a LoRA they change no weight of the network
+# (what it is, pattern of a key): next to a LoRA they change no weight of the network
 _HARMLESS = tuple(
     (words, re.compile(pattern))
     for words, pattern in (
@@ -43,7 +43,7 @@ _OF_THE_BASE = "weights of the base, which a LoRA leaves as they are"
 
 
 def sorted_out(keys: Iterable[str]) -> tuple[list[str], Counter]:
-    """(keys that matter, counts of those that stand beside a LoRA and change no weight), by what they are.
+    """(keys that matter, counts of those that stand next to a LoRA and change no weight), by what they are.
 
     The state dict of a whole network under peft, which has `base_layer` in its names, holds the base's weights too.
     """
@@ -99,7 +99,7 @@ def _kind_of(key: str) -> tuple[str, str] | None:
 def _extra_keys(keys: Sequence[str], file: str, *, whole: bool) -> BlendError:
     what = "whole modules (modules_to_save, or the base model's own weights)" if whole else "keys of an unknown kind"
     return BlendError(
-        f"{file} holds, beside its LoRA, {len(keys)} keys that are {what}: {first_of(keys, 5)}. Only low-rank factors "
+        f"{file} holds, next to its LoRA, {len(keys)} keys that are {what}: {first_of(keys, 5)}. Only low-rank factors "
         "can be blended, and dropping the rest would be another model. Save the LoRA alone, merge the file, or allow "
         "partial loading."
     )

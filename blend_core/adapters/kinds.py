@@ -1,4 +1,4 @@
-"""What one module's tensors are together: a LoRA, LoHa, LoKr or a difference, with what stands beside it.
+"""What one module's tensors are together: a LoRA, LoHa, LoKr or a difference, with what stands next to it.
 
     kind = kind_of(module, record, file, full_rank)         # record: role -> key
     change = kind.build(parts)                              # parts: role -> tensor; of scale 1
@@ -101,7 +101,7 @@ def checked(parts: Parts, record: Mapping[str, Key]) -> tuple[dict[str, Tensor],
 
 
 def scaled(module: str, built: Built, parts: Parts, bound: float, scale: Scale | None) -> Factors | Change:
-    """The change of a module at its scale, with what stands beside it. scale: None where it has none.
+    """The change of a module at its scale, with what stands next to it. scale: None where it has none.
 
     bound: see `checked`. Raises BlendError for what cannot have been trained.
     """

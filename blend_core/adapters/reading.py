@@ -257,5 +257,5 @@ def _notes(
         )
     files = len(weight_files_in(path.parent))
     if files > 1 and config.source.endswith(".json"):
-        notes.append(f"{config.source} lies beside {files} weight files; make sure that it belongs to this one")
+        notes.append(f"{config.source} lies next to {files} weight files; make sure that it belongs to this one")
     return tuple(notes)

@@ -4,7 +4,7 @@ Sources in order: `.alpha` in the file, the safetensors header, what a checkpoin
 lora_config.json, none (scale 1). The rank is always the tensor's own; the header `ss_network_alpha` of kohya is no
 source.
 
-A JSON file speaks for the files beside it that agree with it in rank and targets, and for the only one of a folder
+A JSON file speaks for the files next to it that agree with it in rank and targets, and for the only one of a folder
 where a trainer gave both their names: a stray adapter_config.json must not rescale what lies in models/loras.
 """
 
@@ -79,7 +79,7 @@ class AlphaConfig:
 
 
 def alpha_config(file: WeightFile, ranks: Mapping[str, int | None]) -> tuple[AlphaConfig | None, tuple[str, ...]]:
-    """(the first config that states alpha for this file, notes on configs beside it that do not).
+    """(the first config that states alpha for this file, notes on configs next to it that do not).
 
     ranks: of the file's modules. Raises BlendError for a config of this file that describes what is not read.
     """
@@ -105,7 +105,7 @@ def alpha_config(file: WeightFile, ranks: Mapping[str, int | None]) -> tuple[Alp
 class _Source:
     """A place where alpha may be stated.
 
-    json_name: of a file beside, which may be another file's.  weights_name: how its trainer calls the weights.
+    json_name: of a file next to, which may be another file's.  weights_name: how its trainer calls the weights.
     """
 
     read: Callable[[WeightFile], AlphaConfig | None]
@@ -120,7 +120,7 @@ class _Source:
         if only and (file.path.stem.startswith(self.weights_name) or not config.comparable):
             return ""
         if config.refusal or not config.comparable:
-            return "it lies beside other files, and nothing in it says that it is for this one"
+            return "it lies next to other files, and nothing in it says that it is for this one"
         return config.contradiction(ranks)
 
 
@@ -130,7 +130,7 @@ def _from_header(file: WeightFile) -> AlphaConfig | None:
 
 
 def _from_checkpoint(file: WeightFile) -> AlphaConfig | None:
-    """What UniRL's checkpoint says beside its state dict."""
+    """What UniRL's checkpoint says next to its state dict."""
     return _plain_config(file.lora_config, "alpha", "rank", "lora_config in the checkpoint")
 
 
@@ -157,7 +157,7 @@ _SOURCES = (
 
 
 def module_scale(module: str, rank: int | None, alpha: Tensor | None, config: AlphaConfig | None) -> Scale:
-    """Scale of one module from the first source that exists; `alpha` is the tensor beside it, if any.
+    """Scale of one module from the first source that exists; `alpha` is the tensor next to it, if any.
 
     rank: None for the product of two whole matrices (LoKr), which LyCORIS does not scale, and peft by its config.
     """

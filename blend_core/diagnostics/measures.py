@@ -168,7 +168,7 @@ def _variation(tilt: Tensor) -> Tensor:
 
 
 def _least_kl_weight(scores: Tensor) -> float:
-    """The alpha at which the mean variation is MOST_VARIATION; 0 where scores are all alike."""
+    """The alpha at which the mean variation is MOST_VARIATION; 0 where scores are all equal."""
     spread = scores.std(0).max().item()
     if spread == 0:
         return 0.0

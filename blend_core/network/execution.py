@@ -64,8 +64,8 @@ def evaluate_variants(
 
     inputs: any nest of dicts, lists and tuples; tensors whose first axis is `rows` are repeated, the rest is passed on.
     Every pass gets containers of its own, because networks empty some of them (ControlNet's lists) while they run.
-    apart: no pass holds two variants, and images of unlike variants are evaluated on their own. A network whose layers
-    do not get the batch as their first axis needs it.
+    apart: no pass holds two variants, and images of different variants are evaluated on their own. A network whose
+    layers do not get the batch as their first axis needs it.
     unmixed: variants that no pass mixes with others, because `call` has another network for each of them.
     """
     batch = variants.shape[1]
@@ -130,7 +130,7 @@ def _device_of(inputs: Any) -> torch.device | None:
 
 
 def mixed(variants: Tensor, group: int) -> bool:
-    """Whether a pass of `group` of the variants (k, batch) would hold unlike ones."""
+    """Whether a pass of `group` of the variants (k, batch) would hold different ones."""
     return any(len(part.unique()) > 1 for part in variants.split(group))
 
 

@@ -20,7 +20,7 @@ MOST_LETTERS = 32  # of a label in the legend
 
 @dataclass
 class Line:
-    """A curve. points: (step from 1, value).  notes: beside each point, above or below.  trusted: hollow where not."""
+    """A curve. points: (step from 1, value).  notes: next to each point, above or below.  trusted: hollow where not."""
 
     label: str
     colour: str

@@ -31,7 +31,7 @@ def vit_l_14() -> CLIPConfig:
 
 
 def vit_h_14() -> CLIPConfig:
-    """LAION's ViT-H/14 at 224 pixels; unlike OpenAI's models it has the exact GELU."""
+    """LAION's ViT-H/14 at 224 pixels; it has the exact GELU, which OpenAI's models have not."""
     return _config(1024, (1280, 5120, 32, 16), (1024, 4096, 24, 16), "gelu")
 
 

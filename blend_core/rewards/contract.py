@@ -44,7 +44,7 @@ class Reward(nn.Module):
     """
 
     activation_bytes = 0
-    """What one image of a pass needs beside the weights, an estimate in bytes."""
+    """What one image of a pass needs next to the weights, an estimate in bytes."""
 
     def __init__(self, card: Card):
         super().__init__()

@@ -45,13 +45,13 @@ def square(size: int | Sequence[int] | None) -> int:
 def check_keys(what: str, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Raise BlendError unless both have the same names and shapes."""
     missing, spare = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    unlike = [name for name in expected.keys() & tensors.keys() if expected[name].shape != tensors[name].shape]
-    if not (missing or spare or unlike):
+    mismatched = [name for name in expected.keys() & tensors.keys() if expected[name].shape != tensors[name].shape]
+    if not (missing or spare or mismatched):
         return
     facts = [
         *([f"{len(missing)} are missing ({', '.join(missing[:3])})"] if missing else []),
         *([f"{len(spare)} are unknown ({', '.join(spare[:3])})"] if spare else []),
-        *([_shapes(name, expected, tensors) for name in sorted(unlike)[:1]]),
+        *([_shapes(name, expected, tensors) for name in sorted(mismatched)[:1]]),
     ]
     raise BlendError(
         f"the file does not fit {what}: of its {len(tensors)} tensors {'; '.join(facts)}. It is another model's, or "

@@ -99,7 +99,7 @@ def test_weights_below_0_wait_and_keep_their_sign_beside_a_muted_reward(opened):
     }}""")
     editor.wait(600)
     assert editor.locator(CONTROLS).evaluate("(part) => part.style.opacity") == "0.5"
-    assert editor.locator(f"{CONTROLS} span").all_inner_texts()[1] == "beautiful 0.50", "no shares: all alike"
+    assert editor.locator(f"{CONTROLS} span").all_inner_texts()[1] == "beautiful 0.50", "no shares: all equal"
     prompt = editor.evaluate("async () => (await app.graphToPrompt()).output")
     (weights,) = (node["inputs"]["weights"] for node in prompt.values() if node["class_type"] == BLEND_WEIGHTS)
     assert weights == "-0.5"

@@ -84,7 +84,7 @@ def image_prompt(model, images: int = 1, masks: Tensor | None = None, weights=No
     }
     for number, (place, layer) in enumerate(_cross_attentions(clone)):
         projections = [_random_linear(width, layer.to_q.out_features, generator) for _ in range(2)]
-        weight = 0.5 + 0.2 * number if weights is None else weights  # its weight types give layers unlike weights
+        weight = 0.5 + 0.2 * number if weights is None else weights  # its weight types give layers different weights
         patch = ImagePrompt(*projections, weight=weight, **shared)
         replaced = clone.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
         clone.set_model_attn2_replace(patch.over(replaced.get(place)), *place)

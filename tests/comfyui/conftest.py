@@ -159,7 +159,7 @@ def kind_case(nodes, lora_folder):
 
 @pytest.fixture(scope="session")
 def reward_loras(base, lora_folder):
-    """Three LoRAs of unlike rank, coverage, alpha and spelling. Returns (LoRA, file name) pairs."""
+    """Three LoRAs of different rank, coverage, alpha and spelling. Returns (LoRA, file name) pairs."""
     everything, attentive, linear_only = loras.three_loras(base.model)
     return [
         (everything, loras.write_kohya(everything, lora_folder)),

@@ -29,7 +29,7 @@ def write_checkpoint(path: Path, seed: int = 0) -> None:
 
 
 def write_sd3_checkpoint(path: Path) -> None:
-    """SD3 alike: 9 MB."""
+    """The same for SD3: 9 MB."""
     from . import networks
 
     _write_checkpoint(path, networks.sd3(), latent_channels=16)

@@ -29,7 +29,7 @@ class Family:
 
     load: a base model, always with the same weights.  latent: the shape of one empty latent, or of its streams (video
     and sound).  width: of a prompt's tokens.  tokens: how many.  extra: see Prompt.  renames: ComfyUI's map from
-    diffusers' names, where it has one.  sequential: why its network never takes unlike variants in one batch; empty
+    diffusers' names, where it has one.  sequential: why its network never takes different variants in one batch; empty
     where it does.  images: how many may be made at once, where one of them changes another.  calls: of the network
     in a step, for the prompt and the negative one.  before: the parts of the network that run while the prompt is
     prepared, and not in a pass.  rounding: how much more of it than others the family has.  keeps: what the network

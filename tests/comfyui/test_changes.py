@@ -26,7 +26,7 @@ def test_a_blend_equals_copies_that_comfyui_merged(kind_case, name, kind, caplog
 
 @pytest.mark.parametrize("kind", ["lokr", "dora_of_columns"])
 def test_one_per_step_and_msdda(kind_case, kind):
-    """Images of a batch under unlike variants, and the fusion of steps."""
+    """Images of a batch under different variants, and the fusion of steps."""
     this = kind_case("SD 1.5", kind)
     whole = {**this.inputs, "steps": 3}
     both, choices = this.graph.stochastic(this.model, this.blend(1.0), **whole)

@@ -14,7 +14,7 @@ from .reference import ROUNDING, assert_differ, assert_equal, blended_reference,
 
 EVALUATIONS = ("exact", "stratified", "MSDDA")
 EXECUTIONS = ("batched", "sequential")
-SEED = 4  # of the choices: the two images take unlike variants
+SEED = 4  # of the choices: the two images take different variants
 
 
 @pytest.fixture(scope="module", params=EVERY, ids=[family.name for family in EVERY])

@@ -1,4 +1,4 @@
-"""Maximin KSampler: weights that stay where rewards are alike, and move to the worse one where they are not."""
+"""Maximin KSampler: weights that stay where rewards are equal, and move to the worse one where they are not."""
 
 import comfy.sd
 import comfy.taesd.taesd

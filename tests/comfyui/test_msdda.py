@@ -1,4 +1,4 @@
-"""MSDDA inside ComfyUI: equal eta is the blended ancestral sampler; unlike eta the fusion of separate models' steps."""
+"""MSDDA in ComfyUI: equal eta is the blended ancestral sampler, different eta the fusion of separate models' steps."""
 
 import comfy.samplers
 import comfy.utils

@@ -20,7 +20,7 @@ BlendError = submodule("blend_core").BlendError
 
 
 def test_an_image_prompt(cases):
-    """One for all images: several chunks and variants in a batch, layers of unlike weight."""
+    """One for all images: several chunks and variants in a batch, layers of different weight."""
     assert_blends(cases("SDXL"), companions.image_prompt)
 
 

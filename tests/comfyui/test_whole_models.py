@@ -37,7 +37,7 @@ from .traces import Snapshot, alive, resident_bytes
 EXECUTIONS = ("auto", "batched", "sequential")
 ALIGNMENT = 0.9
 STEPS = 6
-SEED = 2  # of one variant per step: the images take unlike ones
+SEED = 2  # of one variant per step: the images take different ones
 ETAS = (0.9, 1.0, 0.4, 0.7)
 
 

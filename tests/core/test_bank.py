@@ -67,7 +67,7 @@ LINEARS = [
 SINGLE_VECTORS = LINEARS[4]  # a linear layer that meets one vector per image
 EVERYWHERE = CONVOLUTIONS + LINEARS
 
-# unlike in rank, scale and coverage: the second lacks the convolutions, the third q and v of the first block
+# different in rank, scale and coverage: the second lacks the convolutions, the third q and v of the first block
 BASES = [
     (EVERYWHERE, 3, 0.5),
     (LINEARS, 1, 2.0),

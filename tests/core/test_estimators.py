@@ -161,7 +161,7 @@ def test_a_seed_fixes_an_images_choices_whatever_the_batch(estimator):
 @pytest.mark.parametrize("estimator", ONE_PER_STEP)
 def test_other_seeds_choose_otherwise(estimator):
     plans = choices(estimator(SHARES, 25, [image_seed(0, i) for i in range(10)]))
-    assert len({tuple(column) for column in plans.T.tolist()}) >= 9  # two alike by chance at most
+    assert len({tuple(column) for column in plans.T.tolist()}) >= 9  # two equal by chance at most
 
 
 @pytest.mark.slow
@@ -217,11 +217,11 @@ def test_a_part_of_the_batch_is_served_where_all_images_share_their_variants():
     plan = exact((0.5, 0.25, 0.25), 2, range(4))
     assert plan.for_images(0, 4).shape == (3, 4)
     assert plan.for_images(1, 3).tolist() == [[0] * 3, [1] * 3, [2] * 3]
-    unlike = Plan(torch.tensor([[[0, 1, 0]], [[1, 1, 1]]]), torch.ones(2, 1, dtype=torch.float64))
-    assert unlike.for_images(1, 2).tolist() == [[1, 1]]
-    assert unlike.for_images(0, 3).tolist() == [[0, 1, 0]]
+    mixed = Plan(torch.tensor([[[0, 1, 0]], [[1, 1, 1]]]), torch.ones(2, 1, dtype=torch.float64))
+    assert mixed.for_images(1, 2).tolist() == [[1, 1]]
+    assert mixed.for_images(0, 3).tolist() == [[0, 1, 0]]
     with pytest.raises(BlendError, match=r"2 images at once where the batch has 3.*choose the exact evaluation"):
-        unlike.for_images(0, 2)
+        mixed.for_images(0, 2)
 
 
 def test_choices_are_described_by_image_and_step():

@@ -24,11 +24,11 @@ class LinearRewards:
 
     E[r] = A m + G w,   G = lambda A S A^T / alpha,   and V(w) = w . (A m - targets) + w . G w / 2
 
-    is strictly convex: a w inside the simplex with all E[z_i] alike is its only minimum.
+    is strictly convex: a w inside the simplex with all E[z_i] equal is its only minimum.
     """
 
     def __init__(self, count, meet=None, targets=None, scales=None, seed=11):
-        """meet: targets are such that all rewards are attained alike at this preference."""
+        """meet: targets are such that all rewards are attained equally at this preference."""
         self.base, self.directions = gaussian(), normal(count, 6, seed=seed)
         self.blend = Blend(("a", "b", "c")[:count], (1 / count,) * count, ALIGNMENT)
         self.worlds = [self.base, *(self.base.tilted_linear(a, KL_WEIGHT) for a in self.directions)]

@@ -59,7 +59,7 @@ def test_aligned_scales_every_keyframe():
         ((0.5, 0.5), (FIRST, SECOND), "linear", "each above the one before"),
         ((0, 1.5), (FIRST, SECOND), "linear", "from 0"),
         ((0, 1), (FIRST, SECOND), "wild", "expected one of linear, smooth, step"),
-        ((0, 1), (FIRST, Blend(("a",), (1.0,))), "linear", "unlike bases"),
+        ((0, 1), (FIRST, Blend(("a",), (1.0,))), "linear", "different bases"),
     ],
 )
 def test_schedules_that_cannot_be_are_refused(positions, blends, curve, message):

@@ -64,7 +64,7 @@ def test_a_record_makes_the_same_files_again(studio, tmp_path, evaluation):
     made = files(tmp_path / "a")
     assert sorted(made) == ["00000.png", "00001.png", "00002.png", "00003.png", "generation.json"]
     assert made == files(tmp_path / "b")
-    assert len(set(made.values())) == 5  # no two images alike
+    assert len(set(made.values())) == 5  # no two images equal
 
 
 def test_the_images_are_those_of_the_python_host(studio, tmp_path):

@@ -1,4 +1,4 @@
-"""MSDDA on diffusers: equal eta is the blended DDIM run, unlike eta the fusion of separate models' steps."""
+"""MSDDA on diffusers: equal eta is the blended DDIM run, different eta the fusion of separate models' steps."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""The diffusers host at the level of one network call: UNet, SD3 and Flux alike."""
+"""The diffusers host at the level of one network call: UNet, SD3 and Flux."""
 
 import copy
 

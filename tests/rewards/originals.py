@@ -27,7 +27,7 @@ OUT = Path(sys.argv[1])
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HEAD_WIDTH, LAYERS = 4, 2  # of the small towers; the number of heads is the official one
 
-# Each photograph with its own prompt; the second is above 77 tokens (and 35), where both sides must cut alike.
+# Each photograph with its own prompt; the second is above 77 tokens (and 35), where both sides must cut equally.
 PROMPTS = (
     "an astronaut in an orange suit, portrait",
     "a cup of coffee on a wooden table, " + ", ".join(["warm light, steam, spoon"] * 20),

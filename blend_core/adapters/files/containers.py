@@ -15,7 +15,7 @@ from torch import Tensor
 from ...errors import BlendError
 
 _WRAPPERS = ("policy_state_dict", "state_dict", "lora", "module")  # the first is UniRL's
-_LORA_CONFIG = "lora_config"  # beside UniRL's policy_state_dict: rank and alpha
+_LORA_CONFIG = "lora_config"  # next to UniRL's policy_state_dict: rank and alpha
 LARGEST_TENSOR = 2**28  # numbers; a factor of rank 1024 on a width of 25,600 is a tenth of it
 
 

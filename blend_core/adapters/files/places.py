@@ -14,7 +14,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _TRAINING_STATE = (
     "*optimizer*", "random_states*", "rng_state*", "*scheduler*", "scaler*", "sampler*", "training_args*",
 )  # fmt: skip
-_REFERENCE_COPIES = ("old", "ref")  # folders of the policy that a trainer compares with, beside the one to use
+_REFERENCE_COPIES = ("old", "ref")  # folders of the policy that a trainer compares with, next to the one to use
 _MOST_SHARDS = 999
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 _NAMES_THAT_SAY_NOTHING = {
@@ -96,7 +96,7 @@ def weight_files_in(folder: Path) -> list[Path]:
 
 
 def without_references(files: Sequence[Path]) -> list[Path]:
-    """Sorted, without the copies of a policy that trainers keep to compare with: lora/old/ below lora/ or beside it."""
+    """Sorted, without the copies of a policy that trainers compare with: lora/old/ below lora/ or next to it."""
     shown = {file for file in files if file.parent.name not in _REFERENCE_COPIES}
     used = {(file.parent, file.name) for file in shown} | {(file.parent.parent, file.name) for file in shown}
     return sorted(file for file in files if file in shown or (file.parent.parent, file.name) not in used)
@@ -117,7 +117,7 @@ def one_file(path: Path) -> Path:
 
 
 def _only_file_in(folder: Path) -> Path:
-    """The only LoRA in a folder, or the one below it that lies beside reference copies of itself."""
+    """The only LoRA in a folder, or the one below it that lies next to reference copies of itself."""
     files = weight_files_in(folder)
     below = [] if files else adapter_files(folder)
     if len(files) == 1:
