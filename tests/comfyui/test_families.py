@@ -95,7 +95,8 @@ def test_images_that_change_each_other_take_one_choice(case):
 
 
 def test_the_network_is_known_to_need_one_variant_at_a_time(case):
-    assert submodule("nodes.host.networks.row_layout").keeps_rows_apart(case.model.model) is not bool(case.family.sequential)
+    layout = submodule("nodes.host.networks.row_layout")
+    assert layout.keeps_rows_apart(case.model.model) is not bool(case.family.sequential)
 
 
 @pytest.mark.parametrize("evaluation", EVALUATIONS)
