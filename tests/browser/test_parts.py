@@ -34,8 +34,7 @@ def test_the_kl_dial_has_marks_and_keys_that_set_its_widget(opened):
     editor = opened("kl_dial", KL)
     slider = editor.locator(".diffusion-blend-alignment input")
     pressed = editor.locator(".diffusion-blend-alignment [aria-pressed=true]")
-    assert saved_values("kl_dial", KL) == [0.5], "a graph from before until"
-    assert editor.saved(KL) == [0.5, 1]
+    assert editor.saved(KL) == saved_values("kl_dial", KL) == [0.5, 1]
     assert editor.evaluate(f"{widget_of(KL, 'alignment')}.type") == "number", "the dial is the only slider"
     assert float(slider.input_value()) == 0.5 and pressed.count() == 0
     for mark, value in {"as trained": 1, "beyond": 1.5, "base": 0}.items():
@@ -56,6 +55,15 @@ def test_the_kl_dial_has_marks_and_keys_that_set_its_widget(opened):
     editor.evaluate(f"() => {{ {node_of(KL)}.widgets.find(({{ name }}) => name === 'alignment').value = 2; }}")
     editor.wait(400)
     assert float(slider.input_value()) == 2
+
+
+def test_a_graph_from_before_until_opens_with_1(opened):
+    editor, graph = opened("kl_dial", KL), content_of("kl_dial")
+    node = next(node for node in graph["nodes"] if node["type"] == KL)
+    node["inputs"] = [slot for slot in node["inputs"] if slot["name"] != "until"]
+    node |= {"widgets_values": [0.7], "widgets_values_named": {"alignment": 0.7}}
+    editor.load(graph)
+    assert editor.saved(KL) == [0.7, 1]
 
 
 def test_the_scorer_draws_its_table_with_bars(opened):
