@@ -6,7 +6,7 @@
 `index` is built once per host from the names that host knows its weights by. Nothing here imports a host.
 """
 
-from .adapter import Adapter, plain, soup
+from .adapter import Adapter, plain
 from .changes import Change, Delta, Factors, Magnitude
 from .experts import AS_CHOSEN, EXPERTS, mixed_experts, partner
 from .files import adapter_files, is_adapter_file
@@ -36,5 +36,4 @@ __all__ = [
     "plain",
     "read_adapter",
     "resolve",
-    "soup",
 ]

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
-
-import torch
 
 from ..errors import BlendError
 from .changes import Change, Factors
@@ -121,24 +119,6 @@ class Adapter:
             return 1.0
 
 
-def soup(resolved: Sequence[Mapping[Any, Factors]], weights: Sequence[float]) -> dict[Any, Factors]:
-    """The adapter whose delta is sum_i w_i * scale_i * up_i @ down_i on every target, exactly.
-
-    Factors are concatenated along the rank, with w_i * scale_i folded into `up`: the result has scale 1 and the
-    ranks' sum. A target some adapters lack takes the base there; adapters of weight 0 add no rank. Raises BlendError
-    for what is no pair of factors.
-    """
-    _check_weights(resolved, weights)
-    for factors_by_target in resolved:
-        plain(factors_by_target.values(), "an average of weights")
-    terms: dict[Any, list[tuple[float, Factors]]] = {}
-    for weight, factors_by_target in zip(weights, resolved, strict=True):
-        for target, factors in factors_by_target.items():
-            if weight != 0:
-                terms.setdefault(target, []).append((float(weight), factors))
-    return {target: _concatenated(parts) for target, parts in terms.items()}
-
-
 def plain(changes: Iterable[Factors | Change], what: str) -> None:
     """Raise BlendError unless all are low-rank factors. what: who needs them."""
     kinds = sorted({change.kind for change in changes if not isinstance(change, Factors)})
@@ -147,22 +127,6 @@ def plain(changes: Iterable[Factors | Change], what: str) -> None:
             f"{what} needs low-rank factors throughout, but {', '.join(kinds)} came. Convert the file to LoRA, or "
             "leave it out here."
         )
-
-
-def _concatenated(parts: Sequence[tuple[float, Factors]]) -> Factors:
-    # fp32 at least: in fp16 a small `up` times a small weight would round to zero.
-    dtype = torch.promote_types(parts[0][1].up.dtype, torch.float32)
-    down = torch.cat([factors.down.to(dtype) for _, factors in parts], dim=0)
-    up = torch.cat([factors.up.to(dtype) * (weight * factors.scale) for weight, factors in parts], dim=1)
-    return Factors(down, up, 1.0)
-
-
-def _check_weights(resolved: Sequence[Mapping[Any, Factors]], weights: Sequence[float]) -> None:
-    if len(resolved) != len(weights):
-        raise BlendError(f"soup got {len(weights)} weights for {len(resolved)} adapters. Give one weight per adapter.")
-    bad = [weight for weight in weights if not math.isfinite(weight)]
-    if bad:
-        raise BlendError(f"soup got the weight {bad[0]}, expected finite numbers. Correct that weight.")
 
 
 def _reward_names(value: Any) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from diffusion_blend.blend_core.adapters import Factors, Target, TargetIndex, read_adapter, resolve, soup
+from diffusion_blend.blend_core.adapters import Target, TargetIndex, read_adapter, resolve
 from diffusion_blend.blend_core.errors import BlendError
 
 from .lora_worlds import (
@@ -14,8 +14,6 @@ from .lora_worlds import (
     SD15,
     SDXL,
     WAN,
-    assert_same_deltas,
-    deltas,
     pair,
     spelled,
     tensors_for,
@@ -245,44 +243,3 @@ def test_the_report_says_in_a_few_lines_what_was_loaded(tmp_path):
     assert "rank 2; scale 2.0 (alpha 4 / rank 2, adapter_config.json)" in text
     assert "not used: 2 text-encoder keys" in text
     assert len(text.splitlines()) <= 6
-
-
-# --- the average
-
-
-def test_a_soup_is_the_weighted_sum_of_the_deltas(tmp_path):
-    whole = [
-        resolve(read(tmp_path, spelled(tensors_for(SD15.plain, rank, seed), PEFT), str(seed)), SD15.index)[0]
-        for seed, rank in ((1, 2), (2, 3))
-    ]
-    scaled = {target: Factors(factors.down, factors.up, 0.25) for target, factors in whole[1].items()}
-    mixed = soup([whole[0], scaled], [0.7, -0.4])
-    first, second, result = deltas(whole[0]), deltas(scaled), deltas(mixed)
-    for key, delta in result.items():
-        expected = 0.7 * first[key] - 0.4 * second[key]
-        assert torch.allclose(delta, expected, atol=1e-5)  # the mixed `up` is rounded to fp32
-    assert all(factors.rank == 5 and factors.scale == 1.0 for factors in mixed.values())
-
-
-def test_a_soup_of_one_is_that_adapter(tmp_path):
-    resolved, _ = resolve(read(tmp_path, spelled(tensors_for(SD15.plain), PEFT)), SD15.index)
-    assert_same_deltas(deltas(soup([resolved, {}], [1.0, 0.5])), deltas(resolved))
-
-
-def test_a_soup_covers_targets_that_only_one_adapter_has(tmp_path):
-    first, second = Target("a", (8, 8)), Target("b", (8, 8), (0, 4))
-    one, other = Factors(torch.ones(1, 8), torch.ones(8, 1), 2.0), Factors(torch.ones(1, 8), torch.ones(4, 1), 1.0)
-    mixed = soup([{first: one}, {second: other}], [0.5, 0.25])
-    assert torch.equal(mixed[first].up, torch.ones(8, 1))
-    assert torch.equal(mixed[second].up, torch.full((4, 1), 0.25))
-
-
-def test_a_soup_of_small_fp16_factors_does_not_vanish():
-    small = Factors(torch.full((1, 4), 1e-3).half(), torch.full((4, 1), 6e-8).half(), 1.0)
-    mixed = soup([{"a": small}], [0.01])
-    assert (mixed["a"].up > 0).all()
-
-
-def test_a_soup_with_a_weight_too_many_raises():
-    with pytest.raises(BlendError, match="2 weights for 1 adapters"):
-        soup([{}], [0.5, 0.5])

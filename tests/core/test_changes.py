@@ -7,7 +7,7 @@ import peft
 import pytest
 import torch
 from diffusion_blend.blend_core import BlendError, LoRABank, read_adapter, resolve
-from diffusion_blend.blend_core.adapters import Change, Delta, Factors, Magnitude, Target, plain, soup
+from diffusion_blend.blend_core.adapters import Change, Delta, Factors, Magnitude, Target, plain
 from diffusion_blend.blend_core.network.execution import evaluate_variants
 from diffusion_blend.pipelines import target_index
 from safetensors.torch import save_file
@@ -314,10 +314,10 @@ def test_dora_without_its_magnitudes_is_refused(tmp_path, network):
         read_adapter(tmp_path)
 
 
-def test_an_average_of_weights_takes_low_rank_factors_alone(network):
+def test_what_needs_low_rank_factors_takes_no_other_kind():
     dense = {Target("out", (WIDTH, WIDTH)): Change(Delta("whole difference", {"diff": drawn(12, 12)}, 1.0, (12, 12)))}
     with pytest.raises(BlendError, match="whole difference came"):
-        soup([dense], [1.0])
+        plain(dense.values(), "another spelling")
     plain([Factors(drawn(1, 2), drawn(2, 1), 1.0)], "anything")
 
 
