@@ -93,6 +93,7 @@ def reread(patcher) -> nn.Module | None:
     return (loaded[place[0]] if place else loaded).model
 
 
+# What a patcher puts back into its network; backup_buffers, as clone_base_uuid, is there since 0.28.0.
 _REPLACED = ("backup", "backup_buffers", "object_patches_backup", "hook_backup")
 
 

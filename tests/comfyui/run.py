@@ -26,7 +26,7 @@ from host import HINT, REPOSITORY, python_of, version_of, workspaces
 HERE = Path(__file__).resolve().parent
 TABLE = "(test_families and equals_merged_copies) or finds_its_weight"  # the tests that docs/models.md counts
 PYTEST = ("pytest==8.4.2", "pytest-xdist==3.8.0")  # run on every Python that ComfyUI supports
-PART = "exactness loading no_trace server spellings stack workflows reloading newer_families key_maps changes"
+PART = "exactness loading no_trace private server spellings stack workflows reloading newer_families key_maps changes"
 """The test modules that run in an older ComfyUI: what changed with ComfyUI before, and what every blend needs."""
 SCHEMAS = "loading private workflows"
 """The test modules that hold the nodes' inputs, texts and help pages, and what we read of ComfyUI's own."""
