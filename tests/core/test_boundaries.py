@@ -79,6 +79,19 @@ def test_rooms_are_imported_relatively():
     assert breaking(lambda path: absolute(path) & PACK) == {}
 
 
+def test_every_relative_import_names_a_module_that_is_there():
+    """Those within functions too, which fail only when somebody calls them."""
+
+    def lost(path):
+        for level, module, _ in MODULES[path].imports:
+            folder = (ROOT / path).parents[level - 1] if level else None
+            place = folder.joinpath(*module.split(".")) if level and module else folder
+            if place is not None and not (place.is_dir() or place.with_suffix(".py").is_file()):
+                yield "." * level + module
+
+    assert breaking(lambda path: list(lost(path))) == {}
+
+
 def test_the_name_nodes_is_comfyuis_own():
     ours = {Path(path).stem for path in MODULES if path.startswith("nodes/")} - {"__init__"}
 

@@ -6,7 +6,15 @@ import pytest
 import torch
 from diffusion_blend.lab.toy.demo.pictures import draw_grid, draw_pareto
 from diffusion_blend.lab.toy.demo.points import REWARDS, SWEPT, Setting
-from diffusion_blend.lab.toy.demo.run import ALIGNMENTS, PROMPTS, WEIGHTS, measure_one, settings
+from diffusion_blend.lab.toy.demo.run import (
+    ALIGNMENTS,
+    PROMPTS,
+    WEIGHTS,
+    measure_one,
+    print_findings,
+    print_table,
+    settings,
+)
 
 ROW = {"method", "weights", "alignment", "rewards", "evaluations_per_step", "seconds_per_image", "n"}
 
@@ -53,9 +61,22 @@ def test_a_point_reports_what_the_report_promises(points):
         assert row["evaluations_per_step"] == (3 if setting.alignment == 2 else 1)
 
 
-def test_the_pictures_are_drawn(points, tmp_path):
+@pytest.fixture(scope="module")
+def everything(points):
+    """A point for every setting, all with the images and scores of one."""
     some = next(iter(points.values()))
-    everything = [type(some)(s, some.images, some.scores, 1.0, 0.1, 0.1) for s in settings()]
+    return [type(some)(setting, some.images, some.scores, 1.0, 0.1, 0.1) for setting in settings()]
+
+
+def test_the_report_and_its_findings_are_printed(everything, capsys):
+    print_table(everything)
+    print_findings(everything)
+    printed = capsys.readouterr().out
+    assert all(printed.count(f" {method} ") >= len(WEIGHTS) for method in SWEPT)
+    assert "paired difference +0.000 ± 0.000" in printed and "(not nearer)" in printed
+
+
+def test_the_pictures_are_drawn(everything, tmp_path):
     draw_grid(everything, PROMPTS, tmp_path / "grid.png")
     draw_pareto(everything, tmp_path / "pareto.png")
     assert (tmp_path / "grid.png").stat().st_size > 10_000

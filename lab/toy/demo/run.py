@@ -141,7 +141,7 @@ def print_table(points: list[Point]) -> None:
     from rich import box
     from rich.table import Table
 
-    from ..tables import print_wide
+    from ...tables import print_wide
 
     table = Table(
         box=box.SIMPLE,
