@@ -105,11 +105,11 @@ class SharedInput:
         if self._checks is None:
             return
         first = self._first[member] - self._start
-        again = F.linear(x, member.placed(x).down[:1])
+        recomputed = F.linear(x, member.placed(x).down[:1])
         if selection.only is None:
-            again = weighted(again, member.weights(selection, x)[:, :1], -1)
+            recomputed = weighted(recomputed, member.weights(selection, x)[:, :1], -1)
         shared = whole[..., first : first + 1]
-        self._checks.append((again - shared).float().norm() <= 0.1 * again.float().norm())
+        self._checks.append((recomputed - shared).float().norm() <= 0.1 * recomputed.float().norm())
 
     def checked(self) -> Tensor:
         """Whether every shared input stayed as it was, as one number on its device."""

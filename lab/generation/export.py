@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ...blend_core import Blend, BlendError, read_adapter
 from ...blend_core.adapters.exporting import exported, provenance
-from ...blend_core.blend import parse_weights
+from ...blend_core.blend import normalised, parse_weights
 from ...pipelines import load_base, match
-from ...trainers.files.lora import save_lora
+from ...trainers.files.lora import diffusers_names, kohya_names, save_lora
 from ..toy import place
 
 
@@ -26,44 +26,34 @@ def export(base: str, rewards: Mapping[str, str], weights: str, alignment: float
         raise BlendError("no reward LoRA came. Give --reward NAME=PATH, once for each.")
     adapters = [read_adapter(place(file)) for file in rewards.values()]
     names = tuple(rewards)
-    preference = parse_weights(weights, len(names))
+    preference = normalised(parse_weights(weights, len(names)))
     blend = Blend(names, preference, alignment, tuple(adapter.kl_weight for adapter in adapters))
     pipe = load_base(place(base))
     factors, reports = match(pipe, adapters)
     coefficients = list(blend.coefficients[1:])
     merged = exported(factors, coefficients, rank or None)
-    is_unet = getattr(pipe, "unet", None) is not None
-    tensors = dict(_kohya(merged.tensors) if is_unet else _diffusers(merged.tensors))
+    tensors = _spelled(merged.tensors, is_unet=getattr(pipe, "unet", None) is not None)
     save_lora(out, tensors, provenance(names, [adapter.path for adapter in adapters], coefficients))
     lost = f"; {merged.lost:.2%} of the change is lost" if rank else ""
     return "\n".join([f"{out}: {merged.modules} modules{lost}", blend.formula(), *map(str, reports)])
 
 
-def _kohya(tensors: Mapping[str, Tensor]):
-    """`lora_unet_X.lora_down.weight`, `.alpha`, `.diff`, `.diff_b`."""
+def _spelled(tensors: Mapping[str, Tensor], is_unet: bool) -> dict[str, Tensor]:
+    """The tensors of `exported` under the names of the trainers' files, whose alpha equals the rank as these do."""
+    pairs, differences = {}, {}
     for key, tensor in tensors.items():
-        module, role = _split(key)
-        yield f"lora_unet_{module.replace('.', '_')}.{role}", tensor
-
-
-def _diffusers(tensors: Mapping[str, Tensor]):
-    """`transformer.X.lora_A.weight`; without `.alpha`, since the scale is 1."""
-    roles = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}
-    for key, tensor in tensors.items():
-        module, role = _split(key)
-        if role in roles:
-            yield f"transformer.{module}.{roles[role]}", tensor
-        elif role != "alpha":
-            raise BlendError(
-                f"{module} is changed by a whole difference, which diffusers' LoRA files of transformers cannot hold. "
-                "Leave that LoRA out, or use node Save Blend as LoRA, whose files ComfyUI reads."
-            )
-
-
-def _split(key: str) -> tuple[str, str]:
-    """A key of `exported` as (module, role)."""
-    module, dot, end = key.rpartition(".lora_")
-    if dot:
-        return module, f"lora_{end}"
-    module, _, role = key.rpartition(".")
-    return module, role
+        module, down, _ = key.partition(".lora_down.")
+        if down or key.endswith(".lora_up.weight"):
+            pairs[f"{module.removesuffix('.lora_up.weight')}.lora_{'A' if down else 'B'}.weight"] = tensor
+        elif not key.endswith(".alpha"):
+            differences[key] = tensor
+    if is_unet:
+        named = (key.rpartition(".") for key in differences)
+        names = [f"lora_unet_{module.replace('.', '_')}.{role}" for module, _, role in named]
+        return kohya_names(pairs) | dict(zip(names, differences.values(), strict=True))
+    if differences:
+        raise BlendError(
+            f"{next(iter(differences))}: a whole difference came, which diffusers' LoRA files of transformers cannot "
+            "hold. Leave that LoRA out, or use node Save Blend as LoRA, whose files ComfyUI reads."
+        )
+    return diffusers_names(pairs)

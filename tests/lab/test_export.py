@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
-from diffusion_blend.blend_core import Blend, read_adapter
+from diffusion_blend.blend_core import Blend, BlendError, read_adapter
 from diffusion_blend.lab.cli import main
+from diffusion_blend.lab.generation.export import _spelled
 from diffusion_blend.pipelines import BlendEvaluation, Sampling, generate, load_base, load_factors
 from safetensors import safe_open
 
@@ -67,6 +68,23 @@ def test_the_header_names_files_coefficients_and_digests_and_no_folder(studio, t
     assert [part["file"] for part in parts] == [f"{name}.safetensors" for name in NAMES]
     assert [part["coefficient"] for part in parts] == pytest.approx(WEIGHTS)
     assert all(len(part["sha256"]) == 64 for part in parts)
+
+
+@pytest.mark.parametrize("weights", ["3, 2", "60% 40%"])
+def test_weights_are_shares_as_generate_takes_them(studio, tmp_path, weights):
+    file = export(studio, tmp_path / "blend.safetensors", f"--weights={weights}")
+    with safe_open(file, "pt") as opened:
+        parts = json.loads(opened.metadata()["diffusion_blend.parts"])
+    assert [part["coefficient"] for part in parts] == pytest.approx(WEIGHTS)
+
+
+def test_differences_keep_their_roles_and_transformers_refuse_them():
+    tensors = {"a.b.diff": torch.ones(2, 2), "a.b.diff_b": torch.ones(2)}
+    assert set(_spelled(tensors, is_unet=True)) == {"lora_unet_a_b.diff", "lora_unet_a_b.diff_b"}
+    with pytest.raises(BlendError, match="whole difference came"):
+        _spelled(tensors, is_unet=False)
+    pair = {"a.lora_down.weight": torch.ones(1, 2), "a.lora_up.weight": torch.ones(2, 1), "a.alpha": torch.ones(())}
+    assert set(_spelled(pair, is_unet=False)) == {"transformer.a.lora_A.weight", "transformer.a.lora_B.weight"}
 
 
 def test_a_lower_rank_is_kept_and_its_loss_stated(studio, tmp_path, capsys):
