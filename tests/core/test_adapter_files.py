@@ -2,7 +2,6 @@
 
 import os
 
-import peft
 import pytest
 import torch
 from diffusion_blend.blend_core.adapters import adapter_files, is_adapter_file, read_adapter, resolve
@@ -265,8 +264,13 @@ def test_a_key_in_two_shards_is_refused(tmp_path):
     assert "both hold" in refusal(tmp_path / "a-00001-of-00002.safetensors")
 
 
+of_peft = pytest.mark.slow  # importing peft takes longer than all other tests here together
+
+
 def peft_model(*names):
     """A small network under peft with adapters of these names, each of its own numbers."""
+    import peft
+
     torch.manual_seed(0)
     network = nn.ModuleDict({"to_q": nn.Linear(8, 8), "to_k": nn.Linear(8, 8)})
     configs = [
@@ -278,6 +282,7 @@ def peft_model(*names):
     return model
 
 
+@of_peft
 @pytest.mark.parametrize("reference", ["old", "ref"])
 @pytest.mark.parametrize("used", ["default", "learner"])
 def test_reference_policies_beside_an_adapter_are_passed_over(tmp_path, used, reference):
@@ -327,6 +332,7 @@ def unirl_checkpoint(path, mode):
     return state
 
 
+@of_peft
 @pytest.mark.parametrize("mode", ["full", "adapter"])
 def test_a_checkpoint_of_unirl_is_read_with_its_alpha(tmp_path, mode):
     folder = tmp_path / "checkpoint-500"
