@@ -11,7 +11,8 @@ from .rewards import LoadRewardModel, PickBest, RewardScorer
 from .samplers import ApplyBlend, BlendedKSampler, MSDDAKSampler, MSDDASampler, StochasticLSSampler
 from .saving import SaveBlendAsLoRA
 from .schedules import BlendSchedule, BlendWindow
-from .sweep import ParetoPlot, Sweep
+from .stack import ApplyRewardLoRAs
+from .sweep import ParetoPlot, Sweep, SweepGrid
 
 
 class DiffusionBlendExtension(ComfyExtension):
@@ -29,6 +30,7 @@ class DiffusionBlendExtension(ComfyExtension):
             BlendRegion,
             BlendWindow,
             ApplyBlend,
+            ApplyRewardLoRAs,
             BlendedKSampler,
             StochasticLSSampler,
             MSDDASampler,
@@ -39,6 +41,7 @@ class DiffusionBlendExtension(ComfyExtension):
             RewardScorer,
             PickBest,
             Sweep,
+            SweepGrid,
             ParetoPlot,
             SaveBlendAsLoRA,
             ModelAsBasis,
