@@ -20,16 +20,16 @@ def sweep(nodes):
 
 
 def plot(nodes, labels, *columns, **options):
-    inputs = {"names": [options.pop("names", "")], "scores": {f"scores_{i}": each for i, each in enumerate(columns)}}
+    inputs = {"names": [options.pop("names", "")], "scores": {f"scores_{i}": score for i, score in enumerate(columns)}}
     return nodes["ParetoPlot"].execute(labels=labels, **inputs, **options).result
 
 
 def test_a_sweep_over_preferences_is_blend_weights_at_each(graph, files, sweep):
     blends, labels = sweep(graph.blend(files[:2], "0.3, 0.7", alignment=0.5), "preference", parts=2)
     assert labels == ["r0 1, r1 0", "r0 0.5, r1 0.5", "r0 0, r1 1"]
-    for found, weights in zip(blends, ("1, 0", "0.5, 0.5", "0, 1"), strict=True):
+    for blend, weights in zip(blends, ("1, 0", "0.5, 0.5", "0, 1"), strict=True):
         expected = graph.blend(files[:2], weights, alignment=0.5)
-        assert found.schedule == expected.schedule
+        assert blend.schedule == expected.schedule
 
 
 def test_a_sweep_over_alignment_is_kl_interpolate_at_each(graph, base, files, sweep):
@@ -118,7 +118,7 @@ def test_the_plot_averages_over_the_images_of_each_blend(nodes):
     image, volume, table, text = plot(nodes, ["a", "b", "c"], calm, vivid, names="calm, vivid", image=[images])
     facts = json.loads(text)
     assert facts["rewards"] == ["calm", "vivid"] and facts["front"] == [0, 1]
-    assert [each["means"] for each in facts["points"]] == [[2.0, 0.5], [1.0, 2.0], [0.25, 0.0]]
+    assert [point["means"] for point in facts["points"]] == [[2.0, 0.5], [1.0, 2.0], [0.25, 0.0]]
     assert facts["points"][0]["standard_errors"] == pytest.approx([1.0, 0.5])
     assert volume == pytest.approx(1.75 * 0.5 + 0.75 * 1.5)
     assert "| b | 1 | 2 | yes |" in table and "| c | 0.25 | 0 |  |" in table
