@@ -80,7 +80,7 @@ def test_files_are_found_by_a_pattern_and_epochs_are_in_their_order(files):
         folder_paths.filename_list_cache.clear()
         listed = [Path(name).name for name in loaders.files_like("*epochs-*")]
         assert listed == ["epochs-9.safetensors", "epochs-10.safetensors", "epochs-100.safetensors"]
-        with pytest.raises(BlendError, match="files has 'absent-.', which is no file in models/loras"):
+        with pytest.raises(BlendError, match=r"files has 'absent-\*', which is no file in models/loras"):
             loaders.files_like("absent-*")
     finally:
         for name in names:

@@ -4,6 +4,7 @@ A case per rule; a broken rule names every file that breaks it. The direction be
 """
 
 import ast
+import functools
 import importlib
 import subprocess
 import sys
@@ -39,6 +40,12 @@ MATHS = (
 )
 NO_NOUNS = {"each", "own", "told", "found", "given", "taken", "there", "alone", "beside"}
 MODULES = Tree().modules
+
+
+@functools.cache
+def nodes_of(path):
+    """All nodes of a file's syntax tree."""
+    return list(ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))))
 
 
 def absolute(path, within_functions=True):
@@ -147,7 +154,7 @@ def test_all_lists_every_public_name(name):
 
 def test_declarations_of_nodes_leave_comfyuis_machinery_to_the_host_folder():
     def touched(path):
-        nodes = list(ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))))
+        nodes = nodes_of(path)
         attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
         return (absolute(path, within_functions=False) & COMFY - PUBLIC_TO_NODES) | attributes & MACHINERY
 
@@ -161,7 +168,7 @@ def test_private_attributes_of_others_stand_in_one_file(room):
 
 def private_of_others(path):
     """The private attributes a file reads that no class or function of it has."""
-    nodes = list(ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))))
+    nodes = nodes_of(path)
     attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
     members = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     members |= {
@@ -185,7 +192,7 @@ def test_no_two_classes_have_one_name():
     benchmarks = [file.relative_to(ROOT).as_posix() for file in (ROOT / "benchmarks").rglob("*.py")]
     places = {}
     for path in [*MODULES, *benchmarks]:
-        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        for node in nodes_of(path):
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(path)
     assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
