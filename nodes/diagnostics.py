@@ -119,7 +119,8 @@ class Diagnostics(io.ComfyNode):
         places = [] if probe is None else probed_steps(count, probes)
         gaps = [] if probe is None else probe.gaps(model, recorder.steps, recorder.states, places, samples, ksampler)
         plain = round(result.calls / count * blend.evaluated(count))
-        spent = plain + count * (1 + len(blend.bases)) + samples * sum(count - k for k in places)
+        looked_at = count * (1 + len(blend.bases)) + sum(step.merged is not None for step in recorder.steps)
+        spent = plain + looked_at + samples * sum(count - k for k in places)
         formula = blend.schedule.formula()
         diagnosis = Diagnosis(blend.names, formula, tuple(recorder.steps), tuple(gaps), spent, plain)
         picture = as_image(draw(diagnosis))
@@ -135,8 +136,14 @@ class Recorder:
         self.states: list[Tensor] = []
 
     def __call__(
-        self, step: int, sigma: float, x: Tensor, denoised: list[Tensor], coefficients: Sequence[float]
+        self,
+        step: int,
+        sigma: float,
+        x: Tensor,
+        denoised: list[Tensor],
+        coefficients: Sequence[float],
+        together: Tensor | None,
     ) -> None:
-        """Keep one step. x (batch, ...); denoised: (1 + m) of its shape, base first."""
-        self.steps.append(disagreement(x, torch.stack(denoised), coefficients, step, sigma))
+        """Keep one step. x (batch, ...); denoised: (1 + m) of its shape, base first; together: see host.run.Record."""
+        self.steps.append(disagreement(x, torch.stack(denoised), coefficients, step, sigma, together))
         self.states.append(x.cpu())

@@ -20,11 +20,13 @@ from .measures import (
     probed_steps,
 )
 from .verdict import MOST_BEND, OPPOSED, Diagnosis, Verdict, sole_variant
+from .ways import SAME, way_to_take
 
 __all__ = [
     "MOST_BEND",
     "MOST_VARIATION",
     "OPPOSED",
+    "SAME",
     "Diagnosis",
     "Disagreement",
     "Gap",
@@ -35,4 +37,5 @@ __all__ = [
     "posterior_samples",
     "probed_steps",
     "sole_variant",
+    "way_to_take",
 ]

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 
 from .measures import MOST_VARIATION, Disagreement, Gap
+from .ways import way_to_take
 
 # Below this many samples that count, one of them decides: G is then a lower bound, and its error is not known.
 FEWEST_COUNTING = 4.0
@@ -17,7 +18,6 @@ MOST_BEND = 0.5
 # A blend inside the hull of its bases goes where some training has been. The longest pull of a basis is the last length
 # that was trained; 5% are left for rounding and for blends that touch it.
 MOST_REACH = 1.05
-SAME = 0.05  # of the blend's way from the base: below it merged and exact give the same image to the eye
 OPPOSED = -0.5  # a cosine below it: more than half of the shorter pull is undone by the other
 
 
@@ -67,27 +67,14 @@ class Diagnosis:
     @property
     def way(self) -> str:
         """In words, whether merged evaluation would do; an empty text where it was not measured."""
-        gaps = [(step.merged, step) for step in self.steps if step.merged is not None and any(step.coefficients[1:])]
-        if not gaps:
-            return ""
-        gap, most = max(gaps, key=lambda pair: pair[0])
-        if gap <= SAME:
-            return (
-                f"Merged or exact: they differ by at most {gap:.1%} of the blend's way from the base. Both are "
-                "equal here: take merged, it costs one evaluation per step."
-            )
-        return (
-            f"Merged or exact: they differ by up to {gap:.0%} of the blend's way from the base (at step "
-            f"{most.step + 1}), so their images are not the same. Which one scores higher does not follow from that: "
-            "compare them on some prompts (diffusion-blend evaluate, methods merged and mpa)."
-        )
+        return way_to_take(self.steps)
 
     def rows(self) -> list[list[str]]:
-        """A heading, then one row per step: its number from 1, sigma, bends, the blend's, cosines, merged's gap."""
+        """A heading, then one row per step: its number from 1, sigma, bends, the blend's, cosines, merged's."""
         pairs = [f"cos {a}, {b}" for a, b in self.pairs]
         is_measured = any(step.merged is not None for step in self.steps)
-        heading = ["step", "sigma", *self.names, "blend", *pairs, *["merged - exact"] * is_measured]
-        return [heading, *(_row(step) for step in self.steps)]
+        heading = ["step", "sigma", *self.names, "blend", *pairs, *["merged - exact", "its cosine"] * is_measured]
+        return [heading, *(_row(step, is_measured) for step in self.steps)]
 
     def gap_rows(self) -> list[list[str]]:
         """A heading, then one row per probed step and reward."""
@@ -181,10 +168,11 @@ def _listed(steps: Sequence[Disagreement]) -> str:
     return f"At step{'s' if len(numbers) > 1 else ''} {text}"
 
 
-def _row(step: Disagreement) -> list[str]:
+def _row(step: Disagreement, with_merged: bool) -> list[str]:
     bends = [f"{100 * bend:.1f}%" for bend in (*step.bends, step.bend)]
-    merged = [] if step.merged is None else [f"{100 * step.merged:.1f}%"]
-    return [str(step.step + 1), f"{step.sigma:.3g}", *bends, *(f"{cosine:+.2f}" for cosine in step.cosines), *merged]
+    merged = ["-", "-"] if step.merged is None else [f"{100 * step.merged:.1f}%", f"{step.merged_cosine:+.2f}"]
+    cosines = [f"{cosine:+.2f}" for cosine in step.cosines]
+    return [str(step.step + 1), f"{step.sigma:.3g}", *bends, *cosines, *merged * with_merged]
 
 
 def _gap_row(gap: Gap) -> list[str]:

@@ -57,7 +57,8 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
     from ..tables import print_rows
 
     print(diagnosis.formula)
-    print_rows(diagnosis.rows(), "change of the base's direction; cosines; merged - exact over exact - base")
+    columns = "change of the base's direction; cosines; merged - exact over exact - base, and the cosine of both"
+    print_rows(diagnosis.rows(), columns)
     if diagnosis.gaps:
         print_rows(diagnosis.gap_rows(), "Jensen gap")
     print(f"{diagnosis.evaluations} evaluations per image ({diagnosis.blend_evaluations} without diagnosis)")

@@ -28,7 +28,7 @@ def diagnose(graph, model, blend, execution="batched", reward=None, **inputs):
     return picture, text, json.loads(written), made["samples"]
 
 
-def euler_of_copies(graph, model, copies, **inputs):
+def euler_of_copies(graph, model, copies, coefficients=COEFFICIENTS, **inputs):
     """[(sigma, x, predictions (1 + m, ...))] of an Euler run of the blend, each copy guided on its own."""
     active, recorded = {}, []
     switching = _replaced(model, lambda call: _apply(active["copy"], call))
@@ -40,7 +40,7 @@ def euler_of_copies(graph, model, copies, **inputs):
                 active["copy"] = copy
                 each.append(model(x, now * x.new_ones(len(x)), **extra_args))
             recorded.append((float(now), x, torch.stack(each)))
-            denoised = sum(c * d for c, d in zip(COEFFICIENTS, each, strict=True))
+            denoised = sum(c * d for c, d in zip(coefficients, each, strict=True))
             x = x + (x - denoised) / now * (after - now)
         return x
 
@@ -78,9 +78,29 @@ def test_the_numbers_are_those_of_merged_copies(graph, base, files, merged, cfg,
         assert step["cosines"] == pytest.approx(cosines, abs=1e-4)
         assert step["bend"] == pytest.approx(bend, rel=1e-4)
     assert torch.equal(samples, graph.blended(base, blend, execution, **inputs))
-    assert read["blend_evaluations"] == 3 * 3 and read["evaluations"] == 3 * (3 + 4)
+    assert read["blend_evaluations"] == 3 * 3 and read["evaluations"] == 3 * (3 + 4 + 1)  # base, three LoRAs, merged
     assert picture.shape[0] == 1 and picture.shape[2:] == (1000, 3) and 0 < picture.std() < 1
     assert "Verdict: " in text and "everything" not in text.split("\n")[0]
+
+
+@pytest.mark.parametrize("execution", ["batched", "sequential"])
+def test_the_gap_of_merged_is_that_of_a_copy_with_all_loras(graph, base, files, reward_loras, merged, execution):
+    """At the states that the blend goes through."""
+    inputs = {"cfg": 7.0, "latent_image": latent(batch=2)}
+    _, text, read, _ = diagnose(graph, base, graph.blend(files, WEIGHTS), execution, **inputs)
+    stack = networks.load(networks.unet()).model
+    for (lora, _), coefficient in zip(reward_loras, COEFFICIENTS[1:], strict=True):
+        lora.merge_into(stack, coefficient)
+    recorded = euler_of_copies(graph, base, [*merged, stack], coefficients=(*COEFFICIENTS, 0.0), **inputs)
+    for step, (_, _, each) in zip(read["steps"], recorded, strict=True):
+        blend = sum(c * d for c, d in zip(COEFFICIENTS, each, strict=False))
+        apart, way = ((d - of).flatten(1) for d, of in ((each[-1], blend), (blend, each[0])))
+        cosine = torch.nn.functional.cosine_similarity(apart, way).mean().item()
+        gap = (apart.norm(dim=1) / way.norm(dim=1)).mean().item()
+        # The difference of two predictions is a tenth of them: their rounding weighs ten times as much in it.
+        assert step["merged"] == pytest.approx(gap, rel=1e-3) and gap > 0
+        assert step["merged_cosine"] == pytest.approx(cosine, abs=1e-3)
+    assert read["way"].startswith("Merged or exact: they differ by ") and read["way"] in text
 
 
 @pytest.mark.parametrize("sampler_name", ["heun", "dpmpp_2m", "euler_ancestral"])
@@ -135,7 +155,7 @@ def test_the_probe_is_finite_and_leaves_the_model_as_it_was(graph, base, files, 
     assert found[1e-7]["gaps"][0]["gap"] > found[1e3]["gaps"][0]["gap"]
     assert any("KL weight 1e-07 is too small" in reason for reason in found[1e-7]["verdict"]["reasons"])
     assert not any("KL weight" in reason for reason in found[1e3]["verdict"]["reasons"])
-    assert found[1e3]["evaluations"] == 3 * (2 + 3) + 4 * (3 + 2)
+    assert found[1e3]["evaluations"] == 3 * (2 + 3 + 1) + 4 * (3 + 2)
     assert torch.equal(samples, graph.blended(base, blend))
     after = base.model.state_dict()
     assert all(torch.equal(weight, after[name]) for name, weight in before.items())

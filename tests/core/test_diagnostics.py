@@ -159,18 +159,37 @@ def test_the_gap_of_merged_is_relative_to_the_blends_way_from_the_base():
     x = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
     denoised = torch.tensor([[[1.0, 1.0]], [[2.0, 1.0]], [[1.0, 3.0]]], dtype=torch.float64)
     at = torch.tensor([[1.5, 2.3]], dtype=torch.float64)  # the blend is (1.5, 2)
-    assert disagreement(x, denoised, HALF, 0, 1.0, at).merged == pytest.approx(0.3 / math.hypot(0.5, 1))
+    step = disagreement(x, denoised, HALF, 0, 1.0, at)
+    assert step.merged == pytest.approx(0.3 / math.hypot(0.5, 1))
+    assert step.merged_cosine == pytest.approx(1 / math.hypot(0.5, 1))  # (0, 0.3) beside (0.5, 1)
     assert disagreement(x, denoised, HALF, 0, 1.0).merged is None
 
 
-@pytest.mark.parametrize(("gaps", "said"), [((0.02, 0.04, 0.01), "take merged"), ((0.02, 0.31, 0.4), "31%")])
-def test_the_diagnosis_says_whether_merged_would_do_and_leaves_steps_of_the_base_out(gaps, said):
+@pytest.mark.parametrize(
+    ("gaps", "cosine", "said"),
+    [
+        ((0.02, 0.04, 0.01), 0.9, "take merged"),
+        ((0.02, 0.31, 0.4), 0.9, "31% of the blend's way from the base (at step 2, where merged goes further"),
+        ((0.02, 0.31, 0.4), -0.9, "merged goes less far from the base, cosine -0.90"),
+        ((0.02, 0.31, 0.4), 0.1, "merged goes sideways, cosine +0.10"),
+    ],
+)
+def test_the_diagnosis_says_whether_merged_would_do_and_leaves_steps_of_the_base_out(gaps, cosine, said):
     found = diagnosed((0.0, 0.5, 0.5))
     assert found.way == "" and "merged - exact" not in found.rows()[0]
-    *blended, last = (replace(step, merged=gap) for step, gap in zip(found.steps, gaps, strict=True))
+    measured = [replace(step, merged_cosine=cosine) for step in found.steps]
+    *blended, last = (replace(step, merged=gap) for step, gap in zip(measured, gaps, strict=True))
     cut = replace(found, steps=(*blended, replace(last, coefficients=(1.0, 0.0, 0.0))))
     assert said in cut.way and cut.way in cut.describe() and json.loads(cut.to_json())["way"] == cut.way
-    assert [row[-1] for row in cut.rows()] == ["merged - exact", *(f"{100 * gap:.1f}%" for gap in gaps)]
+    assert [row[-2] for row in cut.rows()] == ["merged - exact", *(f"{100 * gap:.1f}%" for gap in gaps)]
+    assert [row[-1] for row in cut.rows()] == ["its cosine", *[f"{cosine:+.2f}"] * 3]
+
+
+def test_steps_that_have_no_merged_prediction_leave_their_place_in_the_table_empty():
+    first, *others = diagnosed(HALF).steps
+    mixed = replace(diagnosed(HALF), steps=(replace(first, merged=0.1, merged_cosine=0.2), *others))
+    assert [row[-2:] for row in mixed.rows()[1:]] == [["10.0%", "+0.20"], ["-", "-"], ["-", "-"]]
+    assert "sideways" in mixed.describe()
 
 
 def test_a_step_of_the_base_alone_raises_no_doubt():

@@ -83,8 +83,10 @@ def test_the_gap_of_merged_evaluation_is_that_of_the_first_step_of_both_ways(stu
     _, denoised = first_predictions(studio)
     together = first_predictions(studio, merged((0.0, 0.6, 0.4), 1, [0, 0]))[1][0]
     blend = 0.6 * denoised[1] + 0.4 * denoised[2]
-    gap = ((together - blend).flatten(1).norm(dim=1) / (blend - denoised[0]).flatten(1).norm(dim=1)).mean()
+    apart, way = (together - blend).flatten(1), (blend - denoised[0]).flatten(1)
+    gap, cosine = (apart.norm(dim=1) / way.norm(dim=1)).mean(), torch.cosine_similarity(apart, way).mean()
     assert read["steps"][0]["merged"] == pytest.approx(gap.item(), rel=1e-3)
+    assert read["steps"][0]["merged_cosine"] == pytest.approx(cosine.item(), abs=1e-3)
     assert 0 < gap < 1 and "Merged or exact: they differ by" in read["way"] and read["way"] in capsys.readouterr().out
 
 
