@@ -101,11 +101,11 @@ def disagreement(
         tuple(cosines),
         (blended / direction).mean().item(),
         (blended / lengths.amax(0).clamp(min=_TINY)).mean().item(),
-        *(() if merged is None else _beside((merged - denoised[0]).flatten(1), blend)),
+        *(() if merged is None else _merged_gap((merged - denoised[0]).flatten(1), blend)),
     )
 
 
-def _beside(merged: Tensor, blend: Tensor) -> tuple[float, float]:
+def _merged_gap(merged: Tensor, blend: Tensor) -> tuple[float, float]:
     """(|M - D| / |D - D_0|, cosine of M - D and D - D_0) of two ways from the base, M - D_0 and D - D_0 (batch, n)."""
     apart, way = merged - blend, blend.norm(dim=1).clamp(min=_TINY)
     length = apart.norm(dim=1)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 
 from .measures import MOST_VARIATION, Disagreement, Gap
-from .ways import way_to_take
+from .ways import SCORE_HEADING, ScoredWays, way_to_take
 
 # Below this many samples that count, one of them decides: G is then a lower bound, and its error is not known.
 FEWEST_COUNTING = 4.0
@@ -36,7 +36,7 @@ class Verdict:
 class Diagnosis:
     """All that was measured of a run. names: of the bases.  evaluations: of the guided model, per image.
 
-    blend_evaluations: what the same run costs without diagnosis.
+    blend_evaluations: what the same run costs without diagnosis.  scores: of images made by exact and by merged.
     """
 
     names: tuple[str, ...]
@@ -45,6 +45,7 @@ class Diagnosis:
     gaps: tuple[Gap, ...]
     evaluations: int
     blend_evaluations: int
+    scores: tuple[ScoredWays, ...] = ()
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -67,7 +68,7 @@ class Diagnosis:
     @property
     def way(self) -> str:
         """In words, whether merged evaluation would do; an empty text where it was not measured."""
-        return way_to_take(self.steps)
+        return way_to_take(self.steps, self.scores)
 
     def rows(self) -> list[list[str]]:
         """A heading, then one row per step: its number from 1, sigma, bends, the blend's, cosines, merged's."""
@@ -81,10 +82,15 @@ class Diagnosis:
         heading = ["step", "sigma", "reward", "KL weight", "G (nats)", "standard error", "variation", "too strong by"]
         return [heading, *(_gap_row(gap) for gap in self.gaps)]
 
+    def score_rows(self) -> list[list[str]]:
+        """A heading, then one row per reward: what exact and merged score, and their difference."""
+        return [SCORE_HEADING, *(score.row() for score in self.scores)]
+
     def describe(self) -> str:
         """Everything as plain text."""
         parts = [self.formula, str(self.verdict), *[self.way] * bool(self.way), _aligned(self.rows())]
         parts += [f"Jensen gap\n{_aligned(self.gap_rows())}"] if self.gaps else []
+        parts += [f"Rewards of images made both ways\n{_aligned(self.score_rows())}"] if self.scores else []
         spent = f"{self.evaluations} evaluations per image ({self.blend_evaluations} without diagnosis)"
         return "\n\n".join([*parts, spent])
 

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
+from ...blend_core.diagnostics import Estimate
 from ..files import write
 from ..tables import as_csv, as_markdown
-from .bootstrap import Estimate
 from .evaluation import Evaluation
 from .methods import DIALS, METHODS, title_of
 from .queue import PICTURES, RECORD, finished

@@ -19,6 +19,7 @@ from diffusion_blend.blend_core.diagnostics import (
     sole_variant,
 )
 from diffusion_blend.blend_core.gaussian import reverse_step
+from diffusion_blend.blend_core.rewards import Draws, scored_ways
 
 from .worlds import FAMILIES, gaussian, normal, seeded, signal
 
@@ -298,3 +299,80 @@ def test_a_diagnosis_goes_to_json_and_to_text():
 def test_probes_that_mean_nothing_are_refused(scores, kl_weight, message):
     with pytest.raises(BlendError, match=message):
         jensen_gap(torch.zeros(scores, 1), kl_weight)
+
+
+# --- merged or exact, by rewards
+
+
+def both_ways(difference, prompts=4, seeds=16, spread=0.1, seed=5):
+    """Scores (prompts, seeds) by exact and by merged: the same images' noise in both, and a difference that varies."""
+    merged = 20 + normal(prompts, seeds, seed=seed)
+    return merged + difference + spread * normal(prompts, seeds, seed=seed + 1), merged
+
+
+def test_paired_scores_find_a_difference_that_is_small_beside_the_images_own():
+    exact, merged = both_ways(0.2)
+    (found,) = scored_ways({"calm": exact}, {"calm": merged}, [1.0])
+    assert found.pairs == 64 and found.difference.mean == pytest.approx((exact - merged).mean().item())
+    assert found.exact - found.merged == pytest.approx(found.difference.mean)
+    assert found.difference.low < 0.2 < found.difference.high
+    assert found.difference.high - found.difference.low < 0.2  # 64 pairs of images whose own spread is 1
+    assert found.better == "exact"
+
+
+def test_the_interval_is_that_of_evaluations():
+    exact, merged = both_ways(0.2)
+    (found,) = scored_ways({"calm": exact}, {"calm": merged}, [1.0])
+    assert found.difference == Draws(4, 16).mean((exact - merged).numpy())
+
+
+def test_of_several_rewards_the_weighted_one_comes_last_and_decides():
+    calm, vivid = both_ways(0.3), both_ways(-0.1, seed=8)
+    scores = scored_ways({"calm": calm[0], "vivid": vivid[0]}, {"calm": calm[1], "vivid": vivid[1]}, [0.25, 0.75])
+    assert [score.name for score in scores] == ["calm", "vivid", "weighted"]
+    assert [score.better for score in scores[:2]] == ["exact", "merged"]
+    mean = 0.25 * scores[0].difference.mean + 0.75 * scores[1].difference.mean
+    assert scores[2].difference.mean == pytest.approx(mean)
+    text = measured(0.3, scores).way
+    for score in scores[:2]:
+        assert f"{score.name}: {score.better} scores higher by {abs(score.difference.mean):.3g} (" in text
+    assert text.splitlines()[-1].startswith("By weighted these images show no difference: take merged, it costs one")
+
+
+def measured(gap, scores=()):
+    """A diagnosis whose merged predictions are `gap` of the way from the exact ones at every step."""
+    found = diagnosed(HALF)
+    steps = tuple(replace(step, merged=gap, merged_cosine=0.0) for step in found.steps)
+    return replace(found, steps=steps, scores=scores)
+
+
+@pytest.mark.parametrize(
+    ("difference", "gap", "said"),
+    [
+        (0.2, 0.3, "Take exact: by calm it is better than merged"),
+        (-0.2, 0.3, "Take merged: by calm it is better than exact, and it costs one evaluation"),
+        (0.0, 0.3, "take merged, it costs one evaluation per step. More images narrow the interval"),
+        (0.2, 0.01, "Take exact"),  # what was scored goes before what was measured in steps
+    ],
+)
+def test_the_interval_decides_which_way_to_take(difference, gap, said):
+    exact, merged = both_ways(difference)
+    found = measured(gap, scored_ways({"calm": exact}, {"calm": merged}, [1.0]))
+    assert said in found.way.splitlines()[-1] and found.way in found.describe()
+    score = found.scores[0]
+    low, high = score.difference.low, score.difference.high
+    ends = {0.2: f"({low:.3g} to {high:.3g}", 0.0: f": {low:+.3g} to {high:+.3g}", -0.2: f"({-high:.3g} to {-low:.3g}"}
+    assert ends[difference] in found.way and "64 pairs of images" in found.way
+    assert found.score_rows()[1][0] == "calm" and f"{score.exact:.4g}" in found.describe()
+    assert json.loads(found.to_json())["scores"][0]["difference"] == pytest.approx(vars(score.difference))
+
+
+def test_images_that_are_the_same_show_no_difference():
+    _, merged = both_ways(0.0)
+    (found,) = scored_ways({"calm": merged}, {"calm": merged}, [1.0])
+    assert found.better == "" and (found.difference.low, found.difference.high) == (0, 0)
+
+
+def test_too_few_pairs_for_an_interval_are_refused():
+    with pytest.raises(BlendError, match="7 images of each way are to be scored, expected 8 or more"):
+        scored_ways({"calm": torch.zeros(1, 7)}, {"calm": torch.zeros(1, 7)}, [1.0])

@@ -14,9 +14,8 @@ import torch
 from diffusers import DDIMScheduler
 from diffusion_blend.blend_core import Blend, BlendError
 from diffusion_blend.blend_core.estimators import exact
-from diffusion_blend.blend_core.rewards import reward_cards
+from diffusion_blend.blend_core.rewards import Draws, reward_cards
 from diffusion_blend.lab.cli import main
-from diffusion_blend.lab.evaluation.bootstrap import Draws
 from diffusion_blend.lab.evaluation.evaluation import Evaluation
 from diffusion_blend.lab.evaluation.host import Batch
 from diffusion_blend.lab.evaluation.methods import (
