@@ -6,14 +6,17 @@ from itertools import pairwise
 import comfy.samplers
 import comfy.sd
 import comfy.taesd.taesd
+import comfy.utils
 import pytest
 import torch
+from comfy.model_management import InterruptProcessingException
 from comfy_extras.nodes_custom_sampler import BasicScheduler, SamplerCustom
 
 from . import networks
 from .graphs import SAMPLING, Graph, latent
 from .host import submodule
 from .reference import _apply, _replaced, assert_differ, assert_equal
+from .test_faults import interrupt
 
 WEIGHTS = "0.6, 0.3, 0.1"
 COEFFICIENTS = (0.0, 0.6, 0.3, 0.1)
@@ -221,3 +224,84 @@ def test_what_cannot_be_diagnosed_is_refused(graph, base, files, reward, change,
     options = reward | {name: value for name, value in change.items() if name in ("vae", "reward_of")}
     with pytest.raises(ValueError, match=message):
         diagnose(graph, base, blend, reward=options, **inputs)
+
+
+@pytest.fixture
+def judges(nodes, vae):
+    """Inputs that let two rewards decide between merged and exact; 5 seeds of 2 images."""
+    options = {"device": "default", "precision": "auto", "scale": "none", "allow_download": False}
+    names = ("brightness", "contrast")
+    slots = {
+        f"reward_{i}": nodes["LoadRewardModel"].execute(reward_name=name, **options).result[0]
+        for i, name in enumerate(names)
+    }
+    return {"rewards": slots, "reward_weights": "0.75, 0.25", "vae": vae, "images": 5}
+
+
+def test_rewards_score_what_both_evaluations_make_from_the_same_seeds(graph, base, files, vae, judges):
+    inputs = {"latent_image": latent(batch=2), "seed": 7, "sampler_name": "euler_ancestral"}
+    blend = graph.blend(files, WEIGHTS)
+    picture, text, read, samples = diagnose(graph, base, blend, reward=judges, **inputs)
+    assert torch.equal(samples, graph.blended(base, blend, **inputs))
+    ways = {}
+    for way in ("exact", "merged"):
+        applied = graph.applied(base, blend, "batched", way)
+        runs = [graph.plain(applied, **inputs | {"seed": 7 + i}) for i in range(5)]
+        pixels = vae.decode(torch.cat(runs)).movedim(-1, 1)
+        scores = [reward.reward(pixels, [""]) for reward in judges["rewards"].values()]
+        ways[way] = [*scores, 0.75 * scores[0] + 0.25 * scores[1]]
+    assert [score["name"] for score in read["scores"]] == ["brightness", "contrast", "weighted"]
+    for score, exact, merged in zip(read["scores"], *ways.values(), strict=True):
+        assert score["pairs"] == 10 and score["exact"] == pytest.approx(exact.mean().item(), rel=1e-4)
+        assert score["merged"] == pytest.approx(merged.mean().item(), rel=1e-4)
+        expected = submodule("blend_core.rewards").Draws(1, 10).mean((exact - merged)[None].double().numpy())
+        assert score["difference"] == pytest.approx(vars(expected), abs=1e-5)
+    assert read["evaluations"] == 3 * (3 + 4 + 1) + 5 * 3 * (3 + 1)
+    assert "10 pairs of images" in read["way"] and read["way"] in text and "exact - merged" in text
+    assert picture.shape[1] > diagnose(graph, base, blend, **inputs)[0].shape[1]  # room for what rewards say
+
+
+def test_progress_runs_once_over_all_pictures_and_an_interruption_leaves_no_hook(graph, base, files, judges):
+    seen = []
+
+    def hook(value, total, preview=None, node_id=None):
+        seen.append((value, total))
+        if stop and len(seen) > 20:
+            interrupt()
+
+    before = comfy.utils.PROGRESS_BAR_HOOK
+    comfy.utils.set_progress_bar_global_hook(hook)
+    try:
+        stop = False
+        diagnose(graph, base, graph.blend(files, WEIGHTS), reward=judges | {"images": 8})
+        compared = [value for value, total in seen if total == 8 * 2 * SAMPLING["steps"]]
+        assert compared == sorted(compared) and compared[-1] == 8 * 2 * SAMPLING["steps"]
+        seen, stop = [], True
+        with pytest.raises(InterruptProcessingException):
+            diagnose(graph, base, graph.blend(files, WEIGHTS), reward=judges | {"images": 8})
+        assert comfy.utils.PROGRESS_BAR_HOOK is hook
+    finally:
+        comfy.utils.set_progress_bar_global_hook(before)
+
+
+@pytest.mark.parametrize(
+    ("change", "weights", "message"),
+    [
+        ({"vae": None}, WEIGHTS, "rewards are connected, but no VAE"),
+        ({"images": 7}, WEIGHTS, "7 images of each way are to be scored, expected 8 or more"),
+        ({"images": 8}, "1, 0, 0", "merged and exact are the same here"),
+        ({"images": 8, "reward_weights": "1"}, WEIGHTS, "2 rewards"),
+    ],
+)
+def test_what_rewards_cannot_compare_is_refused_before_anything_is_sampled(
+    graph, base, files, judges, monkeypatch, change, weights, message
+):
+    monkeypatch.setattr(submodule("nodes.diagnostics"), "sample", lambda *_: pytest.fail("sampled"))
+    with pytest.raises(ValueError, match=message):
+        diagnose(graph, base, graph.blend(files, weights), reward=judges | change)
+
+
+def test_a_whole_model_is_not_compared_with_merged(graph, base, files, judges):
+    blend = graph.blend([graph.whole(base), files[1]])
+    with pytest.raises(ValueError, match="whole is a whole model"):
+        diagnose(graph, base, blend, reward=judges | {"images": 8})
