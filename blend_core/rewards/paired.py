@@ -17,7 +17,7 @@ from .combined import weighted
 
 COUNT = 4000  # then the ends of an interval move by less than a tenth of its length
 FIRST = 0  # the seed
-WEIGHTED = "weighted"  # the name of the weighted reward
+WEIGHTED = "the weighted reward"
 
 
 class Draws:

@@ -250,7 +250,7 @@ def test_rewards_score_what_both_evaluations_make_from_the_same_seeds(graph, bas
         pixels = vae.decode(torch.cat(runs)).movedim(-1, 1)
         scores = [reward.reward(pixels, [""]) for reward in judges["rewards"].values()]
         ways[way] = [*scores, 0.75 * scores[0] + 0.25 * scores[1]]
-    assert [score["name"] for score in read["scores"]] == ["brightness", "contrast", "weighted"]
+    assert [score["name"] for score in read["scores"]] == ["brightness", "contrast", "the weighted reward"]
     for score, exact, merged in zip(read["scores"], *ways.values(), strict=True):
         assert score["pairs"] == 10 and score["exact"] == pytest.approx(exact.mean().item(), rel=1e-4)
         assert score["merged"] == pytest.approx(merged.mean().item(), rel=1e-4)

@@ -329,14 +329,14 @@ def test_the_interval_is_that_of_evaluations():
 def test_of_several_rewards_the_weighted_one_comes_last_and_decides():
     calm, vivid = both_ways(0.3), both_ways(-0.1, seed=8)
     scores = scored_ways({"calm": calm[0], "vivid": vivid[0]}, {"calm": calm[1], "vivid": vivid[1]}, [0.25, 0.75])
-    assert [score.name for score in scores] == ["calm", "vivid", "weighted"]
+    assert [score.name for score in scores] == ["calm", "vivid", "the weighted reward"]
     assert [score.better for score in scores[:2]] == ["exact", "merged"]
     mean = 0.25 * scores[0].difference.mean + 0.75 * scores[1].difference.mean
     assert scores[2].difference.mean == pytest.approx(mean)
     text = measured(0.3, scores).way
     for score in scores[:2]:
         assert f"{score.name}: {score.better} scores higher by {abs(score.difference.mean):.3g} (" in text
-    assert text.splitlines()[-1].startswith("By weighted these images show no difference: take merged, it costs one")
+    assert text.splitlines()[-1].startswith("By the weighted reward these images show no difference: take merged")
 
 
 def measured(gap, scores=()):

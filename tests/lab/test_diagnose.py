@@ -100,7 +100,8 @@ def test_of_one_lora_there_is_no_gap_to_measure(studio, tmp_path):
 def test_score_compares_the_images_that_generate_makes_either_way(studio, tmp_path, capsys):
     options = ["--score=brightness=0.75", "--score=contrast=0.25", "--images=4"]
     status, read = diagnose(studio, tmp_path / "out", *options)
-    assert status == 0 and [score["name"] for score in read["scores"]] == ["brightness", "contrast", "weighted"]
+    names = [score["name"] for score in read["scores"]]
+    assert status == 0 and names == ["brightness", "contrast", "the weighted reward"]
     pipe = load_base(str(studio / "base"))
     factors, _ = load_factors(pipe, [studio / "first.safetensors", studio / "second.safetensors"])
     pairs = [(text, SEED + i) for text in PROMPTS for i in range(4)]
@@ -119,7 +120,7 @@ def test_score_compares_the_images_that_generate_makes_either_way(studio, tmp_pa
     assert read["evaluations"] == (3 + 1) * STEPS + 4 * (2 + 1) * STEPS
     assert read["comparison"] == {"rewards": ["brightness", "contrast"], "weights": [0.75, 0.25], "images": 4}
     printed = capsys.readouterr().out
-    assert read["way"] in printed and "by weighted" in read["way"].splitlines()[-1].lower()
+    assert read["way"] in printed and "by the weighted reward" in read["way"].splitlines()[-1].lower()
     assert "exact - merged" in printed
 
 
