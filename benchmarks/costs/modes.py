@@ -70,13 +70,13 @@ def two_products(evaluation: str, execution: str) -> Callable[[Network, SamplerS
     """The same without the kernel that makes both products of a low-rank addition in one launch."""
 
     def mode(network: Network, sampling: SamplerSettings, loras: Sequence[State]) -> Mode:
-        own = blended(evaluation, execution)(network, sampling, loras)
+        blend = blended(evaluation, execution)(network, sampling, loras)
 
         def run() -> Tensor:
             with mock.patch.object(low_rank, "KERNEL_RANK", 0):
-                return own.run()
+                return blend.run()
 
-        return replace(own, run=run)
+        return replace(blend, run=run)
 
     return mode
 

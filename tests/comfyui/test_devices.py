@@ -47,7 +47,7 @@ def drawn(dtype, *shape):
 
 def factors(name, *shape, dtype, rank=2):
     down, up = drawn(dtype, rank, *shape[1:]), drawn(dtype, shape[0], rank)
-    return {core.Target(name, shape): adapters.Factors(down, up, 0.5)}
+    return {core.Target(name, shape): adapters.Change(adapters.Factors(down, up, 0.5))}
 
 
 def low_rank(dtype, rank=2):

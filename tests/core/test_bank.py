@@ -1,12 +1,11 @@
 """The LoRA bank on real networks: adapted equals merged, and nothing is left behind."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
 from diffusion_blend.blend_core import BlendError, LoRABank, Target
-from diffusion_blend.blend_core.adapters import Factors
+from diffusion_blend.blend_core.adapters import Change, Factors
 from diffusion_blend.blend_core.estimators import exact
 from diffusion_blend.blend_core.estimators import merged as core_merged
 from diffusion_blend.blend_core.network.execution import agree, evaluate_variants, mixed, repeat_rows
@@ -84,7 +83,8 @@ def factors(targets, rank, scale, dtype, generator, size=0.3):
     def draw(*shape):
         return (size * torch.randn(shape, dtype=torch.float64, generator=generator)).to(dtype)
 
-    return {target: Factors(draw(rank, *target.shape[1:]), draw(target.height, rank), scale) for target in targets}
+    pairs = {t: Factors(draw(rank, *t.shape[1:]), draw(t.height, rank), scale) for t in targets}
+    return {target: Change(pair) for target, pair in pairs.items()}
 
 
 def adapters(dtype=torch.float64, size=0.3, bases=BASES, seed=1):
@@ -96,8 +96,8 @@ def merged(net, adapter):
     """A copy of the network with the adapter's deltas added to its weights, in float64 and then its dtype."""
     net = copy.deepcopy(net)
     modules = dict(net.named_modules())
-    for target, part in adapter.items():
-        weight = modules[target.module].weight
+    for target, change in adapter.items():
+        weight, part = modules[target.module].weight, change.factors
         delta = part.scale * (part.up.double() @ part.down.double().flatten(1))
         first, last = target.span
         whole = weight.double().flatten(1).clone()
@@ -241,7 +241,7 @@ def test_small_half_precision_factors_of_a_scale_below_one_keep_their_digits():
     net = nn.Sequential(nn.Linear(WIDTH, WIDTH)).requires_grad_(False)
     x = torch.randn(2, 3, WIDTH, generator=generator)
     base = net(x)
-    with LoRABank([{target: Factors(down, up, 1 / 16)}]).attach(net).using([1, 1]):
+    with LoRABank([{target: Change(Factors(down, up, 1 / 16))}]).attach(net).using([1, 1]):
         delta = net(x) - base
     expected = x @ (up.float() @ down.float() / 16).T
     assert (delta - expected).abs().max() < 1e-5 * expected.abs().max() + 1e-6
@@ -269,7 +269,7 @@ def test_convolutions_of_another_padding_mode_are_adapted_alike(mode):
 
 def test_strength_zero_is_the_base():
     net, x = network(), inputs(2)
-    silent = [{target: Factors(part.down, part.up, 0.0) for target, part in adapters()[0].items()}]
+    silent = [{target: part.times(0.0) for target, part in adapters()[0].items()}]
     with LoRABank(silent).attach(net).using([1, 1]):
         torch.testing.assert_close(net(x), network()(x), rtol=0, atol=1e-12)
 
@@ -348,7 +348,7 @@ def test_a_forward_of_the_instances_own_runs_below_ours_and_is_put_back():
     assert module.__dict__["forward"] is own
     assert torch.equal(net(x), out)
     # own doubles the layer, and the delta comes on top of that once
-    (part,) = basis[0].values()
+    (part,) = (change.factors for change in basis[0].values())
     reference = network()
     reference.blocks[0].embed.weight.mul_(2).add_(part.up @ part.down)
     reference.blocks[0].embed.bias.mul_(2)
@@ -550,7 +550,7 @@ def test_a_small_scale_leaves_small_float16_factors_as_they_are():
     net, x = network(torch.float32), torch.randn(3, 5, WIDTH, generator=generator)
     layer, rows = net.blocks[0].out[0], [[1] * 3, [0, 1, 1]]
     layer.weight.zero_()
-    bank = LoRABank([{target: Factors(down, up, 1 / 64)}])
+    bank = LoRABank([{target: Change(Factors(down, up, 1 / 64))}])
     for selection in rows:
         with bank.attach(net).using(selection):
             came = layer(x)[1:]
@@ -573,8 +573,8 @@ def test_four_rank_8_bases_take_less_than_three_percent_of_sd15(dtype):
     ]
     assert len(targets) == 128
     one = {
-        t: Factors(torch.empty(8, t.shape[1], dtype=dtype, device="meta"),
-                   torch.empty(t.shape[0], 8, dtype=dtype, device="meta"), 0.5)  # alpha below the rank, as usual
+        t: Change(Factors(torch.empty(8, t.shape[1], dtype=dtype, device="meta"),
+                          torch.empty(t.shape[0], 8, dtype=dtype, device="meta"), 0.5))  # alpha below the rank
         for t in targets
     }  # fmt: skip
     bank = LoRABank([one] * 4)
@@ -641,7 +641,7 @@ def test_a_mixture_is_all_bases_merged_at_their_coefficients(alignment):
     for step, (_, *coefficients) in enumerate(table.tolist()):
         expected = net
         for coefficient, adapter in zip(coefficients, bases, strict=True):
-            scaled = {target: replace(part, scale=part.scale * coefficient) for target, part in adapter.items()}
+            scaled = {target: change.times(coefficient) for target, change in adapter.items()}
             expected = merged(expected, scaled)
         passes = []
 

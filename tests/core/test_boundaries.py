@@ -61,6 +61,7 @@ def test_the_scan_sees_the_sources():
     assert "transformers" in set().union(*(absolute(path) for path in MODULES if path.startswith("blend_core/rewards")))
 
 
+@pytest.mark.slow
 def test_importing_the_core_imports_no_host():
     script = "import sys, diffusion_blend.blend_core; print(*{name.split('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusion_blend.blend_core import BlendError
 from diffusion_blend.blend_core.control_variates import FRESH
-from diffusion_blend.blend_core.estimators import budget, exact, image_seed, sampled, stratified
+from diffusion_blend.blend_core.estimators import budget, exact, image_seed, random, stratified
 from diffusion_blend.blend_core.parameterization import State, x0_map
 from diffusion_blend.blend_core.plan import Call
 
@@ -168,7 +168,7 @@ def test_budgets_below_one_are_refused():
 
 
 def times_nearer(estimator, coefficients, family, eta):
-    iid, own = (distance_to_exact(each, coefficients, family, eta=eta) for each in (sampled, estimator))
+    iid, own = (distance_to_exact(each, coefficients, family, eta=eta) for each in (random, estimator))
     print(f"{estimator.__name__} {family} eta {eta:g} {coefficients}: {iid / own:.1f}")
     return iid / own
 

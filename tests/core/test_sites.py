@@ -52,7 +52,7 @@ def drawn(*shape, seed=0):
 
 def pair(name, seed=1, rank=2):
     factors = Factors(drawn(rank, WIDTH, seed=seed), drawn(WIDTH, rank, seed=seed + 1), 0.7)
-    return {Target(name, (WIDTH, WIDTH)): factors}
+    return {Target(name, (WIDTH, WIDTH)): Change(factors)}
 
 
 def difference(name, parameter, *shape, seed=5):
@@ -65,8 +65,8 @@ def merged(network, adapter):
     network = copy.deepcopy(network)
     for target, change in adapter.items():
         module = network.get_submodule(target.module)
-        parts = change.tensors if isinstance(change, Factors) else change.delta.tensors
-        delta = change.scale * parts["up"] @ parts["down"] if isinstance(change, Factors) else parts["diff"]
+        parts, factors = change.delta.tensors, change.factors
+        delta = parts["diff"] if factors is None else factors.scale * parts["up"] @ parts["down"]
         getattr(module, target.parameter).data += delta
     return network
 
@@ -273,7 +273,7 @@ def test_a_prompt_is_projected_once_for_all_attentions(x, own, products):
     for i, (block, name) in enumerate((b, n) for b in ("first", "second") for n in "qkv"):
         width = WIDTH if name == "q" else 3
         part = Factors(drawn(2, width, seed=i), drawn(WIDTH, 2, seed=i + 9), 0.7)
-        adapter[Target(f"{block}.{name}", (WIDTH, width))] = part
+        adapter[Target(f"{block}.{name}", (WIDTH, width))] = Change(part)
     attachment, base = LoRABank([adapter]).attach(network), counted(lambda: network(x))
     for _ in range(2):
         with attachment.using([1, 1]):

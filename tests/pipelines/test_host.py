@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, StableDiffusion3Pipeline
 from diffusion_blend.blend_core import Blend, BlendError, LoRABank, Plan, read_adapter, resolve
-from diffusion_blend.blend_core.estimators import exact, sampled
+from diffusion_blend.blend_core.estimators import exact, random
 from diffusion_blend.pipelines import blended, network_of, target_index
 
 from ..lora_files import merged, random_lora, write_lora
@@ -61,7 +61,7 @@ def test_exact_blend_is_the_weighted_sum_of_merged_copies(world, execution):
 
 
 def test_one_variant_per_image_takes_that_images_variant_in_every_group_of_rows(world):
-    plan = sampled(BLEND.coefficients, 1, [5, 8])
+    plan = random(BLEND.coefficients, 1, [5, 8])
     choices = plan.variants[0, 0].tolist()
     assert len(set(choices)) == 2  # these seeds make the two images differ
     variants = [world.variant(choice) for choice in choices]
@@ -121,7 +121,7 @@ def test_tuples_and_positional_arguments_are_understood(world):
 
 def test_a_step_lasts_as_long_as_its_timestep_and_a_higher_one_starts_again(tmp_path):
     world = World("unet", tmp_path)
-    plan = sampled((0.0, 0.5, 0.5), 4, [3])
+    plan = random((0.0, 0.5, 0.5), 4, [3])
     choices = plan.variants[:, 0, 0].tolist()
     assert len(set(choices)) == 2
     seen, alone = [], {}
