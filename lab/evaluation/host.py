@@ -81,7 +81,7 @@ class Host:
     def soup(self, weights: tuple[float, ...]) -> LoRABank:
         """A bank whose variant 1 has the averaged factors of the LoRAs."""
         if weights not in self._soups:
-            self._soups[weights] = self._bank([soup_of_factors(self.loras.factors, weights)])
+            self._soups[weights] = self._bank([soup_of_factors(self.loras.names, self.loras.factors, weights)])
         return self._soups[weights]
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:

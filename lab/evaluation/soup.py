@@ -12,36 +12,42 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ...blend_core import BlendError, Target
-from ...blend_core.adapters import Factors, plain
+from ...blend_core.adapters import Change, Factors, plain
 
-LoRAFactors = Mapping[Target, Factors]
+LoRAChanges = Mapping[Target, Change]
+"""What a LoRA does to the layers of a network."""
 
 
-def check_factors(names: Sequence[str], loras: Sequence[LoRAFactors]) -> None:
-    """Raise BlendError, with names, unless all change the same layers by factors of one shape and one scale."""
-    for name, lora in zip(names, loras, strict=True):
-        plain(lora.values(), f"soup_factors ({name})")
-        apart = sorted(str(target) for target in lora.keys() ^ loras[0].keys())
+def equal_factors(names: Sequence[str], loras: Sequence[LoRAChanges]) -> list[dict[Target, Factors]]:
+    """Every LoRA's factors, of the same layers, one shape and one scale. Raises BlendError, with names, otherwise."""
+    factors_by_lora = [plain(lora, f"soup_factors ({name})") for name, lora in zip(names, loras, strict=True)]
+    for name, lora in zip(names, factors_by_lora, strict=True):
+        apart = sorted(str(target) for target in lora.keys() ^ factors_by_lora[0].keys())
         if apart:
             raise _unequal(names[0], name, f"only one of them changes {apart[0]}")
         for target, factors in lora.items():
-            first = loras[0][target]
+            first = factors_by_lora[0][target]
             if (factors.rank, factors.shape) != (first.rank, first.shape):
                 raise _unequal(names[0], name, f"their ranks at {target} are {first.rank} and {factors.rank}")
             if factors.scale != first.scale:
                 raise _unequal(names[0], name, f"their scales at {target} are {first.scale:g} and {factors.scale:g}")
+    return factors_by_lora
 
 
-def soup_of_factors(loras: Sequence[LoRAFactors], weights: Sequence[float]) -> dict[Target, Factors]:
-    """One LoRA with the weighted sums of their `down` and of their `up`, at their scale. See check_factors."""
+def soup_of_factors(
+    names: Sequence[str], loras: Sequence[LoRAChanges], weights: Sequence[float]
+) -> dict[Target, Change]:
+    """One LoRA with the weighted sums of their `down` and of their `up`, at their scale. Raises as equal_factors."""
+    first, *others = equal_factors(names, loras)
     return {
-        target: Factors(
-            _sum([lora[target].down for lora in loras], weights),
-            _sum([lora[target].up for lora in loras], weights),
-            first.scale,
-        )
-        for target, first in loras[0].items()
+        target: Change(_averaged([factors, *(lora[target] for lora in others)], weights))
+        for target, factors in first.items()
     }
+
+
+def _averaged(factors: Sequence[Factors], weights: Sequence[float]) -> Factors:
+    down, up = (_sum([getattr(pair, name) for pair in factors], weights) for name in ("down", "up"))
+    return Factors(down, up, factors[0].scale)
 
 
 def _sum(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
