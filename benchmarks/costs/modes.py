@@ -117,7 +117,8 @@ def copied(network: Network, sampling: SamplerSettings, loras: Sequence[State]) 
     models = [comfy.sd.load_lora_for_models(network.load(), None, dict(state), 1.0, 0.0)[0] for state in loras]
 
     def average(apply, inputs):
-        calls = [model.model.apply_model(inputs["input"], inputs["timestep"], **_own(inputs["c"])) for model in models]
+        x, timestep, conditioning = inputs["input"], inputs["timestep"], inputs["c"]
+        calls = [model.model.apply_model(x, timestep, **_copied(conditioning)) for model in models]
         return sum(calls) / len(calls)
 
     leader = models[0].clone()
@@ -128,7 +129,7 @@ def copied(network: Network, sampling: SamplerSettings, loras: Sequence[State]) 
     return Mode(lambda: network.sample(sampling, leader), lambda: held, lambda: passes, low_rank=False)
 
 
-def _own(conditioning: dict) -> dict:
+def _copied(conditioning: dict) -> dict:
     return {**conditioning, "transformer_options": dict(conditioning["transformer_options"])}
 
 

@@ -38,12 +38,12 @@ def euler_of_copies(graph, model, copies, coefficients=COEFFICIENTS, **inputs):
 
     def sampler_function(model, x, sigmas, extra_args, callback=None, disable=None):
         for now, after in pairwise(sigmas):
-            each = []
+            predictions = []
             for copy in copies:
                 active["copy"] = copy
-                each.append(model(x, now * x.new_ones(len(x)), **extra_args))
-            recorded.append((float(now), x, torch.stack(each)))
-            denoised = sum(c * d for c, d in zip(coefficients, each, strict=True))
+                predictions.append(model(x, now * x.new_ones(len(x)), **extra_args))
+            recorded.append((float(now), x, torch.stack(predictions)))
+            denoised = sum(c * d for c, d in zip(coefficients, predictions, strict=True))
             x = x + (x - denoised) / now * (after - now)
         return x
 
@@ -56,10 +56,10 @@ def euler_of_copies(graph, model, copies, coefficients=COEFFICIENTS, **inputs):
     return recorded
 
 
-def expected_numbers(x, each):
+def expected_numbers(x, predictions):
     """(bends, cosines, the blend's bend), means over images, in plain formulas."""
-    pulls = [(d - each[0]).flatten(1) for d in each[1:]]
-    direction = (x - each[0]).flatten(1).norm(dim=1)
+    pulls = [(d - predictions[0]).flatten(1) for d in predictions[1:]]
+    direction = (x - predictions[0]).flatten(1).norm(dim=1)
     cosine = torch.nn.functional.cosine_similarity
     pairs = [cosine(pulls[i], pulls[j]).mean().item() for i, j in ((0, 1), (0, 2), (1, 2))]
     blended = sum(c * pull for c, pull in zip(COEFFICIENTS[1:], pulls, strict=True)).norm(dim=1) / direction
@@ -74,8 +74,8 @@ def test_the_numbers_are_those_of_merged_copies(graph, base, files, merged, cfg,
     picture, text, read, samples = diagnose(graph, base, blend, execution, **inputs)
     recorded = euler_of_copies(graph, base, merged, **inputs)
     assert len(read["steps"]) == len(recorded) == SAMPLING["steps"]
-    for step, (sigma, x, each) in zip(read["steps"], recorded, strict=True):
-        bends, cosines, bend = expected_numbers(x, each)
+    for step, (sigma, x, predictions) in zip(read["steps"], recorded, strict=True):
+        bends, cosines, bend = expected_numbers(x, predictions)
         assert step["sigma"] == pytest.approx(sigma) and step["coefficients"] == pytest.approx(COEFFICIENTS)
         assert step["bends"] == pytest.approx(bends, rel=1e-4)
         assert step["cosines"] == pytest.approx(cosines, abs=1e-4)
@@ -95,9 +95,9 @@ def test_the_gap_of_merged_is_that_of_a_copy_with_all_loras(graph, base, files, 
     for (lora, _), coefficient in zip(reward_loras, COEFFICIENTS[1:], strict=True):
         lora.merge_into(stack, coefficient)
     recorded = euler_of_copies(graph, base, [*merged, stack], coefficients=(*COEFFICIENTS, 0.0), **inputs)
-    for step, (_, _, each) in zip(read["steps"], recorded, strict=True):
-        blend = sum(c * d for c, d in zip(COEFFICIENTS, each, strict=False))
-        apart, way = ((d - of).flatten(1) for d, of in ((each[-1], blend), (blend, each[0])))
+    for step, (_, _, predictions) in zip(read["steps"], recorded, strict=True):
+        blend = sum(c * d for c, d in zip(COEFFICIENTS, predictions, strict=False))
+        apart, way = ((d - of).flatten(1) for d, of in ((predictions[-1], blend), (blend, predictions[0])))
         cosine = torch.nn.functional.cosine_similarity(apart, way).mean().item()
         gap = (apart.norm(dim=1) / way.norm(dim=1)).mean().item()
         # The difference of two predictions is a tenth of them: their rounding weighs ten times as much in it.
@@ -146,7 +146,7 @@ def with_kl_weights(graph, files, kl_weight):
 
 def test_the_probe_is_finite_and_leaves_the_model_as_it_was(graph, base, files, plain, reward):
     before = {name: weight.clone() for name, weight in base.model.state_dict().items()}
-    found = {}
+    readings = {}
     for kl_weight in (1e3, 1e-7):
         blend = with_kl_weights(graph, files[:2], kl_weight)
         *_, read, samples = diagnose(graph, base, blend, reward=reward | {"reward_of": "r1"})
@@ -154,11 +154,11 @@ def test_the_probe_is_finite_and_leaves_the_model_as_it_was(graph, base, files, 
         for gap in read["gaps"]:
             numbers = torch.tensor([gap["gap"], gap["standard_error"], gap["variation"]])
             assert torch.isfinite(numbers).all() and (numbers > -1e-12).all()
-        found[kl_weight] = read
-    assert found[1e-7]["gaps"][0]["gap"] > found[1e3]["gaps"][0]["gap"]
-    assert any("KL weight 1e-07 is too small" in reason for reason in found[1e-7]["verdict"]["reasons"])
-    assert not any("KL weight" in reason for reason in found[1e3]["verdict"]["reasons"])
-    assert found[1e3]["evaluations"] == 3 * (2 + 3 + 1) + 4 * (3 + 2)
+        readings[kl_weight] = read
+    assert readings[1e-7]["gaps"][0]["gap"] > readings[1e3]["gaps"][0]["gap"]
+    assert any("KL weight 1e-07 is too small" in reason for reason in readings[1e-7]["verdict"]["reasons"])
+    assert not any("KL weight" in reason for reason in readings[1e3]["verdict"]["reasons"])
+    assert readings[1e3]["evaluations"] == 3 * (2 + 3 + 1) + 4 * (3 + 2)
     assert torch.equal(samples, graph.blended(base, blend))
     after = base.model.state_dict()
     assert all(torch.equal(weight, after[name]) for name, weight in before.items())

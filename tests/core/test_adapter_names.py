@@ -138,8 +138,8 @@ def hunyuan_dit():
 
 
 def test_a_name_with_two_meanings_is_read_as_the_rest_of_its_file_is(tmp_path):
-    own = read(tmp_path, {"blocks.0.norm2.diff": torch.ones(H), **pair("blocks.0.mlp.fc1", out=3 * H)}, "own")
-    assert {target.module for target in resolve(own, hunyuan_dit())[0]} == {"blocks.0.norm2", "blocks.0.mlp.fc1"}
+    native = read(tmp_path, {"blocks.0.norm2.diff": torch.ones(H), **pair("blocks.0.mlp.fc1", out=3 * H)}, "own")
+    assert {target.module for target in resolve(native, hunyuan_dit())[0]} == {"blocks.0.norm2", "blocks.0.mlp.fc1"}
     foreign = read(tmp_path, {"blocks.0.norm2.diff": torch.ones(H), **pair("blocks.0.attn1.to_q")}, "foreign")
     targets = sorted(target.module for target in resolve(foreign, hunyuan_dit())[0])
     assert targets == ["blocks.0.attn1.Wqkv", "blocks.0.norm3"]

@@ -333,21 +333,21 @@ def test_a_forward_of_the_instances_own_runs_below_ours_and_is_put_back():
     net, x, seen = network(), inputs(2), []
     module = net.blocks[0].embed
 
-    def own(tokens):
+    def replacement(tokens):
         seen.append("own")
         return 2 * nn.functional.linear(tokens, module.weight, module.bias)
 
-    module.forward = own
+    module.forward = replacement
     basis = adapters(bases=[([Target("blocks.0.embed", (WIDTH, WIDTH))], 2, 1.0)])
     out = net(x)
     seen.clear()
     with LoRABank(basis).attach(net).using([1, 1]):
-        assert module.__dict__["forward"] is not own
+        assert module.__dict__["forward"] is not replacement
         adapted = net(x)
     assert seen == ["own"]
-    assert module.__dict__["forward"] is own
+    assert module.__dict__["forward"] is replacement
     assert torch.equal(net(x), out)
-    # own doubles the layer, and the delta comes on top of that once
+    # replacement doubles the layer, and the delta comes on top of that once
     (part,) = (change.factors for change in basis[0].values())
     reference = network()
     reference.blocks[0].embed.weight.mul_(2).add_(part.up @ part.down)
@@ -361,10 +361,10 @@ def test_a_second_bank_inside_adds_its_deltas_and_comes_off_alone():
     one, two = adapters(), adapters(seed=9)
     first, second = LoRABank(one).attach(net), LoRABank(two).attach(net)
     with first.using([1, 2, 0]):
-        alone = net(x)
+        single_run = net(x)
         with second.using([3, 0, 1]):
             both = net(x)
-        assert torch.equal(net(x), alone)
+        assert torch.equal(net(x), single_run)
     assert_untouched(net, before, out, x)
     pairs = [(one[0], two[2]), (one[1], {}), ({}, two[0])]
     expected = [merged(merged(net, a), b)(x[i : i + 1]) for i, (a, b) in enumerate(pairs)]
@@ -450,23 +450,23 @@ def test_apart_no_pass_holds_two_variants_and_the_predictions_are_the_same():
 @pytest.mark.parametrize("group", [1, 2, 4])
 def test_a_variant_with_a_network_of_its_own_shares_no_pass(group, apart):
     net, x = network(), inputs(6)  # two chunks of three images
-    own = {2: merged(net, adapters()[1]), 4: merged(net, adapters()[0])}  # a bank has nothing for these two
+    networks = {2: merged(net, adapters()[1]), 4: merged(net, adapters()[0])}  # a bank has nothing for these two
     attachment = LoRABank([adapters()[0], {}, adapters()[2], {}]).attach(net)
     variants = torch.tensor([[0, 0, 0], [2, 2, 2], [1, 2, 3], [4, 2, 1], [3, 3, 3]])
     passes = []
 
     def call(repeated, part):
         passes.append(part.tolist())
-        return own.get(int(part[0, 0]), net)(repeated)
+        return networks.get(int(part[0, 0]), net)(repeated)
 
-    out = evaluate_variants(call, x, 6, variants, attachment, group, apart, unmixed=own)
+    out = evaluate_variants(call, x, 6, variants, attachment, group, apart, unmixed=networks)
     for part in passes:
         held = {variant for row in part for variant in row}
-        assert len(held) == 1 or held.isdisjoint(own)
-    shared = [part for part in passes if own.keys().isdisjoint(part[0])]
+        assert len(held) == 1 or held.isdisjoint(networks)
+    shared = [part for part in passes if networks.keys().isdisjoint(part[0])]
     if not apart:  # steps 0 and 4 together where two fit; then one image of 1 and 3 each, and one of 1
         assert [len(part) for part in shared] == ([2, 1, 1] if group > 1 else [1, 1, 1, 1])
-    references = [net, merged(net, adapters()[0]), own[2], merged(net, adapters()[2]), own[4]]
+    references = [net, merged(net, adapters()[0]), networks[2], merged(net, adapters()[2]), networks[4]]
     expected = [torch.cat([references[row[i % 3]](x[i : i + 1]) for i in range(6)]) for row in variants.tolist()]
     torch.testing.assert_close(out, torch.stack(expected), rtol=0, atol=1e-11)
 
@@ -533,10 +533,10 @@ def test_factors_are_kept_in_the_computations_dtype_alone_and_lose_nothing_by_it
 
 def test_a_network_that_mixes_rows_shows_it():
     """Predictions (k, rows, ...) of two variants that differ by 1: rounding agrees, a row of the other does not."""
-    alone = torch.stack([torch.ones(4, 3), 2 * torch.ones(4, 3)])
-    assert agree(alone + 1e-3, alone)
-    assert not agree(alone.flip(0), alone)
-    assert agree(alone[:1] * 1.01, alone[:1]) and not agree(alone[:1] * 1.1, alone[:1])
+    predictions = torch.stack([torch.ones(4, 3), 2 * torch.ones(4, 3)])
+    assert agree(predictions + 1e-3, predictions)
+    assert not agree(predictions.flip(0), predictions)
+    assert agree(predictions[:1] * 1.01, predictions[:1]) and not agree(predictions[:1] * 1.1, predictions[:1])
     assert [mixed(torch.tensor([[1, 1], [2, 2]]), group) for group in (1, 2)] == [False, True]
     assert mixed(torch.tensor([[1, 2]]), 1)
 
@@ -590,8 +590,8 @@ def test_torch_compile_traces_a_bank_in_one_graph(selection):
     torch._dynamo.reset()
     net, x = network(torch.float32), inputs(2, torch.float32)
     with LoRABank(adapters(torch.float32)).attach(net).using(selection):
-        found = torch._dynamo.explain(net)(x)
-    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+        explanation = torch._dynamo.explain(net)(x)
+    assert (explanation.graph_count, explanation.graph_break_count) == (1, 0), explanation.break_reasons
 
 
 @pytest.mark.slow

@@ -205,9 +205,9 @@ def test_every_row_of_a_batch_gets_its_own_variant(network, x, tmp_path):
     adapters.append(resolved(network, tmp_path / "dora.safetensors"))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     for variants in ([0, 1, 2, 3], [4, 2, 4, 0], [3, 3, 1, 2]):
-        alone = [outputs(network, adapters, x[i : i + 1], [variant])[0] for i, variant in enumerate(variants)]
+        singles = [outputs(network, adapters, x[i : i + 1], [variant])[0] for i, variant in enumerate(variants)]
         together = outputs(network, adapters, x, variants)
-        torch.testing.assert_close(together, torch.stack(alone), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(together, torch.stack(singles), atol=1e-5, rtol=1e-4)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert not any("forward" in module.__dict__ for module in network.modules())
 

@@ -176,11 +176,11 @@ def test_the_gap_of_merged_is_relative_to_the_blends_way_from_the_base():
     ],
 )
 def test_the_diagnosis_says_whether_merged_would_do_and_leaves_steps_of_the_base_out(gaps, cosine, said):
-    found = diagnosed((0.0, 0.5, 0.5))
-    assert found.way == "" and "merged - exact" not in found.rows()[0]
-    measured = [replace(step, merged_cosine=cosine) for step in found.steps]
+    diagnosis = diagnosed((0.0, 0.5, 0.5))
+    assert diagnosis.way == "" and "merged - exact" not in diagnosis.rows()[0]
+    measured = [replace(step, merged_cosine=cosine) for step in diagnosis.steps]
     *blended, last = (replace(step, merged=gap) for step, gap in zip(measured, gaps, strict=True))
-    cut = replace(found, steps=(*blended, replace(last, coefficients=(1.0, 0.0, 0.0))))
+    cut = replace(diagnosis, steps=(*blended, replace(last, coefficients=(1.0, 0.0, 0.0))))
     assert said in cut.way and cut.way in cut.describe() and json.loads(cut.to_json())["way"] == cut.way
     assert [row[-2] for row in cut.rows()] == ["merged - exact", *(f"{100 * gap:.1f}%" for gap in gaps)]
     assert [row[-1] for row in cut.rows()] == ["its cosine", *[f"{cosine:+.2f}"] * 3]
@@ -194,10 +194,10 @@ def test_steps_that_have_no_merged_prediction_leave_their_place_in_the_table_emp
 
 
 def test_a_step_of_the_base_alone_raises_no_doubt():
-    found = diagnosed((0.0, 0.5, 0.5), pulls=((0.9, 0.0), (-0.9, 0.1)))
-    assert found.verdict.level == "doubtful" and "1-3" in str(found.verdict)
-    steps = (*found.steps[:1], *(replace(step, coefficients=(1.0, 0.0, 0.0)) for step in found.steps[1:]))
-    ended = str(replace(found, steps=steps).verdict)
+    diagnosis = diagnosed((0.0, 0.5, 0.5), pulls=((0.9, 0.0), (-0.9, 0.1)))
+    assert diagnosis.verdict.level == "doubtful" and "1-3" in str(diagnosis.verdict)
+    steps = (*diagnosis.steps[:1], *(replace(step, coefficients=(1.0, 0.0, 0.0)) for step in diagnosis.steps[1:]))
+    ended = str(replace(diagnosis, steps=steps).verdict)
     assert "At step 1 " in ended and "1-3" not in ended
 
 
@@ -240,8 +240,8 @@ def test_a_schedule_that_changes_is_never_exact():
 @pytest.mark.slow
 def test_the_warning_comes_as_alpha_shrinks_and_goes_as_it_grows():
     # A normal tilt varies as much as its mean at variance log 2, so the border is alpha = 1 / sqrt(log 2) = 1.20.
-    found = {alpha: diagnosed(HALF, kl_weights=(alpha, 5.0)).verdict.level for alpha in (0.3, 1.0, 1.5, 5.0)}
-    assert found == {0.3: "doubtful", 1.0: "doubtful", 1.5: "fair", 5.0: "fair"}
+    verdicts = {alpha: diagnosed(HALF, kl_weights=(alpha, 5.0)).verdict.level for alpha in (0.3, 1.0, 1.5, 5.0)}
+    assert verdicts == {0.3: "doubtful", 1.0: "doubtful", 1.5: "fair", 5.0: "fair"}
     doubtful = diagnosed(HALF, kl_weights=(0.3, 5.0))
     assert doubtful.gaps[0].least_kl_weight == pytest.approx(1.2, rel=0.1)
     text = str(doubtful.verdict)
@@ -269,15 +269,15 @@ def test_strong_and_opposed_pulls_are_named():
 
 
 def test_few_samples_that_count_are_named():
-    found = diagnosed(HALF, kl_weights=(0.02,))
-    assert found.gaps[0].counting < 4
-    assert "lower bound" in str(found.verdict)
+    diagnosis = diagnosed(HALF, kl_weights=(0.02,))
+    assert diagnosis.gaps[0].counting < 4
+    assert "lower bound" in str(diagnosis.verdict)
 
 
 def test_steps_are_listed_in_runs():
-    found = diagnosed(HALF)
-    bent = [replace(step, step=k, bends=(0.9, 0.1)) for k, step in zip((0, 1, 5), found.steps, strict=True)]
-    assert "At steps 1-2, 6 calm" in str(replace(found, steps=tuple(bent)).verdict)
+    diagnosis = diagnosed(HALF)
+    bent = [replace(step, step=k, bends=(0.9, 0.1)) for k, step in zip((0, 1, 5), diagnosis.steps, strict=True)]
+    assert "At steps 1-2, 6 calm" in str(replace(diagnosis, steps=tuple(bent)).verdict)
 
 
 def test_probed_steps_are_even_and_leave_out_the_last():
@@ -286,12 +286,12 @@ def test_probed_steps_are_even_and_leave_out_the_last():
 
 
 def test_a_diagnosis_goes_to_json_and_to_text():
-    found = diagnosed(HALF, kl_weights=(0.3, 5.0))
-    read = json.loads(found.to_json())
+    diagnosis = diagnosed(HALF, kl_weights=(0.3, 5.0))
+    read = json.loads(diagnosis.to_json())
     assert read["verdict"]["level"] == "doubtful" and read["pairs"] == [["calm", "vivid"]]
     assert read["steps"][1]["bends"] == pytest.approx([0.1, 0.1])
-    assert read["gaps"][0]["gap"] == found.gaps[0].gap
-    text = found.describe()
+    assert read["gaps"][0]["gap"] == diagnosis.gaps[0].gap
+    text = diagnosis.describe()
     assert "Verdict: doubtful" in text and "cos calm, vivid" in text and "9 evaluations per image" in text
 
 
@@ -312,18 +312,18 @@ def both_ways(difference, prompts=4, seeds=16, spread=0.1, seed=5):
 
 def test_paired_scores_find_a_difference_that_is_small_beside_the_images_own():
     exact, merged = both_ways(0.2)
-    (found,) = scored_ways({"calm": exact}, {"calm": merged}, [1.0])
-    assert found.pairs == 64 and found.difference.mean == pytest.approx((exact - merged).mean().item())
-    assert found.exact - found.merged == pytest.approx(found.difference.mean)
-    assert found.difference.low < 0.2 < found.difference.high
-    assert found.difference.high - found.difference.low < 0.2  # 64 pairs of images whose own spread is 1
-    assert found.better == "exact"
+    (comparison,) = scored_ways({"calm": exact}, {"calm": merged}, [1.0])
+    assert comparison.pairs == 64 and comparison.difference.mean == pytest.approx((exact - merged).mean().item())
+    assert comparison.exact - comparison.merged == pytest.approx(comparison.difference.mean)
+    assert comparison.difference.low < 0.2 < comparison.difference.high
+    assert comparison.difference.high - comparison.difference.low < 0.2  # 64 pairs of images whose own spread is 1
+    assert comparison.better == "exact"
 
 
 def test_the_interval_is_that_of_evaluations():
     exact, merged = both_ways(0.2)
-    (found,) = scored_ways({"calm": exact}, {"calm": merged}, [1.0])
-    assert found.difference == Draws(4, 16).mean((exact - merged).numpy())
+    (comparison,) = scored_ways({"calm": exact}, {"calm": merged}, [1.0])
+    assert comparison.difference == Draws(4, 16).mean((exact - merged).numpy())
 
 
 def test_of_several_rewards_the_weighted_one_comes_last_and_decides():
@@ -341,9 +341,9 @@ def test_of_several_rewards_the_weighted_one_comes_last_and_decides():
 
 def measured(gap, scores=()):
     """A diagnosis whose merged predictions are `gap` of the way from the exact ones at every step."""
-    found = diagnosed(HALF)
-    steps = tuple(replace(step, merged=gap, merged_cosine=0.0) for step in found.steps)
-    return replace(found, steps=steps, scores=scores)
+    diagnosis = diagnosed(HALF)
+    steps = tuple(replace(step, merged=gap, merged_cosine=0.0) for step in diagnosis.steps)
+    return replace(diagnosis, steps=steps, scores=scores)
 
 
 @pytest.mark.parametrize(
@@ -357,20 +357,20 @@ def measured(gap, scores=()):
 )
 def test_the_interval_decides_which_way_to_take(difference, gap, said):
     exact, merged = both_ways(difference)
-    found = measured(gap, scored_ways({"calm": exact}, {"calm": merged}, [1.0]))
-    assert said in found.way.splitlines()[-1] and found.way in found.describe()
-    score = found.scores[0]
+    diagnosis = measured(gap, scored_ways({"calm": exact}, {"calm": merged}, [1.0]))
+    assert said in diagnosis.way.splitlines()[-1] and diagnosis.way in diagnosis.describe()
+    score = diagnosis.scores[0]
     low, high = score.difference.low, score.difference.high
     ends = {0.2: f"({low:.3g} to {high:.3g}", 0.0: f": {low:+.3g} to {high:+.3g}", -0.2: f"({-high:.3g} to {-low:.3g}"}
-    assert ends[difference] in found.way and "64 pairs of images" in found.way
-    assert found.score_rows()[1][0] == "calm" and f"{score.exact:.4g}" in found.describe()
-    assert json.loads(found.to_json())["scores"][0]["difference"] == pytest.approx(vars(score.difference))
+    assert ends[difference] in diagnosis.way and "64 pairs of images" in diagnosis.way
+    assert diagnosis.score_rows()[1][0] == "calm" and f"{score.exact:.4g}" in diagnosis.describe()
+    assert json.loads(diagnosis.to_json())["scores"][0]["difference"] == pytest.approx(vars(score.difference))
 
 
 def test_images_that_are_the_same_show_no_difference():
     _, merged = both_ways(0.0)
-    (found,) = scored_ways({"calm": merged}, {"calm": merged}, [1.0])
-    assert found.better == "" and (found.difference.low, found.difference.high) == (0, 0)
+    (comparison,) = scored_ways({"calm": merged}, {"calm": merged}, [1.0])
+    assert comparison.better == "" and (comparison.difference.low, comparison.difference.high) == (0, 0)
 
 
 def test_too_few_pairs_for_an_interval_are_refused():

@@ -152,10 +152,10 @@ def test_all_weight_on_one_variant_takes_only_that_one(estimator):
 
 @pytest.mark.parametrize("estimator", ONE_PER_STEP)
 def test_a_seed_fixes_an_images_choices_whatever_the_batch(estimator):
-    alone = choices(estimator(SHARES, 25, [42]))[:, 0]
+    single_choices = choices(estimator(SHARES, 25, [42]))[:, 0]
     for seeds in ([42, 1], [1, 42], [9, 8, 42, 7]):
-        assert torch.equal(choices(estimator(SHARES, 25, seeds))[:, seeds.index(42)], alone)
-    assert torch.equal(choices(estimator(SHARES, 25, [42]))[:, 0], alone)
+        assert torch.equal(choices(estimator(SHARES, 25, seeds))[:, seeds.index(42)], single_choices)
+    assert torch.equal(choices(estimator(SHARES, 25, [42]))[:, 0], single_choices)
 
 
 @pytest.mark.parametrize("estimator", ONE_PER_STEP)

@@ -115,10 +115,10 @@ def test_a_lower_rank_is_the_nearest_and_says_what_it_lost(tmp_path):
 
 def test_what_is_lost_is_a_share_of_whole_differences_too():
     pairs, difference = {CONV: pair(CONV, 3, 3)}, {LINEAR: whole(LINEAR, 5, drawn(WIDTH, seed=9))}
-    alone, both = exported([pairs], [1.0], rank=1).lost, exported([pairs, difference], [1.0, 1.0], rank=1).lost
+    part, both = exported([pairs], [1.0], rank=1).lost, exported([pairs, difference], [1.0, 1.0], rank=1).lost
     pair_norm = float(matrix(CONV, pairs[CONV]).norm())
     other = float(torch.cat([(0.5 * drawn(WIDTH, WIDTH, seed=5)).flatten(), drawn(WIDTH, seed=9)]).norm())
-    assert both == pytest.approx(alone * pair_norm / (pair_norm**2 + other**2) ** 0.5, rel=1e-4)
+    assert both == pytest.approx(part * pair_norm / (pair_norm**2 + other**2) ** 0.5, rel=1e-4)
 
 
 def test_a_coefficient_of_0_takes_no_rank():

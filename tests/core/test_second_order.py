@@ -63,8 +63,8 @@ def foretold(net, bases, coefficients, x):
     return -sum(terms) / 2
 
 
-def relative(found, expected):
-    return ((found - expected).norm() / expected.norm()).item()
+def relative(result, expected):
+    return ((result - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("blend", BLENDS.values(), ids=BLENDS)

@@ -254,21 +254,21 @@ class Attention(nn.Module):
 
 
 class Prompted(nn.Module):
-    """Two of them. own: whether each gets a prompt of its own."""
+    """Two of them. two_prompts: whether each gets a prompt of its own."""
 
-    def __init__(self, own):
+    def __init__(self, two_prompts):
         super().__init__()
-        self.first, self.second, self.own = Attention(), Attention(), own
+        self.first, self.second, self.two_prompts = Attention(), Attention(), two_prompts
 
     def forward(self, x):
         prompt = x[..., :3].contiguous()
-        return self.second(self.first(x, prompt), prompt + 1 if self.own else prompt)
+        return self.second(self.first(x, prompt), prompt + 1 if self.two_prompts else prompt)
 
 
-@pytest.mark.parametrize(("own", "products"), [(False, (2 + 2) + 1 + 4), (True, (2 + 2) + 2 + 4)])
-def test_a_prompt_is_projected_once_for_all_attentions(x, own, products):
+@pytest.mark.parametrize(("two_prompts", "products"), [(False, (2 + 2) + 1 + 4), (True, (2 + 2) + 2 + 4)])
+def test_a_prompt_is_projected_once_for_all_attentions(x, two_prompts, products):
     torch.manual_seed(3)
-    network = Prompted(own).double().requires_grad_(False)
+    network = Prompted(two_prompts).double().requires_grad_(False)
     adapter = {}
     for i, (block, name) in enumerate((b, n) for b in ("first", "second") for n in "qkv"):
         width = WIDTH if name == "q" else 3
