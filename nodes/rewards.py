@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..blend_core import BlendError
 from ..blend_core.blend import parse_weights
-from ..blend_core.rewards import SCALES, check_images, installed_rewards, reward_cards, weighted
+from ..blend_core.rewards import SCALES, check_images, installed_rewards, needed_files, reward_cards, weighted
 from .host.interface import blocked, progress_of
 from .host.reward_models import DEVICES, PRECISIONS, RewardModel, library, load_reward_model, own_rewards
 from .inputs import CATEGORY, rewards_input
@@ -104,7 +104,7 @@ class LoadRewardModel(io.ComfyNode):
         """
         card = None if reward_name is None else reward_cards().get(reward_name)
         if reward_name is not None and card is not None and allow_download is False:
-            library(download=False).find(reward_name, card.files)
+            needed_files(card, library(download=False))
         return True
 
 

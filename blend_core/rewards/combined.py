@@ -99,4 +99,5 @@ def _sum_of(cards: Sequence[Card], weights: Sequence[float]) -> Card:
         any(card.reads_prompt for card in cards),
         "; ".join(dict.fromkeys(card.licence for card in cards)),
         tuple(dict.fromkeys(file for card in cards for file in card.files)),
+        tuple(dict.fromkeys(package for card in cards for package in card.packages)),
     )

@@ -25,6 +25,7 @@ class Card:
     """What a reward says of itself. usual_range: where most scores of generated images lie; None where unknown.
 
     licence: of the weights.  files: what `load_reward` looks for; none for rewards that are formulas.
+    packages: what has to be installed next to torch and transformers, by names that pip and import share.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Card:
     reads_prompt: bool = False
     licence: str = "no weights"
     files: tuple[RewardFile, ...] = ()
+    packages: tuple[str, ...] = ()
 
 
 class Reward(nn.Module):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import difflib
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
 
 from ..errors import BlendError
-from . import blip, clip, siglip
+from . import blip, clip, ocr, siglip
 from .combined import rescaled
 from .contract import Card, Reward
 from .custom import Custom, is_custom, load_custom
@@ -29,12 +31,12 @@ NO_VILA = (
 log = logging.getLogger(__name__)
 
 _LEARNED: Mapping[str, tuple[Card, Callable[[Card, Sequence[Path]], Reward]]] = {
-    card.name: (card, build) for card, build in (*clip.REWARDS, *blip.REWARDS, *siglip.REWARDS)
+    card.name: (card, build) for card, build in (*ocr.REWARDS, *clip.REWARDS, *blip.REWARDS, *siglip.REWARDS)
 }
 
 
 def reward_cards() -> dict[str, Card]:
-    """The cards of all rewards by name, those without weights first."""
+    """The cards of all rewards by name, those that look for no files first."""
     formulas = {name: card for name, (_, card) in FORMULAS.items()}
     return formulas | {name: card for name, (card, _) in _LEARNED.items()}
 
@@ -42,6 +44,17 @@ def reward_cards() -> dict[str, Card]:
 def installed_rewards() -> list[str]:
     """Names of rewards that other Python packages offer, through entry points of the group diffusion_blend.rewards."""
     return sorted(entry_points(group=ENTRY_POINTS).names)
+
+
+def needed_files(card: Card, library: Library) -> list[Path]:
+    """Paths of the card's files. Raises BlendError for packages that are not installed, and as Library.find."""
+    missing = [package for package in card.packages if find_spec(package) is None]
+    if missing:
+        raise BlendError(
+            f"{card.name} needs {' and '.join(missing)}, which this Python does not have. Install with: "
+            f'"{sys.executable}" -m pip install {" ".join(missing)}. Then start anew.'
+        )
+    return library.find(card.name, card.files)
 
 
 def load_reward(
@@ -55,7 +68,8 @@ def load_reward(
 
     name: one of `reward_cards()` or `installed_rewards()`, or a place: file.py, file.py:function, module:function.
     library: where weights are looked for (default: the hub's cache alone).  scale: a preset of SCALES.
-    Raises BlendError for an unknown name (it suggests the nearest), and for weights that are missing or do not fit.
+    Raises BlendError for an unknown name (it suggests the nearest), for packages or weights that are missing, and for
+    weights that do not fit.
     """
     return rescaled(_loaded(name, library or Library()).to(device, dtype), scale)
 
@@ -66,7 +80,7 @@ def _loaded(name: str, library: Library) -> Reward:
         return Formula(card, function)
     if name in _LEARNED:
         card, build = _LEARNED[name]
-        return build(card, library.find(name, card.files))
+        return build(card, needed_files(card, library))
     if name in installed_rewards():
         return Custom(name, next(iter(entry_points(group=ENTRY_POINTS, name=name))).load())
     if is_custom(name):

@@ -134,6 +134,7 @@ def print_rewards(more: list[str], library: Library, settings: ScoreSettings) ->
         table.add_row(Text(name), Text(card.measures), *facts)
         if card.licence != "no weights":
             files += [f"{name}, licence: {card.licence}"]
+            files += [f"  needs the Python package {package}" for package in card.packages]
             for file in card.files:
                 files += [f"  {file.filename}{' (never downloaded for you)' if file.by_hand else ''}: {file.page}"]
     print_wide(table, max(map(len, names)) + 58)  # 58: the other columns

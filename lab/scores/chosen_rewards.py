@@ -6,11 +6,22 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from ... import __version__
 from ...blend_core import BlendError
-from ...blend_core.rewards import DTYPES, Card, Library, Reward, installed_rewards, load_reward, rescaled, reward_cards
+from ...blend_core.rewards import (
+    DTYPES,
+    Card,
+    Library,
+    Reward,
+    installed_rewards,
+    load_reward,
+    needed_files,
+    rescaled,
+    reward_cards,
+)
 from ..options import chosen_device
 from .image_folder import stamp
 
@@ -40,7 +51,7 @@ class ScoreSettings:
 class Chosen:
     """A reward of the run. name: what load_reward takes.  label: what tables call it.  model: where it is loaded.
 
-    sources: name, bytes and time of the files that make it; None where they are unknown (then nothing is reused).
+    sources: see sources_of; None where they are unknown (then nothing is reused).
     """
 
     name: str
@@ -112,11 +123,12 @@ def _weight(option: str, text: str) -> float:
 
 
 def sources_of(reward: Chosen, library: Library) -> list | None:
-    """Name, bytes and time of the files that make the reward; None for code from elsewhere, which may have changed."""
+    """What makes the reward: packages with their versions, files with bytes and time; None for code from elsewhere."""
     if reward.model is None:
-        files = library.find(reward.name, reward.card.files)
+        files = needed_files(reward.card, library)
     elif ".py" in reward.name:
         files = [Path(reward.name[: reward.name.rindex(".py") + 3]).expanduser()]
     else:
         return None
-    return [[file.name, *stamp(file)] for file in files]
+    packages = [[package, version(package)] for package in reward.card.packages]
+    return packages + [[file.name, *stamp(file)] for file in files]

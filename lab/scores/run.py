@@ -99,6 +99,7 @@ def _score(
     if not missing:
         return
     model = reward.model or settings.load(reward.name, library)
+    model.one_per_image([item.prompt or "" for item in missing], len(missing))  # all, before the first is scored
     with tqdm(total=len(missing), desc=reward.label, unit="image") as progress:
         for batch, pixels in batches(missing, batch_size):
             try:

@@ -1,10 +1,15 @@
 """Reward models, the scorer and Pick Best on ComfyUI's own memory management."""
 
+import sys
+from importlib.util import find_spec
+
 import comfy.model_management
 import folder_paths
+import numpy
 import pytest
 import torch
 from comfy_execution.graph_utils import ExecutionBlocker
+from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import save_file
 
 from .host import submodule
@@ -106,6 +111,31 @@ def test_missing_files_are_refused_before_anything_runs(nodes, weights_folder):
     assert str(weights_folder / "pickscore" / "model.safetensors") in str(refused.value)
     assert check(reward_name="pickscore", allow_download=True) is True
     assert check(reward_name="brightness") is True
+
+
+def test_ocr_without_its_packages_is_refused_before_anything_runs(nodes, monkeypatch):
+    for package in ("rapidocr", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, package, None)  # what Python itself takes for "cannot be imported"
+    with pytest.raises(submodule("blend_core").BlendError, match="ocr needs rapidocr and onnxruntime") as refused:
+        nodes["LoadRewardModel"].validate_inputs(reward_name="ocr")
+    assert f'"{sys.executable}" -m pip install rapidocr onnxruntime' in str(refused.value)
+
+
+@pytest.mark.skipif(
+    not (find_spec("rapidocr") and find_spec("onnxruntime")),
+    reason="ocr is NOT TESTED in ComfyUI: its Python has no rapidocr and onnxruntime",
+)
+def test_ocr_sorts_images_by_what_can_be_read(nodes):
+    pictures = []
+    for text in ("OPFN", "OPEN", ""):
+        picture = Image.new("RGB", (256, 96), "white")
+        ImageDraw.Draw(picture).text((128, 48), text, font=ImageFont.load_default(40), fill="black", anchor="mm")
+        pictures.append(torch.from_numpy(numpy.array(picture)).float() / 255)
+    assert nodes["LoadRewardModel"].validate_inputs(reward_name="ocr") is True
+    scores, *_, best, _ = score(nodes, torch.stack(pictures), [load(nodes, "ocr")], ['a sign that says "OPEN"'])
+    assert scores == [0.75, 1, 0] and best == 1
+    with pytest.raises(ValueError, match="quotes none"):
+        score(nodes, torch.stack(pictures), [load(nodes, "ocr")], ["a sign"])
 
 
 def test_a_file_in_the_folder_is_a_reward_of_ones_own(nodes, images, weights_folder):

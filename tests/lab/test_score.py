@@ -431,7 +431,8 @@ def test_list_shows_every_reward_whole_in_80_columns(folder, tmp_path, capsys, m
     assert set(reward_cards()) <= heads and "mine.py" in heads and str(tmp_path / "words.py") in heads
     for card in reward_cards().values():
         assert all(file.page in shown and file.filename in shown for file in card.files)
-        assert card.licence in shown or not card.files
+        assert all(f"needs the Python package {package}" in shown for package in card.packages)
+        assert card.licence in shown or not (card.files or card.packages)
     assert "mine alone" in shown and "broken.py cannot be run: ZeroDivisionError" in shown
     assert "…" not in shown
     assert main(["score", "--list", "--models=nowhere"]) == 0
