@@ -10,8 +10,21 @@ from torch import Tensor
 
 from ..blend_core import BlendError
 from ..blend_core.blend import parse_weights
-from ..blend_core.rewards import SCALES, check_images, installed_rewards, needed_files, reward_cards, weighted
-from .host.interface import blocked, progress_of
+from ..blend_core.rewards import (
+    BUCKETS,
+    SCALES,
+    StoredScores,
+    Thresholds,
+    as_bytes,
+    check_images,
+    image_key,
+    installed_rewards,
+    needed_files,
+    reward_cards,
+    store_scores,
+    weighted,
+)
+from .host.interface import blocked, image_metadata, progress_of
 from .host.reward_models import DEVICES, PRECISIONS, RewardModel, library, load_reward_model, own_rewards
 from .inputs import CATEGORY, rewards_input
 from .output import CACHED_TOO, shown
@@ -118,9 +131,11 @@ class RewardScorer(io.ComfyNode):
             node_id="DiffusionBlendRewardScorer",
             display_name="Reward Scorer",
             category=CATEGORY,
-            description="Scores images with one or more rewards and sorts them, best first.",
-            search_aliases=["score", "score image", "rank images", "best of", "aesthetic score", "reward"],
+            description="Scores images with one or more rewards and sorts them, best first; a threshold "
+            "counts the good.",
+            search_aliases=["score", "score image", "rank images", "best of", "aesthetic score", "reward", "threshold"],
             **CACHED_TOO,
+            hidden=[io.Hidden.extra_pnginfo],
             is_input_list=True,
             inputs=[
                 io.Image.Input("image", tooltip="The images to score: a batch, or a list of images of one size."),
@@ -141,6 +156,13 @@ class RewardScorer(io.ComfyNode):
                     "counts against an image. Empty: equal shares. Rewards have different scales: see their usual "
                     "ranges.",
                 ),
+                io.String.Input(
+                    "good_at",
+                    default="",
+                    optional=True,
+                    tooltip="The weighted score from which an image passes. Two numbers, the lower one first, such as "
+                    "20, 22: it passes as ok from the first, as great from the second. Empty: no thresholds.",
+                ),
             ],
             outputs=[
                 io.Float.Output(
@@ -154,6 +176,12 @@ class RewardScorer(io.ComfyNode):
                 io.String.Output(
                     display_name="table", tooltip="Every reward's score of every image as a Markdown table."
                 ),
+                io.String.Output(
+                    display_name="buckets",
+                    is_output_list=True,
+                    tooltip="great, ok or bad for each image, in the order they came. Needs good_at.",
+                ),
+                io.Int.Output(display_name="passed", tooltip="How many images are ok or great. Needs good_at."),
             ],
         )
 
@@ -164,8 +192,10 @@ class RewardScorer(io.ComfyNode):
         prompt: list[str],
         rewards: dict[str, list[RewardModel]],
         weights: Sequence[str] = ("",),
+        good_at: Sequence[str] = ("",),
     ) -> io.NodeOutput:
-        """Score, and show the table."""
+        """Score, show the table, and leave the scores in the metadata of images that are saved from here on."""
+        thresholds = Thresholds.of(good_at[0])
         models = [slot[0] for slot in rewards.values() if slot and slot[0] is not None]
         shares = parse_weights(weights[0], len(models), "reward")
         batch = one_batch(image)
@@ -181,9 +211,33 @@ class RewardScorer(io.ComfyNode):
             scores.append(torch.cat(parts))
         total = weighted(scores, shares)
         order = ranking(total)
-        rows = score_rows([model.name for model in models], scores, total, order)
+        names = [model.name for model in models]
+        rows = score_rows(names, scores, total, order)
+        buckets = [thresholds and thresholds.bucket(score) for score in total.tolist()]
+        metadata = image_metadata(cls)
+        if metadata is not None:
+            entries = stored_entries(names, scores, total, buckets)
+            store_scores(metadata, entries, [image_key(image) for image in as_bytes(batch)])
         outputs = total.tolist(), total.mean().item(), batch[order], order[0], as_markdown(rows)
-        return shown(as_lines(rows), *outputs, editor={"scores": rows})
+        if thresholds is None:
+            off = blocked("Reward Scorer has no threshold. Write one into its good_at.")
+            return shown(as_lines(rows), *outputs, off, off, editor={"scores": rows})
+        counts = ", ".join(f"{bucket} {buckets.count(bucket)}" for bucket in BUCKETS)
+        passed = len(buckets) - buckets.count("bad")
+        text = f"{passed} of {len(buckets)} pass: {counts}\n{as_lines(rows)}"
+        return shown(text, *outputs, buckets, passed, editor={"scores": rows})
+
+    @classmethod
+    def validate_inputs(cls, good_at: Sequence[str | None] = ("",), rewards: dict | None = None) -> bool | str:
+        """Refuse wrong thresholds before anything runs; None where a link brings them.
+
+        rewards: ComfyUI hands growing inputs over whether asked or not.
+        """
+        try:
+            Thresholds.of(good_at[0] or "")
+        except BlendError as error:
+            return str(error)
+        return True
 
 
 class PickBest(io.ComfyNode):
@@ -249,6 +303,18 @@ def score_rows(names: list[str], scores: list[Tensor], total: Tensor, order: lis
     """A heading, and one row per image, best first: its number (from 0), each reward's score, the weighted score."""
     rows = [[str(i), *(_number(column[i].item()) for column in (*scores, total))] for i in order]
     return [["image", *names, "weighted"], *rows]
+
+
+def stored_entries(
+    names: list[str], scores: list[Tensor], total: Tensor, buckets: Sequence[str | None]
+) -> list[StoredScores]:
+    """What the metadata is to say of each image, in the order they came; a name that comes again is numbered."""
+    labels = [f"{name} ({seen + 1})" if (seen := names[:i].count(name)) else name for i, name in enumerate(names)]
+    columns = dict(zip(labels, (column.tolist() for column in scores), strict=True))
+    return [
+        StoredScores({name: column[i] for name, column in columns.items()}, score, buckets[i])
+        for i, score in enumerate(total.tolist())
+    ]
 
 
 def _number(score: float) -> str:

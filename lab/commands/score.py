@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -53,6 +54,9 @@ def command(
     prompts: Annotated[
         Path | None, typer.Option(help=".txt (a line per image), .json {file: prompt}, or .csv with file,prompt.")
     ] = None,
+    stored: Annotated[
+        bool, typer.Option("--stored", help="Read the scores that Reward Scorer left in the images; score nothing.")
+    ] = False,
     recursive: Annotated[bool, typer.Option("--recursive", help="Subfolders too.")] = False,
     models: RewardModels,
     batch_size: Annotated[int, typer.Option(help="Images per pass, where they have one size.", min=1)] = 8,
@@ -76,6 +80,11 @@ def command(
     if prompt is not None and prompts is not None:
         raise BlendError("both --prompt and --prompts came. Give one of them.")
     out = out or folder
+    if stored:
+        if reward or prompt is not None or prompts is not None:
+            raise BlendError("--stored reads scores that were made before. Leave out --reward, --prompt and --prompts.")
+        print_stored(folder, recursive, top, out)
+        return
     source = prompts if prompt is None else prompt
     items, rewards = run(folder, reward or [], library, settings, out, source, recursive, batch_size)
     print_scores(items, rewards, top)
@@ -84,26 +93,50 @@ def command(
 
 def print_scores(items: list[Item], rewards: list[Chosen], top: int) -> None:
     """The best images by weighted score, or by the first reward where there are no weights; then means."""
-    from rich.text import Text
-
-    from ..scores.run import statistics, total_scores
-    from ..tables import plain_table, print_wide
+    from ..scores.run import total_scores
 
     columns = {reward.label: {item.file: item.scores[reward.label] for item in items} for reward in rewards}
     total = total_scores(items, rewards)
     columns |= {"weighted": total} if total else {}
-    by, scores = ("weighted", total) if total else next(iter(columns.items()))
-    table = plain_table(f"{min(top, len(items))} of {len(items)} images, best {by} first")
+    print_columns(columns, "weighted" if total else next(iter(columns)), top)
+
+
+def print_stored(folder: Path, recursive: bool, top: int, out: Path) -> None:
+    """The same of scores that the images hold. Raises BlendError where none does."""
+    from ..scores.image_folder import listed
+    from ..scores.stored import TABLE, columns_of, read, write_table
+
+    images, without = read(folder, recursive)
+    columns = columns_of(images)
+    print_columns(columns, "weighted", top)
+    counts = Counter(stored.bucket for _, stored in images if stored.bucket)
+    print(*(f"{bucket} {count}" for bucket, count in counts.most_common()), sep=", ", end="\n" if counts else "")
+    write_table(out, images, columns)
+    print(f"Read from the images as Reward Scorer stored them; nothing was scored anew. All: {out / TABLE}")
+    if without:
+        print(f"Without scores of their pixels, and left out: {listed(without)}")
+
+
+def print_columns(columns: dict[str, dict[str, float]], by: str, top: int) -> None:
+    """A table of columns file -> score, best of one column first, then means. Only that column has to be whole."""
+    from rich.text import Text
+
+    from ..scores.run import statistics
+    from ..tables import plain_table, print_wide
+
+    scores = columns[by]
+    table = plain_table(f"{min(top, len(scores))} of {len(scores)} images, best {by} first")
     table.add_column("image", overflow="fold", min_width=20)
     for name in columns:
         table.add_column(Text(name), justify="right", no_wrap=True)
     for file in sorted(scores, key=scores.get, reverse=True)[:top]:
-        table.add_row(Text(file), *(f"{column[file]:.4g}" for column in columns.values()))
+        table.add_row(Text(file), *(f"{column[file]:.4g}" if file in column else "-" for column in columns.values()))
     table.add_section()
     means = [statistics(column.values()) for column in columns.values()]
     table.add_row("mean", *(f"{figures['mean']:.4g}" for figures in means))
-    if len(items) > 1:
-        table.add_row("standard error", *(f"± {figures['standard_error']:.2g}" for figures in means))
+    if len(scores) > 1:
+        errors = [figures["standard_error"] for figures in means]
+        table.add_row("standard error", *("-" if error is None else f"± {error:.2g}" for error in errors))
     width = 20 + sum(max(len(name), 9) + SPACE for name in columns)
     print_wide(table, width)
 

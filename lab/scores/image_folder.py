@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ...blend_core import BlendError
+from ...blend_core.rewards import KEY, StoredScores, image_key, stored_scores
 from .image_prompts import recorded_prompts, stored_prompt
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -106,9 +107,24 @@ def batches(items: Sequence[Item], size: int) -> Iterator[tuple[list[Item], Tens
 
 def _pixels(item: Item) -> Tensor:
     """(3, height, width) in [0, 1], upright."""
+    with _named(item) as image:
+        pixels = numpy.array(ImageOps.exif_transpose(image).convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+
+
+def read_stored_scores(item: Item) -> StoredScores | None:
+    """The scores that an image's metadata holds of its pixels; None without, and where the image was changed since."""
+    with _named(item) as image:
+        text = image.info.get(KEY)
+        pixels = numpy.array(image.convert("RGB")) if isinstance(text, str) else None
+    return None if pixels is None else stored_scores(text, image_key(torch.from_numpy(pixels)))
+
+
+@contextmanager
+def _named(item: Item) -> Iterator[Image.Image]:
+    """As _opened; messages name the image."""
     try:
         with _opened(item.path) as image:
-            pixels = numpy.array(ImageOps.exif_transpose(image).convert("RGB"))
+            yield image
     except BlendError as error:
         raise BlendError(f"{item.file}: {error}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import comfy.utils
+from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 
@@ -32,3 +33,12 @@ def part_of_progress(part: int, parts: int) -> Iterator[None]:
 def blocked(reason: str) -> ExecutionBlocker:
     """An output without a value: nodes behind it fail with `reason`."""
     return ExecutionBlocker(reason)
+
+
+def image_metadata(node: type[io.ComfyNode]) -> dict | None:
+    """What ComfyUI writes into images that are saved later in this run, to be added to; None where it writes nothing.
+
+    It is the dictionary of EXTRA_PNGINFO, which comes with the prompt: the editor sends one, a script need not. node:
+    one that asks for it as a hidden input.
+    """
+    return node.hidden and node.hidden.extra_pnginfo

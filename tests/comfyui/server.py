@@ -120,9 +120,9 @@ class Server:
         """The answer's JSON."""
         return json.loads(self.read(path))
 
-    def queue(self, graph: dict) -> str:
-        """Queue a graph in the API's format; returns the prompt's id."""
-        return json.loads(self.read("/prompt", {"prompt": graph}))["prompt_id"]
+    def queue(self, graph: dict, **more) -> str:
+        """Queue a graph in the API's format; returns the prompt's id. more: what the editor sends with it."""
+        return json.loads(self.read("/prompt", {"prompt": graph, **more}))["prompt_id"]
 
     def finish(self, prompt_id: str) -> dict:
         """The history of a prompt that has come to its end, whichever."""

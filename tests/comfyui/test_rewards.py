@@ -1,5 +1,6 @@
 """Reward models, the scorer and Pick Best on ComfyUI's own memory management."""
 
+import json
 import sys
 from importlib.util import find_spec
 
@@ -8,6 +9,7 @@ import folder_paths
 import numpy
 import pytest
 import torch
+from comfy_api.latest._io import Hidden, HiddenHolder
 from comfy_execution.graph_utils import ExecutionBlocker
 from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import save_file
@@ -55,13 +57,14 @@ def load(nodes, name, **options):
     return nodes["LoadRewardModel"].execute(reward_name=name, **options).result[0]
 
 
-def score(nodes, images, models, prompt=("a red wall",), weights=""):
+def score(nodes, images, models, prompt=("a red wall",), weights="", **more):
     slots = {f"reward_{i}": [model] for i, model in enumerate(models)}
-    return nodes["RewardScorer"].execute(image=[images], prompt=list(prompt), rewards=slots, weights=[weights]).result
+    inputs = {"image": [images], "prompt": list(prompt), "rewards": slots, "weights": [weights]} | more
+    return nodes["RewardScorer"].execute(**inputs).result
 
 
 def test_the_scorer_sorts_best_first(nodes, images):
-    scores, mean, ordered, best, table = score(nodes, images, [load(nodes, "colourfulness")])
+    scores, mean, ordered, best, table, *_ = score(nodes, images, [load(nodes, "colourfulness")])
     assert best == 3 and torch.equal(ordered, images[[3, 1, 2, 0]])
     assert mean == pytest.approx(sum(scores) / 4)
     lines = table.splitlines()
@@ -75,6 +78,54 @@ def test_weights_are_taken_as_they_are(nodes, images):
     assert total == pytest.approx([2 * b - a for a, b in zip(*scores, strict=True)])
     shares = score(nodes, images, models)[0]
     assert shares == pytest.approx([(a + b) / 2 for a, b in zip(*scores, strict=True)])
+
+
+def test_thresholds_sort_images_into_buckets_and_count_those_that_pass(nodes, images):
+    colour = load(nodes, "colourfulness")
+    by_score = sorted(score(nodes, images, [colour])[0])
+    middle, most = by_score[1:3], by_score[3]
+
+    def sorted_in(good_at):
+        return score(nodes, images, [colour], good_at=[good_at])[5:]
+
+    # the images come as the least, the third, the second and the most colourful
+    assert sorted_in(f"{middle[0] - 0.1}, {most - 0.1}") == (["bad", "ok", "ok", "great"], 3)
+    assert sorted_in(str(middle[1] - 0.1)) == (["bad", "great", "bad", "great"], 2)
+    assert sorted_in("1000") == (["bad"] * 4, 0)
+    for off in sorted_in(""):
+        assert isinstance(off, ExecutionBlocker) and "no threshold" in off.message
+
+
+def test_scores_equal_to_a_threshold_reach_it(nodes, images):
+    exact = score(nodes, images, [load(nodes, "brightness")])[0]
+    buckets, passed = score(nodes, images, [load(nodes, "brightness")], good_at=[repr(exact[1])])[5:]
+    assert buckets[1] == "great" and passed == sum(value >= exact[1] for value in exact)
+
+
+def test_thresholds_that_cannot_be_are_refused_before_anything_runs(nodes):
+    check = nodes["RewardScorer"].validate_inputs
+    assert [check(good_at=[text]) for text in ("", "20", "20, 22", "-1 -0.5", None)] == [True] * 5 and check() is True
+    for text in ("22, 20", "1, 2, 3", "inf", "nan"):
+        assert "expected one finite number" in check(good_at=[text])
+    assert "are not numbers" in check(good_at=["high"])
+
+
+def test_scores_of_two_scorers_and_of_one_reward_twice_stand_side_by_side(nodes, images):
+    class Scorer(nodes["RewardScorer"]):
+        hidden = HiddenHolder.from_dict({Hidden.extra_pnginfo: {"workflow": {}}})
+
+    rewards = submodule("blend_core.rewards")
+    model = load(nodes, "brightness")
+    slots = {"reward_0": [model], "reward_1": [model]}
+    for part in images.split(2):
+        Scorer.execute(image=[part], prompt=[""], rewards=slots, weights=["1, 2"])
+    metadata = Scorer.hidden.extra_pnginfo
+    assert list(metadata) == ["workflow", rewards.KEY]
+    plain = score(nodes, images, [model])[0]
+    for image, value in zip(rewards.as_bytes(images), plain, strict=True):
+        stored = rewards.stored_scores(json.dumps(metadata[rewards.KEY]), rewards.image_key(image))
+        assert stored.scores == pytest.approx({"brightness": value, "brightness (2)": value})
+        assert stored.weighted == pytest.approx(3 * value) and stored.bucket is None
 
 
 def test_a_learned_reward_lives_under_comfyuis_memory_management(nodes, images, clipscore):
@@ -132,7 +183,7 @@ def test_ocr_sorts_images_by_what_can_be_read(nodes):
         ImageDraw.Draw(picture).text((128, 48), text, font=ImageFont.load_default(40), fill="black", anchor="mm")
         pictures.append(torch.from_numpy(numpy.array(picture)).float() / 255)
     assert nodes["LoadRewardModel"].validate_inputs(reward_name="ocr") is True
-    scores, *_, best, _ = score(nodes, torch.stack(pictures), [load(nodes, "ocr")], ['a sign that says "OPEN"'])
+    scores, _, _, best, *_ = score(nodes, torch.stack(pictures), [load(nodes, "ocr")], ['a sign that says "OPEN"'])
     assert scores == [0.75, 1, 0] and best == 1
     with pytest.raises(ValueError, match="quotes none"):
         score(nodes, torch.stack(pictures), [load(nodes, "ocr")], ["a sign"])

@@ -8,6 +8,7 @@ import urllib.parse
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from . import host
@@ -202,6 +203,59 @@ def test_four_images_are_scored_with_two_rewards_and_the_best_is_saved(server, f
     total, colour, size = (list(map(float, column)) for column in zip(*rows, strict=True))
     assert total == sorted(total, reverse=True) and total[0] > total[-1]
     assert total == pytest.approx([c + s / 2 for c, s in zip(colour, size, strict=True)], rel=1e-2)
+
+
+def test_saved_images_hold_their_own_scores_and_the_count_of_those_that_pass_goes_on(server, files):
+    graph = workflow(files)
+    graph["latent"]["inputs"]["batch_size"] = 3
+    scorer = {"image": ["decoded", 0], "prompt": "", "rewards.reward_0": ["reward", 0], "good_at": "0, 1000"}
+    more = {
+        "reward": ("DiffusionBlendLoadRewardModel", {"reward_name": "colourfulness"}),
+        "scorer": ("DiffusionBlendRewardScorer", scorer),
+        "passed": ("PreviewAny", {"source": ["scorer", 6]}),
+        "bucket": ("PreviewAny", {"source": ["scorer", 5]}),
+        "unscored": ("ImageInvert", {"image": ["scorer", 2]}),
+        "inverted": ("SaveImage", {"images": ["unscored", 0], "filename_prefix": "inverted"}),
+    }
+    graph |= {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in more.items()}
+    graph["reward"]["inputs"] |= {"device": "default", "precision": "auto"}
+    graph["saved"]["inputs"]["images"] = ["scorer", 2]
+    history = server.finish(server.queue(graph, extra_data={"extra_pnginfo": {"workflow": {"nodes": []}}}))
+    assert history["status"]["status_str"] == "success", history["status"]
+    outputs = history["outputs"]
+    assert outputs["passed"]["text"] == ["3"] and outputs["bucket"]["text"] == ["ok"] * 3
+    text = "".join(outputs["scorer"]["text"])
+    assert text.startswith("3 of 3 pass: great 0, ok 3, bad 0\n")
+    shown = [float(total) for total in re.findall(r"image \d: (\S+)", text)]
+    rewards = host.submodule("blend_core.rewards")
+    own = []
+    for image in outputs["saved"]["images"]:
+        path = server.folder / "output" / image["filename"]
+        information = Image.open(path).info
+        assert json.loads(information["workflow"]) == {"nodes": []}
+        key = rewards.image_key(torch.from_numpy(pixels(path).copy()))
+        stored = rewards.stored_scores(information[rewards.KEY], key)
+        assert stored.scores == {"colourfulness": stored.weighted} and stored.bucket == "ok"
+        own.append(stored.weighted)
+    assert own == pytest.approx(shown, rel=1e-3) and own == sorted(own, reverse=True)  # best first, as they were saved
+    for image in outputs["inverted"]["images"]:  # the same metadata, but of other pixels
+        path = server.folder / "output" / image["filename"]
+        key = rewards.image_key(torch.from_numpy(pixels(path).copy()))
+        assert rewards.stored_scores(Image.open(path).info[rewards.KEY], key) is None
+
+
+def test_a_wrong_threshold_is_refused_at_the_scorer_before_anything_runs(server, files):
+    graph = workflow(files)
+    scorer = {"image": ["decoded", 0], "prompt": "", "rewards.reward_0": ["reward", 0], "good_at": "22, 20"}
+    graph["reward"] = {"class_type": "DiffusionBlendLoadRewardModel", "inputs": {"reward_name": "brightness"}}
+    graph["reward"]["inputs"] |= {"device": "default", "precision": "auto"}
+    graph["scorer"] = {"class_type": "DiffusionBlendRewardScorer", "inputs": scorer}
+    graph["saved"]["inputs"]["images"] = ["scorer", 2]
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        server.queue(graph)
+    errors = json.loads(refused.value.read())["node_errors"]["scorer"]["errors"]
+    assert [error["extra_info"]["input_name"] for error in errors] == ["good_at"]
+    assert "expected one finite number" in errors[0]["details"]
 
 
 def with_a_whole_model(files, **options) -> dict:

@@ -6,9 +6,10 @@ import os
 import subprocess
 import sys
 
+import numpy
 import pytest
 import torch
-from diffusion_blend.blend_core.rewards import load_reward
+from diffusion_blend.blend_core.rewards import KEY, StoredScores, image_key, load_reward, store_scores
 from diffusion_blend.lab.cli import main
 from diffusion_blend.lab.scores import run as scoring
 from diffusion_blend.lab.scores.image_prompts import graph_prompt
@@ -587,3 +588,45 @@ def test_metadata_of_other_programs_is_no_prompt(tmp_path, folder, words, capsys
         (tmp_path / "odd").mkdir(exist_ok=True)
         picture(1).save(tmp_path / "odd" / f"{i}.png", pnginfo=info)
     assert "5 of 5 images" in refusal(capsys, tmp_path / "odd", f"--reward={words}")
+
+
+def stored(path, seed, scores, weighted, bucket=None):
+    """A picture that was saved behind Reward Scorer; the metadata has an entry of another image too."""
+    image = picture(seed)
+    metadata = {}
+    keys = [image_key(torch.from_numpy(numpy.array(of))) for of in (image, picture(7))]
+    store_scores(metadata, [StoredScores(scores, weighted, bucket), StoredScores({"pickscore": 99.0}, 99.0)], keys)
+    info = PngInfo()
+    info.add_text("prompt", json.dumps(graph("a red fox")))
+    info.add_text(KEY, json.dumps(metadata[KEY]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, pnginfo=info)
+
+
+def test_stored_scores_are_read_without_scoring(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "images"
+    stored(folder / "a.png", 1, {"pickscore": 21.0, "ocr": 0.5}, 21.25, "ok")
+    stored(folder / "b.png", 2, {"pickscore": 23.0}, 23.0, "great")
+    save(folder / "plain.png", picture(3))
+    stored(folder / "changed.png", 4, {"pickscore": 20.0}, 20.0)
+    info = PngInfo()
+    info.add_text(KEY, Image.open(folder / "changed.png").info[KEY])
+    Image.open(folder / "changed.png").rotate(180).save(folder / "changed.png", pnginfo=info)
+    monkeypatch.setattr("diffusion_blend.lab.scores.run.run", None)  # calling it would fail
+    assert main(["score", str(folder), "--stored"]) == 0
+    shown = capsys.readouterr().out
+    rows = [line.split() for line in shown.splitlines() if ".png" in line and not line.startswith("Without")]
+    assert rows == [["b.png", "23", "-", "23"], ["a.png", "21", "0.5", "21.25"]]
+    assert "great 1" in shown and "ok 1" in shown and "nothing was scored anew" in shown
+    assert "left out: changed.png, plain.png" in shown
+    table = list(csv.DictReader((folder / "stored_scores.csv").read_text(encoding="utf8").splitlines()))
+    assert list(table[0]) == ["file", "prompt", "pickscore", "ocr", "weighted", "bucket"]
+    assert list(table[0].values()) == ["a.png", "a red fox", "21", "0.5", "21.25", "ok"]
+    assert [row["ocr"] for row in table] == ["0.5", ""] and not (folder / "scores.json").exists()
+
+
+def test_a_folder_without_stored_scores_is_refused(folder, capsys):
+    assert main(["score", str(folder), "--stored"]) == 2
+    assert "no image holds scores of its pixels: 0.png" in capsys.readouterr().err
+    assert main(["score", str(folder), "--stored", "--reward", "brightness"]) == 2
+    assert "Leave out --reward" in capsys.readouterr().err
