@@ -8,13 +8,12 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/diffusion-blend demo
 
-# What to run after every change: lint, types, the engine without its slow tests, and the nodes' schemas.
+# What to run after every change: lint, types and the nodes' schemas next to the engine without its slow tests.
 quick: $(VENV)/.installed
 	$(BIN)/ruff check .
-	$(BIN)/pyright & types=$$!; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/core -m "not slow" -q -n 2; status=$$?; \
-	wait $$types && exit $$status
-	$(BIN)/python tests/comfyui/run.py --schemas
+	($(BIN)/pyright && $(BIN)/python tests/comfyui/run.py --schemas) & others=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/core -m "not slow" -q; status=$$?; \
+	wait $$others && exit $$status
 
 # All that needs neither ComfyUI nor its editor.
 library: $(VENV)/.installed $(VENV)/.originals $(VENV)/.actionlint

@@ -66,7 +66,7 @@ def steps(device: str) -> list[CardStep]:
     return [
         CardStep("surroundings", ["benchmarks/card.py", "--surroundings"], 60, {}),
         tested("exactness, float32", f"{KINDS} {EVALUATIONS}", 150, workers, **on),
-        *(tested(f"exactness, {dtype}", KINDS, 90, workers, **own) for dtype, own in halves.items()),
+        *(tested(f"exactness, {dtype}", KINDS, 90, workers, **paths) for dtype, paths in halves.items()),
         tested("server", "server", 120, 1, **on),
         *([] if small else [CardStep("kernel", ["benchmarks/low_rank_kernel.py"], 120, {})]),
         CardStep("costs, SDXL", [*costs, "--networks", "SDXL"], 240, on),
@@ -82,15 +82,15 @@ def main() -> int:
     parser.add_argument("steps", nargs="*", help="words that the names of the steps to run begin with (default: all)")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, in small sizes")
     parser.add_argument("--surroundings", action="store_true", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.surroundings:
+    arguments = parser.parse_args()
+    if arguments.surroundings:
         return surroundings()
     OUT.mkdir(parents=True, exist_ok=True)
     install()
-    chosen = steps("cpu" if given.rehearse else "cuda")
-    if given.steps:
-        chosen = [step for step in chosen if step.name.startswith(tuple(given.steps))]
-    failed = [step.name for step in chosen if not run(step, 20 if given.rehearse else 1)]
+    chosen = steps("cpu" if arguments.rehearse else "cuda")
+    if arguments.steps:
+        chosen = [step for step in chosen if step.name.startswith(tuple(arguments.steps))]
+    failed = [step.name for step in chosen if not run(step, 20 if arguments.rehearse else 1)]
     print(f"== failed: {', '.join(failed) or 'none'}", flush=True)
     return 1 if failed else 0
 

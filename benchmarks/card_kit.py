@@ -73,7 +73,7 @@ def main() -> int:
     """Build it, and print its size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default="3.12", help="the version of the card's Python (default: 3.12)")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     roots = workspaces()
     if not roots:
         print(f"no ComfyUI found: {HINT}", file=sys.stderr)
@@ -86,9 +86,9 @@ def main() -> int:
     (KIT / "ComfyUI" / "front_end" / "index.html").touch()
     (KIT / "stand_ins" / "av").mkdir(parents=True)
     (KIT / "stand_ins" / "av" / "__init__.py").write_text(AV)
-    download(roots[0], given.python)
+    download(roots[0], arguments.python)
     size = sum(path.stat().st_size for path in KIT.rglob("*") if path.is_file())
-    print(f"{KIT}: {size / 2**20:.1f} MiB, ComfyUI {version_of(roots[0])}, wheels for Python {given.python}")
+    print(f"{KIT}: {size / 2**20:.1f} MiB, ComfyUI {version_of(roots[0])}, wheels for Python {arguments.python}")
     if size > MOST:
         print(f"more than the {MOST / 2**20:.0f} MiB that may be carried: leave something out", file=sys.stderr)
         return 1

@@ -41,10 +41,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--page", type=Path, default=PAGE, help="the Markdown to write")
     parser.add_argument("--out", type=Path, default=OUT, help="the JSON to write; what it holds already stays")
     parser.add_argument("--add", type=Path, nargs="+", help="measure nothing: add what these files of other runs hold")
-    given = parser.parse_args()
-    if given.rewards and min(given.rewards) < 2:
-        parser.error(f"--rewards has {min(given.rewards)}, expected 2 or more: one LoRA is no blend. Leave it out.")
-    return given
+    values = parser.parse_args()
+    if values.rewards and min(values.rewards) < 2:
+        parser.error(f"--rewards has {min(values.rewards)}, expected 2 or more: one LoRA is no blend. Leave it out.")
+    return values
 
 
 def load_host() -> None:
@@ -64,20 +64,20 @@ def load_host() -> None:
 
 def main() -> None:
     """Measure and write; after every way, so that a stopped run keeps what it measured."""
-    given = vars(arguments())
+    values = vars(arguments())
     load_host()
     import comfy.model_management
 
     parts = f"{PACK}.benchmarks.costs"
     measuring, figures = (importlib.import_module(f"{parts}.{name}") for name in ("measuring", "figures"))
-    kept = figures.Figures.of(given.pop("out"), given.pop("page"))
-    if files := given.pop("add"):
+    kept = figures.Figures.of(values.pop("out"), values.pop("page"))
+    if files := values.pop("add"):
         for file in files:
             kept.add_file(file)
         return
     left_open = measuring.DEFAULTS[comfy.model_management.get_torch_device().type]
-    networks = given.pop("networks")
-    chosen = left_open | {name: value for name, value in given.items() if value is not None or name == "latent"}
+    networks = values.pop("networks")
+    chosen = left_open | {name: value for name, value in values.items() if value is not None or name == "latent"}
     dtypes = chosen.pop("dtypes")
     for section in measuring.sections(networks, dtypes, measuring.Settings(**chosen)):
         kept.add_section(section)

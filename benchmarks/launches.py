@@ -52,14 +52,14 @@ def rows(name: str, rewards: list[int], networks: ModuleType, modes: ModuleType)
     network = networks.build(shape, torch.float32, shape.latent)
     layers = len(network.adapted())
     plain, read_back = per_step(lambda steps: modes.plain(network, networks.SamplerSettings(steps, 7.0)).run())
-    found = [("plain sampler", "", plain, 1.0, 0.0, read_back)]
+    table = [("plain sampler", "", plain, 1.0, 0.0, read_back)]
     for m in rewards:
         loras = [network.lora(seed, 8) for seed in range(m)]
         for way in WAYS:
             make, settings = modes.MODES[way], networks.SamplerSettings
             count, read = per_step(lambda steps, make=make: make(network, settings(steps, 7.0), loras).run())  # noqa: B023
-            found.append((way, m, count, count / plain, (count - plain) / layers, read))
-    return found
+            table.append((way, m, count, count / plain, (count - plain) / layers, read))
+    return table
 
 
 def main() -> None:
@@ -67,16 +67,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--rewards", type=int, nargs="+", default=[2, 3])
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     load_host()
     import comfyui_version
 
     names = ("networks", "modes", "figures", "report")
     networks, modes, figures, report = (importlib.import_module(f"{PACK}.benchmarks.costs.{name}") for name in names)
     kept = figures.Figures.of(OUT, PAGE)
-    for name in given.networks:
+    for name in arguments.networks:
         versions = {"torch": torch.__version__, "comfyui": comfyui_version.__version__}
-        counted = {**versions, "rows": rows(name, given.rewards, networks, modes)}
+        counted = {**versions, "rows": rows(name, arguments.rewards, networks, modes)}
         kept.add_launches(name, counted)
         print(report.launches_text((name, counted)), flush=True)
 

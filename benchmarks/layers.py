@@ -17,7 +17,7 @@ from torch import Tensor, nn
 LINE = "| {kind} | {median:.2f} ({lowest:.2f} to {highest:.2f}) | {held:.2f} | {transient:.2f} |"
 
 
-def kinds(width: int, rank: int) -> dict[str, Factors | Change]:
+def kinds(width: int, rank: int) -> dict[str, Change]:
     """One change of each kind."""
     generator = torch.Generator().manual_seed(0)
 
@@ -30,7 +30,7 @@ def kinds(width: int, rank: int) -> dict[str, Factors | Change]:
     products = {"lokr_w1": draw(16, 16), "lokr_w2_a": draw(small, rank), "lokr_w2_b": draw(rank, small)}
     magnitudes = 1 + draw(width).abs()
     return {
-        f"LoRA, rank {rank}": lora,
+        f"LoRA, rank {rank}": Change(lora),
         f"LoKr, 16 and rank {rank}": Change(Delta("LoKr", products, 1.0, (width, width), rank)),
         f"DoRA of rows, rank {rank}": Change(lora, Magnitude(magnitudes, of_rows=True)),
         f"DoRA of columns, rank {rank}": Change(lora, Magnitude(magnitudes, of_rows=False)),
@@ -47,12 +47,12 @@ def ratios(bank: LoRABank, network: nn.Module, x: Tensor, rounds: int) -> list[f
         network["layer"](x)
         return time.perf_counter() - started
 
-    attachment, found = bank.attach(network), []
+    attachment, quotients = bank.attach(network), []
     for _ in range(rounds + 1):  # the first fills caches
         plain = seconds()
         with attachment.using([1] * len(x)):
-            found.append(seconds() / plain)
-    return found[1:]
+            quotients.append(seconds() / plain)
+    return quotients[1:]
 
 
 def main() -> None:
@@ -62,16 +62,16 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=15)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    network = nn.ModuleDict({"layer": nn.Linear(given.width, given.width)}).requires_grad_(False)
-    target, x = Target("layer", (given.width, given.width)), torch.randn(2, given.tokens, given.width)
+    network = nn.ModuleDict({"layer": nn.Linear(arguments.width, arguments.width)}).requires_grad_(False)
+    target, x = Target("layer", (arguments.width, arguments.width)), torch.randn(2, arguments.tokens, arguments.width)
     print("| kind | times the plain layer | MB held | MB while it runs |\n| --- | --- | --- | --- |")
-    for kind, change in kinds(given.width, given.rank).items():
+    for kind, change in kinds(arguments.width, arguments.rank).items():
         bank = LoRABank([{target: change}])
         with torch.inference_mode():
-            found = ratios(bank, network, x, given.rounds)
-        figures = {"median": statistics.median(found), "lowest": min(found), "highest": max(found)}
+            quotients = ratios(bank, network, x, arguments.rounds)
+        figures = {"median": statistics.median(quotients), "lowest": min(quotients), "highest": max(quotients)}
         sizes = {"held": bank.nbytes / 2**20, "transient": bank.transient_bytes / 2**20}
         print(LINE.format(kind=kind, **figures, **sizes))
 

@@ -56,14 +56,14 @@ def microseconds(call) -> float:
 def launching(call) -> float:
     """Microseconds that the host takes for one call, median of 5 times 50."""
     torch.cuda.synchronize()
-    found = []
+    durations = []
     for _ in range(5):
         started = time.perf_counter()
         for _ in range(50):
             call()
-        found.append((time.perf_counter() - started) / 50)
+        durations.append((time.perf_counter() - started) / 50)
         torch.cuda.synchronize()
-    return 1e6 * statistics.median(found)
+    return 1e6 * statistics.median(durations)
 
 
 def main() -> None:
@@ -71,12 +71,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", default="float16")
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 64])
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     load_pack()
     kernel = importlib.import_module(f"{PACK}.blend_core.network.kernel")
-    dtype = getattr(torch, given.dtype)
+    dtype = getattr(torch, arguments.dtype)
     print("| layer | rank | rows | layer | products | kernel | host: products | host: kernel | error | of products |")
-    for rank in given.ranks:
+    for rank in arguments.ranks:
         for name, (rows, tokens, width, height) in SHAPES.items():
             for mixed in (False, True):
                 torch.manual_seed(0)
@@ -116,7 +116,7 @@ def main() -> None:
                 figures = [f"{figure:.1f}" for figure in (base, *times, *host)] + [f"{error:.1e}" for error in errors]
                 rows_are = "mixed" if mixed else "one"
                 print(f"| {name} | {rank} | {rows_are} | {' | '.join(figures)} |", flush=True)
-                if rank == given.ranks[0] and not mixed and not name.startswith("video"):
+                if rank == arguments.ranks[0] and not mixed and not name.startswith("video"):
                     for change in TRIED[1:]:
                         tiles = replace(kernel.TILES, **change)
                         call = partial(fused, out=scaled, tiles=tiles)

@@ -16,7 +16,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from core.worlds import mixture, normal, sample, schedule, start
-from diffusion_blend.blend_core.estimators import Estimator, budget, exact, image_seed, sampled, stratified
+from diffusion_blend.blend_core.estimators import Estimator, budget, exact, image_seed, random, stratified
 from diffusion_blend.blend_core.parameterization import State
 from diffusion_blend.blend_core.plan import Call
 
@@ -50,8 +50,12 @@ def distances(coefficients: tuple[float, ...], steps: int, eta: float) -> dict[s
         return sample(denoiser, x, sigmas, eta=eta, seed=3)
 
     expected = run(exact)
-    estimators = {"random": sampled, **ESTIMATORS}
+    estimators = {"random": random, **ESTIMATORS}
     return {name: (run(estimator) - expected).norm(dim=1) for name, estimator in estimators.items()}
+
+
+def _rms(distances: torch.Tensor) -> torch.Tensor:
+    return distances.square().mean().sqrt()
 
 
 def main() -> None:
@@ -63,8 +67,8 @@ def main() -> None:
                 away = distances(coefficients, steps, eta)
                 iid = away.pop("random")
                 cells = [
-                    f"{iid.square().mean().sqrt() / own.square().mean().sqrt():.1f} ({iid.median() / own.median():.1f})"
-                    for own in away.values()
+                    f"{_rms(iid) / _rms(distance):.1f} ({iid.median() / distance.median():.1f})"
+                    for distance in away.values()
                 ]
                 print(f"| {blend} | {eta:g} | {steps} | {' | '.join(cells)} |")
 

@@ -23,16 +23,16 @@ def main() -> None:
     parser.add_argument("--size", default="real", choices=("real", "small"))
     parser.add_argument("--dtype", default="float16")
     parser.add_argument("--steps", type=int, default=4)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     load_host()
     networks, modes = (importlib.import_module(f"{PACK}.benchmarks.costs.{name}") for name in ("networks", "modes"))
-    shape = networks.SHAPES[given.network]
-    shape = shape.small() if given.size == "small" else shape
-    network = networks.build(shape, getattr(torch, given.dtype), shape.latent)
-    sampling, loras = networks.SamplerSettings(given.steps, 7.0), [network.lora(seed, 8) for seed in range(2)]
+    shape = networks.SHAPES[arguments.network]
+    shape = shape.small() if arguments.size == "small" else shape
+    network = networks.build(shape, getattr(torch, arguments.dtype), shape.latent)
+    sampling, loras = networks.SamplerSettings(arguments.steps, 7.0), [network.lora(seed, 8) for seed in range(2)]
     for way in WAYS:
         make = (lambda *_: modes.plain(network, sampling)) if way == "plain" else modes.MODES[way]
-        profile(way, make(network, sampling, loras).run, given.steps, network.device)
+        profile(way, make(network, sampling, loras).run, arguments.steps, network.device)
 
 
 def profile(way: str, run, steps: int, device: torch.device) -> None:

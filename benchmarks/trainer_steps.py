@@ -84,10 +84,10 @@ def main() -> None:
             "output__checkpoint_every": 0,
         }
         runs = {"dpok": {"policy_gradient__trained_steps": 2 if small else 10}, "draft": {"draft__steps": 2}}
-        for algorithm, own in runs.items():
+        for algorithm, settings in runs.items():
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
-            train(read_config(algorithm=algorithm, output__folder=str(folder / algorithm), **shared, **own))
+            train(read_config(algorithm=algorithm, output__folder=str(folder / algorithm), **shared, **settings))
             figures = json.loads((folder / algorithm / "log.jsonl").read_text().splitlines()[-1])
             peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else float("nan")
             rate = figures["images_per_second"]

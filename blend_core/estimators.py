@@ -40,7 +40,7 @@ def exact(coefficients: Coefficients, steps: int, seeds: Sequence[int]) -> Plan:
     return Plan(variants[None, :, None].expand(steps, -1, len(seeds)), coefficients[:, variants])
 
 
-def sampled(coefficients: Coefficients, steps: int, seeds: Sequence[int]) -> Plan:
+def random(coefficients: Coefficients, steps: int, seeds: Sequence[int]) -> Plan:
     """One variant per step, drawn independently with probability c_i. Raises BlendError where some c_i < 0."""
     coefficients = per_step(coefficients, steps)
     _check_probabilities(coefficients)
@@ -107,7 +107,7 @@ EVALUATIONS: dict[str, Estimator] = {
     "merged": merged,
     "budget": budget,
     "stratified": stratified,
-    "random": sampled,
+    "random": random,
 }
 FORMER = {"sampled": "random", "control_variate": "budget, with a budget of 1", "anchored": "budget"}
 """Names of evaluations that were there before 0.1.0, and which to take instead."""

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .blends import BlendRegion, BlendWeights, KLInterpolate
+from .blends import ApplyRewardLoRAs, BlendRegion, BlendWeights, KLInterpolate
 from .diagnostics import Diagnostics
 from .duel import BlendDuel
 from .loaders import LoadRewardLoRA, ModelAsBasis, ModelAsRewardLoRA
@@ -11,7 +11,7 @@ from .rewards import LoadRewardModel, PickBest, RewardScorer
 from .samplers import ApplyBlend, BlendedKSampler, MSDDAKSampler, MSDDASampler, StochasticLSSampler
 from .saving import SaveBlendAsLoRA
 from .schedules import BlendSchedule, BlendWindow
-from .sweep import ParetoPlot, Sweep
+from .sweep import ParetoPlot, Sweep, SweepGrid
 
 
 class DiffusionBlendExtension(ComfyExtension):
@@ -29,6 +29,7 @@ class DiffusionBlendExtension(ComfyExtension):
             BlendRegion,
             BlendWindow,
             ApplyBlend,
+            ApplyRewardLoRAs,
             BlendedKSampler,
             StochasticLSSampler,
             MSDDASampler,
@@ -39,6 +40,7 @@ class DiffusionBlendExtension(ComfyExtension):
             RewardScorer,
             PickBest,
             Sweep,
+            SweepGrid,
             ParetoPlot,
             SaveBlendAsLoRA,
             ModelAsBasis,

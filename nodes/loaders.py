@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -61,7 +63,7 @@ class LoadRewardLoRA(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "lora_name",
-                    options=_lora_names(),
+                    options=lora_names(),
                     tooltip="A file in models/loras. A folder with adapter_model.safetensors and adapter_config.json "
                     "(as peft saves it) is listed by its path.",
                 ),
@@ -116,7 +118,7 @@ class LoadRewardLoRA(io.ComfyNode):
     ) -> io.NodeOutput:
         """Read the file and show what it holds."""
         name = _of_pair(lora_name, expert)
-        lora = _loaded(name, label, kl_weight, scale, allow_partial)
+        lora = reward_lora(name, label, kl_weight, scale, allow_partial)
         lines = [lora.label, *([f"file: {name}"] if name != lora_name else []), lora.adapter.summary]
         if lora.recognition:
             lines.append(f"{lora.recognition}{_taken_over(lora, label, kl_weight)}")
@@ -125,9 +127,7 @@ class LoadRewardLoRA(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, lora_name: str, expert: str = AS_CHOSEN, **_) -> tuple:
         """Changes when the file or a config next to it does, or another file becomes its partner."""
-        path = Path(_path_of(_of_pair(lora_name, expert)))
-        files = [*shards_of(path), *sorted(path.parent.glob("*config.json"))]
-        return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
+        return file_facts(_of_pair(lora_name, expert))
 
     @classmethod
     def validate_inputs(cls, lora_name: str | None = "", expert: str | None = AS_CHOSEN) -> bool:
@@ -206,6 +206,42 @@ class ModelAsBasis(ModelAsRewardLoRA):
         return replace(super().define_schema(), node_id="DiffusionBlendModelAsBasis", is_deprecated=True)
 
 
+def files_like(pattern: str) -> list[str]:
+    """The files in models/loras that a pattern names, 9 before 10; several patterns are separated by commas or lines.
+
+    * stands for any letters, as in run/checkpoint-*. Raises BlendError where a pattern names none.
+    """
+    names = lora_names()
+    chosen: dict[str, None] = {}
+    for part in filter(None, map(str.strip, re.split(r"[,\n]", pattern))):
+        matches = [name for name in names if fnmatchcase(name.replace("\\", "/"), part.replace("\\", "/"))]
+        if not matches:
+            raise BlendError(
+                f"files has {part!r}, which is no file in models/loras. Write names as Load Reward LoRA lists them, "
+                "with * for what differs, such as run/checkpoint-*."
+            )
+        chosen |= dict.fromkeys(sorted(matches, key=_counted))
+    return list(chosen)
+
+
+def another_file(basis: RewardLoRA, lora_name: str) -> RewardLoRA:
+    """The file `lora_name` in the place of a LoRA: with its label and, where the file states none, its KL weight."""
+    lora = reward_lora(lora_name, basis.label, allow_partial=basis.allow_partial)
+    return replace(lora, kl_weight=lora.kl_weight or basis.kl_weight).times(*basis.strength)
+
+
+def file_facts(lora_name: str) -> tuple:
+    """What changes when a file or a config next to it does."""
+    path = Path(_path_of(lora_name))
+    files = [*shards_of(path), *sorted(path.parent.glob("*config.json"))]
+    return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
+
+
+def _counted(name: str) -> list[str | int]:
+    """A sort key that takes numbers as numbers."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
 _Row = tuple[str, float]
 """Of a stack: a file's name in models/loras, and its model strength."""
 
@@ -238,11 +274,11 @@ def _row(row: Sequence) -> _Row:
 
 
 def _of_row(name: str, strength: float) -> RewardLoRA:
-    key = (strength, LoadRewardLoRA.fingerprint_inputs(name))
-    return _IN_USE.get(key) or _IN_USE.setdefault(key, _loaded(name).times(strength, _STACK))
+    key = (strength, file_facts(name))
+    return _IN_USE.get(key) or _IN_USE.setdefault(key, reward_lora(name).times(strength, _STACK))
 
 
-def _loaded(
+def reward_lora(
     lora_name: str, label: str = "", kl_weight: float = 0.0, scale: float = 0.0, allow_partial: bool = False
 ) -> RewardLoRA:
     """What is typed counts, then what the file states, then what the catalogue says of it."""
@@ -268,7 +304,7 @@ def _of_pair(lora_name: str, expert: str) -> str:
     if expert == AS_CHOSEN:
         return lora_name
     _path_of(lora_name)
-    return partner(lora_name, expert, _lora_names())
+    return partner(lora_name, expert, lora_names())
 
 
 def _path_of(lora_name: str) -> str:
@@ -280,7 +316,8 @@ def _path_of(lora_name: str) -> str:
     return path
 
 
-def _lora_names() -> list[str]:
+def lora_names() -> list[str]:
+    """The files in models/loras that may be LoRAs, as ComfyUI lists them."""
     names = [name for name in folder_paths.get_filename_list("loras") if is_adapter_file(name)]
     shown = set(without_references([Path(name) for name in names]))
     return [name for name in names if Path(name) in shown]

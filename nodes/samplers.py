@@ -6,7 +6,7 @@ from functools import partial
 
 from comfy_api.latest import io
 
-from ..blend_core.estimators import BUDGET, Estimator, budget, exact, merged, sampled, stratified
+from ..blend_core.estimators import BUDGET, Estimator, budget, exact, merged, random, stratified
 from ..blend_core.plan import Job, choices, describe_choices
 from .host.apply import apply_blend, sample
 from .host.msdda import describe_etas, msdda_sampler, sample_fused
@@ -15,7 +15,7 @@ from .output import CACHED_TOO, shown
 from .types import Basis, LoRABlend, blend_of
 
 _NOTHING_SAMPLED = "no step was sampled"
-SELECTIONS = {"stratified": stratified, "random": sampled, "budget": budget, "merged": merged}
+SELECTIONS = {"stratified": stratified, "random": random, "budget": budget, "merged": merged}
 EVALUATIONS = {"exact": exact, **SELECTIONS}
 
 _ONE_PER_STEP_TOOLTIP = (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from comfy_api.latest import io
 from PIL import Image
@@ -11,14 +13,17 @@ from torch import Tensor
 from ..blend_core import BlendError
 from ..blend_core.blend import parse_numbers
 from ..blend_core.pareto import Scored, Trade, simplex_grid
+from ..blend_core.pictures import sheet
 from ..blend_core.pictures.pareto import draw
 from .inputs import CATEGORY, blend_input
+from .loaders import another_file, file_facts, files_like
 from .output import CACHED_TOO, as_image, shown
 from .rewards import as_markdown, one_batch
-from .types import Basis, BlendSocket, LoRABlend, blend_of
+from .types import Basis, BlendSocket, LoRABlend, RewardLoRA, blend_of
 
 MOST_BLENDS = 256  # a slip of the finger on a grid of many rewards is thousands of images
 MOST_REWARDS = 6
+_IN_A_ROW = 6  # labels, before a grid breaks into rows
 
 
 class Sweep(io.ComfyNode):
@@ -63,9 +68,28 @@ class Sweep(io.ComfyNode):
                                 )
                             ],
                         ),
+                        io.DynamicCombo.Option(
+                            "file",
+                            [
+                                io.Int.Input(
+                                    "lora",
+                                    default=1,
+                                    min=1,
+                                    max=MOST_REWARDS,
+                                    tooltip="Which reward LoRA of the blend, counted from 1.",
+                                ),
+                                io.String.Input(
+                                    "files",
+                                    default="",
+                                    tooltip="Files in models/loras that take its place one after another, such as "
+                                    "run/checkpoint-*; * stands for what differs. Several are separated by commas.",
+                                ),
+                            ],
+                        ),
                     ],
                     tooltip="preference: the weights of the rewards, at the blend's distance from the base. alignment: "
-                    "the distance from the base, at the blend's weights.",
+                    "the distance from the base, at the blend's weights. file: one of the LoRAs, such as the epochs of "
+                    "a training.",
                 ),
             ],
             outputs=[
@@ -84,13 +108,16 @@ class Sweep(io.ComfyNode):
     def execute(cls, blend: LoRABlend | Basis, over: dict) -> io.NodeOutput:
         """Lay out the grid and show it."""
         blend = blend_of(blend)
-        swept = (
-            by_preference(blend, over["parts"])
-            if over["over"] == "preference"
-            else by_alignment(blend, over["alignments"])
-        )
+        axes = {"preference": by_preference, "alignment": by_alignment, "file": by_file}
+        swept = axes[over["over"]](blend, **{name: value for name, value in over.items() if name != "over"})
         labels, blends = map(list, zip(*swept, strict=True))
         return shown("\n".join(labels), blends, labels)
+
+    @classmethod
+    def fingerprint_inputs(cls, over: dict | None = None, **_) -> tuple:
+        """Changes when one of the swept files does, or another one fits the names."""
+        pattern = (over or {}).get("files") or ""
+        return tuple((name, file_facts(name)) for name in files_like(pattern))
 
 
 def by_preference(blend: LoRABlend, parts: int) -> list[tuple[str, LoRABlend]]:
@@ -116,6 +143,66 @@ def by_alignment(blend: LoRABlend, alignments: str) -> list[tuple[str, LoRABlend
     if not numbers:
         raise BlendError(f"alignments are {alignments!r}, expected numbers such as 0, 0.5, 1. Write at least one.")
     return [(f"alignment {number:g}", blend.aligned(number)) for number in numbers]
+
+
+def by_file(blend: LoRABlend, lora: int, files: str) -> list[tuple[str, LoRABlend]]:
+    """(label, blend) with every file in the place of one LoRA of the blend, counted from 1."""
+    if lora > len(blend.bases) or not isinstance(basis := blend.bases[lora - 1], RewardLoRA):
+        raise BlendError(
+            f"lora is {lora}, expected the number of a reward LoRA with a file, of {len(blend.bases)} in the blend "
+            f"({', '.join(blend.names)}). Choose another."
+        )
+    names = files_like(files)
+    if not names:
+        raise BlendError("files is empty, expected names in models/loras such as run/checkpoint-*. Write at least one.")
+    stems = [Path(name.replace("\\", "/")).stem for name in names]
+    labels = stems if len(set(stems)) == len(stems) else names
+    swept = ((label, another_file(basis, name)) for label, name in zip(labels, names, strict=True))
+    return [(label, blend.replaced(lora - 1, replacement)) for label, replacement in swept]
+
+
+class SweepGrid(io.ComfyNode):
+    """The images of a sweep as one labelled picture."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        return io.Schema(
+            node_id="DiffusionBlendSweepGrid",
+            display_name="Sweep Grid",
+            category=CATEGORY,
+            description="The images of a sweep as one picture, each blend's below its label.",
+            search_aliases=["grid", "contact sheet", "xy plot", "compare images", "labelled grid"],
+            is_input_list=True,
+            inputs=[
+                io.Image.Input("image", tooltip="The images of all blends, in the order of the labels, of one size."),
+                io.String.Input("labels", force_input=True, tooltip="One per blend, from Blend Sweep."),
+                io.Int.Input(
+                    "columns",
+                    default=0,
+                    min=0,
+                    max=MOST_BLENDS,
+                    tooltip="How many labels stand next to each other. 0: all of up to 6, else as a square. Several "
+                    "images of one blend stand below each other.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="image", tooltip="The picture. Connect to Save Image.")],
+        )
+
+    @classmethod
+    def execute(cls, image: list[Tensor], labels: list[str], columns: Sequence[int] = (0,)) -> io.NodeOutput:
+        """Deal the images out to the labels, and draw."""
+        batch = one_batch(image)
+        if len(batch) % len(labels):
+            raise BlendError(
+                f"{len(batch)} images came for {len(labels)} labels, expected equally many of each. Connect the images "
+                "and the labels of one Blend Sweep."
+            )
+        of_each = len(batch) // len(labels)
+        pictures = _pictures(batch)
+        stacks = [pictures[i : i + of_each] for i in range(0, len(pictures), of_each)]
+        square = len(labels) if len(labels) <= _IN_A_ROW else math.ceil(len(labels) ** 0.5)
+        return io.NodeOutput(as_image(sheet.draw(stacks, labels, min(columns[0], len(labels)) or square)))
 
 
 class ParetoPlot(io.ComfyNode):
@@ -227,6 +314,10 @@ def _thumbnails(images: list[Tensor], count: int) -> list[Image.Image]:
         raise BlendError(
             f"{len(batch)} images came with {count} scores. Connect the images as they went into Reward Scorer."
         )
+    return _pictures(batch)
+
+
+def _pictures(batch: Tensor) -> list[Image.Image]:
     return [Image.fromarray((pixels[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()) for pixels in batch]
 
 

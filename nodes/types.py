@@ -134,6 +134,13 @@ class LoRABlend:
         """The same at another preference, in every keyframe and region."""
         return self._mapped(lambda schedule: schedule.mapped(lambda blend: replace(blend, preference=preference)))
 
+    def replaced(self, place: int, basis: Basis) -> LoRABlend:
+        """The same with another basis at a place, from 0, under the name that stands there."""
+        bases = (*self.bases[:place], basis, *self.bases[place + 1 :])
+        kl_weights = tuple(one.kl_weight for one in bases)
+        blend = self._mapped(lambda schedule: schedule.mapped(lambda blend: replace(blend, kl_weights=kl_weights)))
+        return replace(blend, bases=bases)
+
     def over(self, bases: tuple[Basis, ...]) -> LoRABlend:
         """The same blend expressed over more bases, the new ones at weight 0. `bases` holds all of its own."""
         names, kl_weights = _distinct([basis.label for basis in bases]), tuple(basis.kl_weight for basis in bases)

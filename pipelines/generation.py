@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from ..blend_core import EVALUATIONS, Blend, BlendError, LoRABank, Plan, Target
-from ..blend_core.adapters import Factors
+from ..blend_core.adapters import Change
 from ..blend_core.estimators import Estimator, budget, check_evaluation, exact, image_seed
 from ..blend_core.gaussian import basis_etas
 from ..blend_core.plan import check_until, cut
@@ -67,7 +67,7 @@ class BlendEvaluation:
         cls,
         name: str,
         blend: Blend,
-        factors: Sequence[Mapping[Target, Factors]],
+        factors: Sequence[Mapping[Target, Change]],
         etas: Sequence[float] = (),
         base_eta: float = 1.0,
         evaluations: float | None = None,

@@ -61,15 +61,15 @@ def takes_eta(pipe: DiffusionPipeline) -> bool:
 
 
 def load_factors(pipe: DiffusionPipeline, paths: Sequence[str | Path]) -> tuple[list[dict], list[LoadReport]]:
-    """The files' factors per target of the pipeline's network, and how each matched."""
+    """What the files change of the pipeline's network, by target, and how each matched."""
     return match(pipe, [read_adapter(path) for path in paths])
 
 
 def match(pipe: DiffusionPipeline, adapters: Sequence[Adapter]) -> tuple[list[dict], list[LoadReport]]:
-    """The adapters' factors per target of the pipeline's network, and how each matched."""
+    """What the adapters change of the pipeline's network, by target, and how each matched."""
     index = target_index(network_of(pipe))
     pairs = [resolve(adapter, index) for adapter in adapters]
-    return [factors for factors, _ in pairs], [report for _, report in pairs]
+    return [changes for changes, _ in pairs], [report for _, report in pairs]
 
 
 def _load(path: str, place: Path, config: str | None, dtype: torch.dtype) -> DiffusionPipeline:

@@ -26,8 +26,8 @@ class Figures:
     @classmethod
     def of(cls, out: Path, page: Path) -> Figures:
         """Those in the file `out`; none where it has another format or is not there."""
-        found = json.loads(out.read_text()) if out.is_file() else {}
-        known = found if found.get("format") == FORMAT else {}
+        kept = json.loads(out.read_text()) if out.is_file() else {}
+        known = kept if kept.get("format") == FORMAT else {}
         return cls(out, page, known.get("sections", {}), known.get("launches", {}))
 
     def add_section(self, section: dict) -> None:

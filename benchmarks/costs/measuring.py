@@ -42,7 +42,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Taken:
+class Timing:
     """What one mode took: seconds, and ratios to the plain run next to it, by round.
 
     peak: bytes on a GPU.  busy: the time of its kernels, over that of the plain run's.
@@ -94,26 +94,26 @@ class Bench:
             "rates": asdict(self.machine),
         }
 
-    def row(self, name: str, m: int, mode: Mode, taken: Taken) -> dict:
-        """What a mode took, beside what it needs."""
+    def row(self, name: str, m: int, mode: Mode, timing: Timing) -> dict:
+        """What a mode took, next to what it needs."""
         network, steps = self.network, self.settings.steps
-        own = self.floors if mode.low_rank else Floors(self.floors.network)
-        work, base = own.work(mode.passes()), self.floors.network.times(steps)
-        seconds, floor = statistics.median(taken.seconds), own.seconds(mode.passes(), self.machine)
+        floors = self.floors if mode.low_rank else Floors(self.floors.network)
+        work, base = floors.work(mode.passes()), self.floors.network.times(steps)
+        seconds, floor = statistics.median(timing.seconds), floors.seconds(mode.passes(), self.machine)
         return {
             "mode": name,
             "m": m,
             "seconds": seconds,
-            "ratio": statistics.median(taken.ratios),
-            "lowest": min(taken.ratios),
-            "highest": max(taken.ratios),
+            "ratio": statistics.median(timing.ratios),
+            "lowest": min(timing.ratios),
+            "highest": max(timing.ratios),
             "multiply_adds_ratio": work.multiply_adds / base.multiply_adds,
             "bytes_ratio": work.bytes / base.bytes,
             "floor_seconds": floor,
             "floor_ratio": floor / (steps * self.machine.seconds(self.floors.network)),
             "left": seconds / floor,
-            "busy": taken.busy,
-            "peak_bytes": taken.peak,
+            "busy": timing.busy,
+            "peak_bytes": timing.peak,
             "held_share": mode.held() / network.bytes,
             "held_share_floor": m * self.floors.adapter.bytes / network.bytes,
         }
@@ -134,14 +134,14 @@ def growing_rows(bench: Bench) -> Iterator[list[dict]]:
     """The rows so far, the plain sampler's first, after every way: a run that is cut keeps what it measured."""
     device, settings = bench.network.device, bench.settings
     loras = [bench.network.lora(seed, settings.rank) for seed in range(max(settings.rewards))]
-    beside, rows = plain(bench.network, bench.sampling), []
-    alone = Taken([], [1.0], clock.peak(beside.run, device), clock.busy(beside.run, device))
+    base, rows = plain(bench.network, bench.sampling), []
+    baseline = Timing([], [1.0], clock.peak(base.run, device), clock.busy(base.run, device))
     for m in settings.rewards:
         modes = bench.modes(loras[:m])
         for name in tqdm(list(modes), desc=f"ways, m = {m}"):
             mode = modes.pop(name)
-            rows.append(bench.row(name, m, mode, _taken(mode, beside, alone, settings.rounds, device)))
-            yield [bench.row("plain sampler", 0, beside, replace(alone, busy=alone.busy and 1.0)), *rows]
+            rows.append(bench.row(name, m, mode, _timing(mode, base, baseline, settings.rounds, device)))
+            yield [bench.row("plain sampler", 0, base, replace(baseline, busy=baseline.busy and 1.0)), *rows]
             del mode
             _unload()
 
@@ -154,16 +154,17 @@ def floors_of(network: Network, settings: Settings) -> Floors:
     return Floors(base, adapter_work(adapted, positions, settings.rank, network.dtype.itemsize))
 
 
-def _taken(mode: Mode, beside: Mode, alone: Taken, rounds: int, device: torch.device) -> Taken:
-    """What a mode took; the seconds of the plain runs next to it are added to `alone`."""
-    taken = Taken([], [], clock.peak(mode.run, device), alone.busy and clock.busy(mode.run, device) / alone.busy)
-    for each in (beside, mode):
-        each.run()  # loads weights and fills caches
-    for _ in range(rounds):  # beside every run: what else the machine does changes by the second
-        alone.seconds.append(clock.seconds(beside.run, device))
-        taken.seconds.append(clock.seconds(mode.run, device))
-        taken.ratios.append(taken.seconds[-1] / alone.seconds[-1])
-    return taken
+def _timing(mode: Mode, base: Mode, baseline: Timing, rounds: int, device: torch.device) -> Timing:
+    """What a mode took; the seconds of the plain runs next to it are added to `baseline`."""
+    busy = baseline.busy and clock.busy(mode.run, device) / baseline.busy
+    timing = Timing([], [], clock.peak(mode.run, device), busy)
+    for way in (base, mode):
+        way.run()  # loads weights and fills caches
+    for _ in range(rounds):  # next to every run: what else the machine does changes by the second
+        baseline.seconds.append(clock.seconds(base.run, device))
+        timing.seconds.append(clock.seconds(mode.run, device))
+        timing.ratios.append(timing.seconds[-1] / baseline.seconds[-1])
+    return timing
 
 
 def _unload() -> None:

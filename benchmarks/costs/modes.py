@@ -70,13 +70,13 @@ def two_products(evaluation: str, execution: str) -> Callable[[Network, SamplerS
     """The same without the kernel that makes both products of a low-rank addition in one launch."""
 
     def mode(network: Network, sampling: SamplerSettings, loras: Sequence[State]) -> Mode:
-        own = blended(evaluation, execution)(network, sampling, loras)
+        blend = blended(evaluation, execution)(network, sampling, loras)
 
         def run() -> Tensor:
             with mock.patch.object(low_rank, "KERNEL_RANK", 0):
-                return own.run()
+                return blend.run()
 
-        return replace(own, run=run)
+        return replace(blend, run=run)
 
     return mode
 
@@ -117,7 +117,8 @@ def copied(network: Network, sampling: SamplerSettings, loras: Sequence[State]) 
     models = [comfy.sd.load_lora_for_models(network.load(), None, dict(state), 1.0, 0.0)[0] for state in loras]
 
     def average(apply, inputs):
-        calls = [model.model.apply_model(inputs["input"], inputs["timestep"], **_own(inputs["c"])) for model in models]
+        x, timestep, conditioning = inputs["input"], inputs["timestep"], inputs["c"]
+        calls = [model.model.apply_model(x, timestep, **_copied(conditioning)) for model in models]
         return sum(calls) / len(calls)
 
     leader = models[0].clone()
@@ -128,7 +129,7 @@ def copied(network: Network, sampling: SamplerSettings, loras: Sequence[State]) 
     return Mode(lambda: network.sample(sampling, leader), lambda: held, lambda: passes, low_rank=False)
 
 
-def _own(conditioning: dict) -> dict:
+def _copied(conditioning: dict) -> dict:
     return {**conditioning, "transformer_options": dict(conditioning["transformer_options"])}
 
 

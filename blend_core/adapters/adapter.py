@@ -1,26 +1,27 @@
-"""The adapter: what one LoRA file holds. And the weighted average of several."""
+"""The adapter: what one LoRA file holds."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import BlendError
 from .changes import Change, Factors
 from .report import contents_words, left_out_words
 
 METADATA_PREFIX = "diffusion_blend."
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
 class Adapter:
     """What one LoRA file holds, before a host is known.
 
-    modules: factors, or another change, by module path as the file writes it without its prefixes.
+    modules: what it changes, by module path as the file writes it without its prefixes.
     skipped: what was left out, with the number of keys or the reason.
     metadata: the safetensors header; empty for a pickle container.
     expert: the one of two networks that it is for (experts.py); empty where nothing says so.
@@ -28,7 +29,7 @@ class Adapter:
 
     path: str
     label: str
-    modules: Mapping[str, Factors | Change]
+    modules: Mapping[str, Change]
     spelling: str
     adapter_name: str | None
     scale_source: str
@@ -63,7 +64,7 @@ class Adapter:
     @property
     def kinds(self) -> dict[str, int]:
         """How many modules are changed in other ways than by plain LoRA, by the name of the way."""
-        return dict(Counter(change.kind for change in self.modules.values() if not isinstance(change, Factors)))
+        return dict(Counter(change.kind for change in self.modules.values() if change.factors is None))
 
     @property
     def kl_weight(self) -> float | None:
@@ -119,14 +120,15 @@ class Adapter:
             return 1.0
 
 
-def plain(changes: Iterable[Factors | Change], what: str) -> None:
-    """Raise BlendError unless all are low-rank factors. what: who needs them."""
-    kinds = sorted({change.kind for change in changes if not isinstance(change, Factors)})
+def plain(changes: Mapping[K, Change], what: str) -> dict[K, Factors]:
+    """The factors of changes by the same names. Raises BlendError unless all are plain. what: who needs them."""
+    kinds = sorted({change.kind for change in changes.values() if change.factors is None})
     if kinds:
         raise BlendError(
             f"{what} needs low-rank factors throughout, but {', '.join(kinds)} came. Convert the file to LoRA, or "
             "leave it out here."
         )
+    return {name: factors for name, change in changes.items() if (factors := change.factors) is not None}
 
 
 def _reward_names(value: Any) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 
 from ..errors import BlendError
@@ -119,10 +119,5 @@ def recognised(path: str | os.PathLike) -> Recognition | None:
         if not any(entry.files.values()):
             return Recognition(entry, "name")
     by_digest = {digest: entry for entry in catalogue().values() for digest in entry.files.values() if digest}
-    entry = by_digest.get(_digest(path, path.stat().st_mtime_ns))
+    entry = by_digest.get(sha256(path))
     return Recognition(entry, "hash") if entry else None
-
-
-@lru_cache(maxsize=256)
-def _digest(path: Path, changed: int) -> str:
-    return sha256(path)

@@ -44,6 +44,16 @@ class Factors:
         """What they are made of, by name."""
         return {"down": self.down, "up": self.up}
 
+    @property
+    def kind(self) -> str:
+        """What it is called, for messages."""
+        return "LoRA"
+
+    @property
+    def factored(self) -> bool:
+        """Whether a layer's output for it needs no building of the whole difference."""
+        return True
+
     def times(self, strength: float) -> Factors:
         """The same addition, `strength` times as large."""
         return replace(self, scale=self.scale * strength)
@@ -51,6 +61,10 @@ class Factors:
     def at_rows(self, rows: Tensor) -> Factors:
         """The factors of some output rows."""
         return replace(self, up=self.up[rows])
+
+    def fitted(self, shape: tuple[int, ...]) -> Factors:
+        """The same for a weight of this shape, which a 1x1 convolution and a linear layer write in two ways."""
+        return replace(self, down=self.down.reshape(self.rank, *shape[1:]))
 
     def built(self, shape: tuple[int, ...], tensors: Mapping[str, Tensor]) -> Tensor:
         """The whole difference in a weight's shape. tensors: the factors, where and as it is to be."""
@@ -79,6 +93,10 @@ class Delta:
     def at_rows(self, rows: Tensor) -> Delta:
         """The same for some of its rows."""
         return replace(self, rows=rows)
+
+    def fitted(self, shape: tuple[int, ...]) -> Delta:
+        """The same: the difference is built in the weight's shape where it is needed."""
+        return self
 
     def built(self, shape: tuple[int, ...], tensors: Mapping[str, Tensor]) -> Tensor:
         """The difference in a weight's shape. tensors: its own, where and as the difference is to be."""
@@ -128,9 +146,16 @@ class Change:
         """What it is called, for messages."""
         if self.magnitude is not None:
             return "DoRA"
-        if isinstance(self.delta, Delta):
-            return self.delta.kind
-        return "LoRA with a bias" if self.delta is not None else "bias difference"
+        if self.delta is None:
+            return "bias difference"
+        return self.delta.kind if self.bias is None or isinstance(self.delta, Delta) else "LoRA with a bias"
+
+    @property
+    def factors(self) -> Factors | None:
+        """The pair of factors where the change is nothing more, as a plain LoRA's is; None else."""
+        if self.magnitude is None and self.bias is None and isinstance(self.delta, Factors):
+            return self.delta
+        return None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -149,6 +174,10 @@ class Change:
         delta = None if self.delta is None else self.delta.times(strength)
         bias = None if self.bias is None else self.bias * strength
         return replace(self, delta=delta, bias=bias)
+
+    def fitted(self, shape: tuple[int, ...]) -> Change:
+        """The same for a weight of this shape."""
+        return replace(self, delta=self.delta and self.delta.fitted(shape))
 
     def at_rows(self, rows: Tensor) -> Change:
         """The change of some output rows."""

@@ -16,7 +16,7 @@ from .changes import Change, Delta, Factors
 from .files import sha256
 from .names.target import Target
 
-Part = tuple[float, Target, Factors | Change]
+Part = tuple[float, Target, Change]
 """A coefficient, and what it multiplies."""
 
 
@@ -31,7 +31,7 @@ class Exported:
 
 
 def exported(
-    adapters: Sequence[Mapping[Target, Factors | Change]], coefficients: Sequence[float], rank: int | None = None
+    adapters: Sequence[Mapping[Target, Change]], coefficients: Sequence[float], rank: int | None = None
 ) -> Exported:
     """sum_i c_i * (what adapter i changes), by the host's own names of its modules.
 
@@ -46,7 +46,7 @@ def exported(
     tensors: dict[str, Tensor] = {}
     all_changes = lost = 0.0
     for (module, parameter), of_place in parts.items():
-        pairs = [(c, target, change) for c, target, change in of_place if isinstance(change, Factors)]
+        pairs = [(c, target, pair) for c, target, change in of_place if (pair := change.factors) is not None]
         if parameter != "weight":
             tensors[f"{module}.{parameter}.diff"] = _difference(of_place)
         elif len(pairs) == len(of_place):
@@ -84,7 +84,7 @@ def _differences(module: str, parts: Sequence[Part]) -> dict[str, Tensor]:
     biases = [
         (coefficient, target.rows, change.bias.float())
         for coefficient, target, change in parts
-        if isinstance(change, Change) and change.bias is not None
+        if change.bias is not None
     ]
     if biases:
         whole = parts[0][1].shape[0]
@@ -111,8 +111,6 @@ def _difference(parts: Sequence[Part]) -> Tensor:
 def _delta(part: Part) -> Factors | Delta | None:
     """What the part adds to the weight. Raises BlendError for DoRA."""
     _, target, change = part
-    if isinstance(change, Factors):
-        return change
     if change.magnitude is not None:
         raise BlendError(
             f"{target.module}: DoRA came, whose change depends on the weights it is put on, so that it has no "
@@ -122,10 +120,8 @@ def _delta(part: Part) -> Factors | Delta | None:
 
 
 def _whole(target: Target, delta: Factors | Delta) -> Tensor:
-    if isinstance(delta, Delta):
-        tensors = {name: tensor.float() for name, tensor in delta.tensors.items()}
-        return delta.built((target.height, *target.shape[1:]), tensors)
-    return (delta.up.float() * delta.scale) @ delta.down.float().flatten(1)
+    tensors = {name: tensor.float() for name, tensor in delta.tensors.items()}
+    return delta.built((target.height, *target.shape[1:]), tensors)
 
 
 def _pair(parts: Sequence[tuple[float, Target, Factors]]) -> tuple[Tensor, Tensor]:

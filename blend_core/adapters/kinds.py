@@ -100,7 +100,7 @@ def checked(parts: Parts, record: Mapping[str, Key]) -> tuple[dict[str, Tensor],
     return usable, bound
 
 
-def scaled(module: str, built: Built, parts: Parts, bound: float, scale: Scale | None) -> Factors | Change:
+def scaled(module: str, built: Built, parts: Parts, bound: float, scale: Scale | None) -> Change:
     """The change of a module at its scale, with what stands next to it. scale: None where it has none.
 
     bound: see `checked`. Raises BlendError for what cannot have been trained.
@@ -114,10 +114,7 @@ def scaled(module: str, built: Built, parts: Parts, bound: float, scale: Scale |
         bias = parts["bias"].float() * delta.scale
     if "diff_b" in parts:
         bias = parts["diff_b"].float() + (0 if bias is None else bias)
-    magnitude = _magnitude(module, delta, parts)
-    if bias is None and magnitude is None and isinstance(delta, Factors):
-        return delta
-    return Change(delta, magnitude, bias)
+    return Change(delta, _magnitude(module, delta, parts), bias)
 
 
 def _lora(parts: Parts) -> Built:

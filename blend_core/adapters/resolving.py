@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import BlendError
 from .adapter import Adapter
-from .changes import Change, Delta, Factors, difference
+from .changes import Change, Delta, difference
 from .foreign import first_of
 from .names.families import family_of, likely_reading
 from .names.spelling import canonical
@@ -20,7 +20,7 @@ from .report import LoadReport
 
 def resolve(
     adapter: Adapter, index: TargetIndex, *, allow_partial: bool = False
-) -> tuple[dict[Target, Factors | Change], LoadReport]:
+) -> tuple[dict[Target, Change], LoadReport]:
     """(changes by target, report). Slices keep their Target, so two targets may name one module.
 
     Raises BlendError when nothing matches, when some modules do not match (unless allow_partial), when a shape does
@@ -33,7 +33,7 @@ def resolve(
         raise _nothing_matched(adapter, index)
     if unmatched and not allow_partial:
         raise _partly_matched(adapter, index, unmatched)
-    resolved: dict[Target, Factors | Change] = {}
+    resolved: dict[Target, Change] = {}
     occupied: dict[tuple[str, str], list[tuple[Target, str]]] = {}
     for module, places in places_of.items():
         for targets, change in places if module not in unmatched else ():
@@ -54,23 +54,23 @@ def _out_of_heads(rows: int, head: int) -> Tensor:
     return torch.arange(rows).view(-1, 3, head).transpose(0, 1).flatten()
 
 
-_Place = tuple[tuple[Target, ...], Factors | Change]
+_Place = tuple[tuple[Target, ...], Change]
 """The targets of a change, none where there is no such weight; and the change."""
 
 
-def _places(module: str, change: Factors | Change, index: TargetIndex, foreign: bool) -> list[_Place]:
+def _places(module: str, change: Change, index: TargetIndex, foreign: bool) -> list[_Place]:
     """Where a module's change goes: the bias with a layer's weight, else a parameter of its own."""
     targets = index.find(module, foreign)
     of_a_layer = targets and all(target.parameter == "weight" for target in targets)
-    if of_a_layer or isinstance(change, Factors) or change.bias is None:
+    if of_a_layer or change.bias is None:
         return [(targets, change)]
     bias = (index.find(f"{module}.bias", foreign), Change(difference({"diff": change.bias})))
     return [bias] if change.delta is None else [(targets, replace(change, bias=None)), bias]
 
 
 def _placed(
-    module: str, change: Factors | Change, targets: Sequence[Target], index: TargetIndex
-) -> list[tuple[Target, Factors | Change]]:
+    module: str, change: Change, targets: Sequence[Target], index: TargetIndex
+) -> list[tuple[Target, Change]]:
     """The change on its targets: output rows dealt out in order, halves swapped, `down` in the target's kind."""
     _check_shape(module, change, targets, index)
     placed, first = [], 0
@@ -78,17 +78,16 @@ def _placed(
         whole = len(targets) == 1 and not target.swap_halves
         part = change if whole else change.at_rows(_rows(target, first))
         first += target.height
-        placed.append((replace(target, swap_halves=False), _fitted(target, part)))
+        placed.append((replace(target, swap_halves=False), part.fitted(target.shape)))
     return placed
 
 
-def _check_shape(module: str, change: Factors | Change, targets: Sequence[Target], index: TargetIndex) -> None:
+def _check_shape(module: str, change: Change, targets: Sequence[Target], index: TargetIndex) -> None:
     expected = (sum(target.height for target in targets), *targets[0].shape[1:])
     came = change.shape
-    if isinstance(change, Change):
-        _check_beside(module, change, targets, expected, index)
-        if change.delta is None:
-            return
+    _check_beside(module, change, targets, expected, index)
+    if change.delta is None:
+        return
     if _squeezed(came) == _squeezed(expected) or came == (expected[0], math.prod(expected[1:])):
         return
     if targets[0].parameter != "weight" and math.prod(came) == math.prod(expected):  # a table or one long row of it
@@ -139,15 +138,6 @@ def _outputs(targets: Sequence[Target], index: TargetIndex) -> int:
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     """A 1x1 convolution (SD 1.5's proj_in) and a linear layer (SDXL's) are the same thing."""
     return shape[:2] if set(shape[2:]) <= {1} else shape
-
-
-def _fitted(target: Target, change: Factors | Change) -> Factors | Change:
-    if isinstance(change, Factors):
-        return replace(change, down=change.down.reshape(change.rank, *target.shape[1:]))
-    if isinstance(change.delta, Factors):
-        delta = change.delta
-        return replace(change, delta=replace(delta, down=delta.down.reshape(delta.rank, *target.shape[1:])))
-    return change  # a Delta is built in the target's shape where it is needed
 
 
 def _rows(target: Target, first: int) -> Tensor:

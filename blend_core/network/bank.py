@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from ..adapters import Change, Factors, Target
+from ..adapters import Change, Target
 from ..errors import BlendError
 from .changed import Changed
 from .low_rank import LowRank
@@ -35,15 +35,15 @@ _MOST_SELECTIONS = 64  # of which the tensors are kept; a run with more choices 
 class LoRABank(nn.Module):
     """What m adapters change, by module.
 
-    adapters: one mapping Target -> Factors or Change per basis, in the order of the blend; variant i + 1 is
+    adapters: one mapping Target -> Change per basis, in the order of the blend; variant i + 1 is
     adapters[i].
     """
 
-    def __init__(self, adapters: Sequence[Mapping[Target, Factors | Change]]):
+    def __init__(self, adapters: Sequence[Mapping[Target, Change]]):
         super().__init__()
         self.size = len(adapters)
         self._adapters = tuple(adapters)
-        pieces: dict[str, dict[int, list[tuple[Target, Factors | Change]]]] = {}
+        pieces: dict[str, dict[int, list[tuple[Target, Change]]]] = {}
         for variant, adapter in enumerate(adapters, start=1):
             for target, change in adapter.items():
                 pieces.setdefault(target.module, {}).setdefault(variant, []).append((target, change))

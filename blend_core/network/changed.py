@@ -29,10 +29,10 @@ Gains = Mapping[int, Sequence[Tensor | None]]
 class Changed(nn.Module):
     """The changes that some variants make to one parameter of a module: {variant: [(Target, change)]}."""
 
-    def __init__(self, changes: Mapping[int, Sequence[tuple[Target, Factors | Change]]]):
+    def __init__(self, changes: Mapping[int, Sequence[tuple[Target, Change]]]):
         super().__init__()
         self.variants = tuple(changes)
-        pieces = [[_Piece(target, _as_change(change)) for target, change in part] for part in changes.values()]
+        pieces = [[_Piece(target, change) for target, change in part] for part in changes.values()]
         self.pieces = cast(Sequence[Sequence[_Piece]], nn.ModuleList(map(nn.ModuleList, pieces)))
 
     @property
@@ -97,10 +97,6 @@ class Changed(nn.Module):
         return bias
 
 
-def _as_change(change: Factors | Change) -> Change:
-    return change if isinstance(change, Change) else Change(change)
-
-
 class _Piece(nn.Module):
     """One change of a module's weight, or of some of its output rows."""
 
@@ -121,8 +117,7 @@ class _Piece(nn.Module):
     @property
     def transient_bytes(self) -> int:
         """Bytes of its delta when it is built, in float32; factors are never multiplied out."""
-        factored = self.delta is None or isinstance(self.delta, Factors) or self.delta.factored
-        return 0 if factored else 4 * torch.Size(self.shape).numel()
+        return 0 if self.delta is None or self.delta.factored else 4 * torch.Size(self.shape).numel()
 
     def gain(self, weight: Tensor | None) -> Tensor | None:
         """What DoRA multiplies rows or columns of the changed weight by, (out,) or (in,); None without DoRA."""

@@ -21,7 +21,7 @@ class ModuleChanges(nn.Module):
     other parameter, by its name, which is only ever read.
     """
 
-    def __init__(self, pieces: Mapping[int, Sequence[tuple[Target, Factors | Change]]]):
+    def __init__(self, pieces: Mapping[int, Sequence[tuple[Target, Change]]]):
         super().__init__()
         self._pieces = {variant: tuple(of_variant) for variant, of_variant in pieces.items()}
         self.arrange(read=False)
@@ -35,7 +35,7 @@ class ModuleChanges(nn.Module):
                 for target, change in _parts(*piece) if read else [piece]:
                     by_name.setdefault(target.parameter, {}).setdefault(variant, []).append((target, change))
         weight = {} if read else by_name.pop("weight", {})
-        plain = {v: pairs for v, pairs in weight.items() if all(isinstance(change, Factors) for _, change in pairs)}
+        plain = {v: pairs for v, pieces in weight.items() if (pairs := _pairs(pieces)) is not None}
         rest = {v: pairs for v, pairs in weight.items() if v not in plain}
         self.low_rank = LowRank(plain) if plain else None
         self.changed = Changed(rest) if rest else None
@@ -81,9 +81,15 @@ class ModuleChanges(nn.Module):
         return value
 
 
-def _parts(target: Target, change: Factors | Change) -> Iterator[tuple[Target, Factors | Change]]:
+def _pairs(pieces: Sequence[tuple[Target, Change]]) -> list[tuple[Target, Factors]] | None:
+    """The pieces as pairs of factors; None where one is more than that."""
+    pairs = [(target, change.factors) for target, change in pieces]
+    return None if any(factors is None for _, factors in pairs) else cast(list[tuple[Target, Factors]], pairs)
+
+
+def _parts(target: Target, change: Change) -> Iterator[tuple[Target, Change]]:
     """A change of a weight, and that of the bias which comes with it."""
-    if isinstance(change, Factors) or change.bias is None:
+    if change.bias is None:
         yield target, change
         return
     bias = change.bias

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...blend_core import LoRABank, Target
-from ...blend_core.adapters import Factors
+from ...blend_core.adapters import Change
 from ...blend_core.estimators import exact, image_seed
 from ...blend_core.rewards import Reward, weighted
 from ...trainers.model.base import Base
@@ -34,10 +34,10 @@ class LoRAs:
     """m reward LoRAs. factors: of each.  kl_weights, etas: what their files state.  oracles: preference -> factors."""
 
     names: tuple[str, ...]
-    factors: Sequence[Mapping[Target, Factors]]
+    factors: Sequence[Mapping[Target, Change]]
     kl_weights: tuple[float | None, ...]
     etas: tuple[float | None, ...]
-    oracles: Mapping[tuple[float, ...], Mapping[Target, Factors]] = field(default_factory=dict)
+    oracles: Mapping[tuple[float, ...], Mapping[Target, Change]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Host:
         kl = None if batch.kl is None else batch.kl.cpu()
         return Outcome(images.float().cpu(), scores, batch.evaluations, seconds, peak_bytes, kl)
 
-    def _bank(self, factors: Sequence[Mapping[Target, Factors]]) -> LoRABank:
+    def _bank(self, factors: Sequence[Mapping[Target, Change]]) -> LoRABank:
         return LoRABank(factors).to(self.base.device)
 
     def now(self) -> float:

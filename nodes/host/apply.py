@@ -140,11 +140,11 @@ def _bank(blend: LoRABlend, index: TargetIndex, every: bool) -> tuple[LoRABank, 
     """
     adapters, reports = [], []
     for basis, counts in zip(blend.bases, blend.counting, strict=True):
-        factors = {}
+        changes = {}
         if isinstance(basis, RewardLoRA):
-            factors, report = resolve(basis.adapter, index, allow_partial=basis.allow_partial)
+            changes, report = resolve(basis.adapter, index, allow_partial=basis.allow_partial)
             reports.append(report)
-        adapters.append(factors if every or counts else {})
+        adapters.append(changes if every or counts else {})
     return LoRABank(adapters), reports
 
 

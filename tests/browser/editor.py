@@ -41,8 +41,8 @@ READY = "!!window.LiteGraph?.registered_node_types?.DiffusionBlendKSampler && !!
 
 def chromium_of(playwright) -> str | None:
     """A Chromium at CHROMIUM, on the path, or where `playwright install chromium` puts it."""
-    found = [os.environ.get("CHROMIUM"), *map(shutil.which, CHROMIUM_NAMES), playwright.chromium.executable_path]
-    return next((path for path in found if path and Path(path).is_file()), None)
+    candidates = [os.environ.get("CHROMIUM"), *map(shutil.which, CHROMIUM_NAMES), playwright.chromium.executable_path]
+    return next((path for path in candidates if path and Path(path).is_file()), None)
 
 
 class Editor:

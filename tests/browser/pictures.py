@@ -47,11 +47,11 @@ THUMBNAIL, EDGE, INK, GROUND = (720, 480), 28, "#f2f2f2", "#202124"
 def picture_of(editor: Editor, node: str) -> Image.Image:
     """The first node of a type, without what lies around it."""
     editor.centre(node, scale=1.0)
-    own = f'[data-node-id="{editor.evaluate(f"{node_of(node)}.id")}"]'
-    element = editor.locator(own).first
+    selector = f'[data-node-id="{editor.evaluate(f"{node_of(node)}.id")}"]'
+    element = editor.locator(selector).first
     element.evaluate(
         "(own, others) => document.querySelectorAll(others).forEach((other) => (other.style.visibility = 'hidden'))",
-        f"[data-node-id]:not({own})",
+        f"[data-node-id]:not({selector})",
     )
     element.evaluate("(own) => (own.style.visibility = 'visible')")
     return Image.open(io.BytesIO(element.screenshot())).convert("RGB")
@@ -68,14 +68,14 @@ def help_pictures(editor: Editor, wanted: list[str]) -> None:
     missing = set(wanted)
     for example in HELP:
         graph = runnable(example, STEPS)
-        found = missing & {node["type"] for node in graph["nodes"]}
-        if not found:
+        nodes = missing & {node["type"] for node in graph["nodes"]}
+        if not nodes:
             continue
         editor.load(graph)
         editor.run()
-        for node in sorted(found):
+        for node in sorted(nodes):
             write(picture_of(editor, node), FOLDER / f"{node}.webp")
-        missing -= found
+        missing -= nodes
     for node in sorted(missing):
         editor.evaluate("(type) => { app.graph.clear(); app.graph.add(LiteGraph.createNode(type)); }", node)
         write(picture_of(editor, node), FOLDER / f"{node}.webp")

@@ -23,8 +23,8 @@ EMPTY_LISTS = ("/experiment/models", "/userdata", "/v2/userdata", "/embeddings")
 
 def editor_files() -> Path | None:
     """The folder of the editor's own files, or None where its package is not installed."""
-    found = importlib.util.find_spec("comfyui_frontend_package")
-    return Path(found.submodule_search_locations[0]) / "static" if found else None
+    spec = importlib.util.find_spec("comfyui_frontend_package")
+    return Path(spec.submodule_search_locations[0]) / "static" if spec else None
 
 
 def translations() -> dict:
@@ -38,9 +38,9 @@ def translations() -> dict:
 
 def scripts(static: Path) -> list[str]:
     """The addresses of the scripts that the editor loads: its own extensions', and the pack's."""
-    own = [f"/{file.relative_to(static).as_posix()}" for file in (static / "extensions").rglob("*.js")]
+    extensions = [f"/{file.relative_to(static).as_posix()}" for file in (static / "extensions").rglob("*.js")]
     folder = REPOSITORY / "web"
-    return own + [f"/extensions/{PACK}/{file.relative_to(folder).as_posix()}" for file in folder.rglob("*.js")]
+    return extensions + [f"/extensions/{PACK}/{file.relative_to(folder).as_posix()}" for file in folder.rglob("*.js")]
 
 
 def application() -> web.Application:

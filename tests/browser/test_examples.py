@@ -42,8 +42,8 @@ def test_missing_files_are_offered_with_their_addresses_also_those_of_load_rewar
         }
         opened.load(example)
         opened.page.wait_for_function(f"({MISSING})().length > 0")
-        found = [[one[key] for key in KEYS] for one in opened.evaluate(MISSING)]
-        assert set(map(tuple, found)) == expected, example
+        entries = [[one[key] for key in KEYS] for one in opened.evaluate(MISSING)]
+        assert set(map(tuple, entries)) == expected, example
         assert all(url.startswith(("https://huggingface.co/", "https://civitai.com/")) for _, _, url, *_ in expected)
     kinds = {node["type"] for node in content_of("two_rewards")["nodes"] if node["properties"].get("models")}
     assert kinds == {"CheckpointLoaderSimple", "DiffusionBlendLoadRewardLoRA"}

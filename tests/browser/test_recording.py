@@ -35,9 +35,9 @@ def test_a_real_server_answers_with_the_packs_texts_in_every_language(real_serve
 
 def test_a_real_server_lists_the_scripts_and_examples_at_the_same_addresses(real_server):
     listed = real_server.get("/api/extensions")
-    own = [address for address in replay.scripts(replay.editor_files()) if replay.PACK in address]
-    assert sorted(address for address in listed if replay.PACK in address) == sorted(own)
-    for address in own:
+    addresses = [address for address in replay.scripts(replay.editor_files()) if replay.PACK in address]
+    assert sorted(address for address in listed if replay.PACK in address) == sorted(addresses)
+    for address in addresses:
         file = host.REPOSITORY / "web" / address.removeprefix(f"/extensions/{replay.PACK}/")
         assert real_server.read(address) == file.read_bytes()
     examples = sorted(path.stem for path in (host.REPOSITORY / "example_workflows").glob("*.json"))

@@ -18,10 +18,10 @@ def test_after_a_run_every_node_shows_its_text_with_its_lines(visit):
     editor.run()
     steps = [(detail["value"], detail["max"]) for kind, detail in editor.events if kind == "progress"]
     assert (1, 4) in steps and (4, 4) in steps
-    found = texts(editor)
-    assert found[WEIGHTS] == [f"{FORMULA}\nbase: 0\npreferred: 0.6\nbeautiful: 0.4"]
-    assert len(found[LOADER]) == 2 and all(text.count("\n") >= 3 for text in found[LOADER])
-    assert found[SAMPLER][0].startswith(FORMULA)
+    contents = texts(editor)
+    assert contents[WEIGHTS] == [f"{FORMULA}\nbase: 0\npreferred: 0.6\nbeautiful: 0.4"]
+    assert len(contents[LOADER]) == 2 and all(text.count("\n") >= 3 for text in contents[LOADER])
+    assert contents[SAMPLER][0].startswith(FORMULA)
     heights = editor.locator(".diffusion-blend-shown p").evaluate_all("(all) => all.map((one) => one.offsetHeight)")
     assert len(heights) == 4 and min(heights) >= 4 * 16
     saved = editor.evaluate(f"app.nodeOutputs[{node_of('SaveImage')}.id].images")

@@ -173,19 +173,19 @@ def tile_after_tile(sample: Callable[..., Tensor], size: tuple[int, int], overla
 
 def _cropped(extra: dict, whole, rows: slice, columns: slice) -> dict:
     """What comes with a prompt, for a tile: the part of its area and of a control's picture that lie in it."""
-    own = dict(extra)
-    if "area" in own:
-        height, width, top, left = own["area"]
+    crop = dict(extra)
+    if "area" in crop:
+        height, width, top, left = crop["area"]
         top, bottom = (min(max(y - rows.start, 0), rows.stop - rows.start) for y in (top, top + height))
         left, right = (min(max(x - columns.start, 0), columns.stop - columns.start) for x in (left, left + width))
-        own["area"] = (bottom - top, right - left, top, left)
-    if "control" in own:
-        control = own["control"].copy()
+        crop["area"] = (bottom - top, right - left, top, left)
+    if "control" in crop:
+        control = crop["control"].copy()
         scale = control.cond_hint_original.shape[-1] // whole[-1]
         window = [slice(part.start * scale, part.stop * scale) for part in (rows, columns)]
         control.cond_hint_original = control.cond_hint_original[..., window[0], window[1]]
-        own["control"] = control
-    return own
+        crop["control"] = control
+    return crop
 
 
 # --- Caches that keep a step on the network

@@ -33,16 +33,16 @@ def workspaces() -> list[Path]:
 def python_of(root: Path) -> Path | None:
     """The Python that runs the ComfyUI at `root`: its virtual environment's, else COMFYUI_PYTHON."""
     inside = ("bin/python", "Scripts/python.exe")
-    found = [root / venv / python for venv in (".venv", "venv") for python in inside]
+    candidates = [root / venv / python for venv in (".venv", "venv") for python in inside]
     if named := os.environ.get("COMFYUI_PYTHON"):
-        found.append(Path(named).expanduser())
-    return next((python for python in found if python.is_file()), None)
+        candidates.append(Path(named).expanduser())
+    return next((python for python in candidates if python.is_file()), None)
 
 
 def version_of(root: Path) -> str:
     """ComfyUI's version, such as 0.28.0."""
-    found = re.search(r"""__version__\s*=\s*["'](.+?)["']""", (root / "comfyui_version.py").read_text())
-    return found[1] if found else "of unknown version"
+    match = re.search(r"""__version__\s*=\s*["'](.+?)["']""", (root / "comfyui_version.py").read_text())
+    return match[1] if match else "of unknown version"
 
 
 def obstacle() -> str | None:

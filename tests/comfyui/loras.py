@@ -41,12 +41,12 @@ class RandomLoRA:
 
     def deltas(self) -> dict[str, dict[tuple[int, int], Tensor]]:
         """What is added to each weight, by ComfyUI's name of the module and its rows (offset, length)."""
-        found: dict[str, dict[tuple[int, int], Tensor]] = {}
+        differences: dict[str, dict[tuple[int, int], Tensor]] = {}
         for layer, (down, up) in self.factors.items():
             delta = (up @ down.flatten(1)).view(len(up), *layer.shape[1:]) * (self.alpha / self.rank)
             rows = layer.rows or (0, layer.shape[0])
-            found.setdefault(layer.module, {})[rows] = layer.reorder(delta) if layer.reorder else delta
-        return found
+            differences.setdefault(layer.module, {})[rows] = layer.reorder(delta) if layer.reorder else delta
+        return differences
 
     def merge_into(self, base_model: nn.Module) -> nn.Module:
         """Add this LoRA to the weights of `base_model`, which is returned."""

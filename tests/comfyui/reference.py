@@ -132,11 +132,11 @@ def _apply(network: nn.Module, call: dict, wrapper: Wrapper | None = None) -> Te
     arguments = {**call["c"], "transformer_options": call["c"]["transformer_options"].copy()}
     if arguments.get("control"):  # UNets empty these lists while they run
         arguments["control"] = {place: list(outputs) for place, outputs in arguments["control"].items()}
-    own = {**call, "input": call["input"].clone(), "c": arguments}  # EasyCache writes into the input
-    network.to(own["input"].device)  # ComfyUI loads the base alone
+    copy = {**call, "input": call["input"].clone(), "c": arguments}  # EasyCache writes into the input
+    network.to(copy["input"].device)  # ComfyUI loads the base alone
     if wrapper is not None:
-        return wrapper(network.apply_model, own)
-    return network.apply_model(own["input"], own["timestep"], **arguments)
+        return wrapper(network.apply_model, copy)
+    return network.apply_model(copy["input"], copy["timestep"], **arguments)
 
 
 def relative_error(result: Tensor, expected: Tensor) -> float:

@@ -76,8 +76,8 @@ class Server:
         command += ["--listen", "127.0.0.1", "--port", self.port]
         command += self.options
         paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-        own = os.pathsep.join(path for path in paths if not Path(path).name.startswith("pytest-"))  # run.py adds that
-        environment = os.environ | {"PYTHONPATH": own, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        value = os.pathsep.join(path for path in paths if not Path(path).name.startswith("pytest-"))  # run.py adds that
+        environment = os.environ | {"PYTHONPATH": value, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         self.process = subprocess.Popen(
             list(map(str, command)),
             cwd=self.root,

@@ -122,16 +122,16 @@ def test_easy_cache(cases):
 
 def _own_easycache(network):
     """A function wrapper under which `network` has an EasyCache of its own; for samplers of one call per step."""
-    own, step = [], []
+    caches, step = [], []
 
     def wrapper(apply_model, call):
         options, sigma = call["c"]["transformer_options"], float(call["timestep"][0])
-        if not own:
-            own.append(options["easycache"].clone().prepare_timesteps(network.model_sampling))
+        if not caches:
+            caches.append(options["easycache"].clone().prepare_timesteps(network.model_sampling))
         if step != [sigma]:
             step[:] = [sigma]
-            own[0].skip_current_step = False
-        options["easycache"] = own[0]
+            caches[0].skip_current_step = False
+        options["easycache"] = caches[0]
         return apply_model(call["input"], call["timestep"], **call["c"])
 
     return wrapper

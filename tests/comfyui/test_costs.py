@@ -51,8 +51,8 @@ def test_what_is_compared_makes_the_same_picture(made, network, name):
 def test_a_run_does_the_multiply_adds_of_its_floor(made, network, name):
     mode, _ = made(name)
     floor = measuring.floors_of(network, SETTINGS)
-    own = floor if mode.low_rank else floors.Floors(floor.network)
-    least = own.work(mode.passes()).multiply_adds
+    mode_floor = floor if mode.low_rank else floors.Floors(floor.network)
+    least = mode_floor.work(mode.passes()).multiply_adds
     # One product for the columns of all variants launches less, at the price of products that count for nothing.
     factors = least - floors.Floors(floor.network).work(mode.passes()).multiply_adds
     assert least <= floors.counted(mode.run) <= least + (M - 1) * factors

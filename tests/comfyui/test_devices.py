@@ -47,7 +47,7 @@ def drawn(dtype, *shape):
 
 def factors(name, *shape, dtype, rank=2):
     down, up = drawn(dtype, rank, *shape[1:]), drawn(dtype, shape[0], rank)
-    return {core.Target(name, shape): adapters.Factors(down, up, 0.5)}
+    return {core.Target(name, shape): adapters.Change(adapters.Factors(down, up, 0.5))}
 
 
 def low_rank(dtype, rank=2):
@@ -81,15 +81,15 @@ def changed(dtype):
 
 def read_alone(dtype):
     """Parameters that are read without their layer: one variant per pass."""
-    found = {}
+    changes = {}
     for name, parameter, shape in (
         ("scale", "weight", (WIDTH,)),
         ("groups", "weight", (WIDTH, WIDTH // 2, 3, 3)),
         ("", "shift", (1, 1, WIDTH)),
     ):
         delta = adapters.Delta("whole difference", {"diff": drawn(dtype, *shape)}, 1.0, shape)
-        found[core.Target(name, shape, parameter=parameter)] = adapters.Change(delta)
-    return found
+        changes[core.Target(name, shape, parameter=parameter)] = adapters.Change(delta)
+    return changes
 
 
 @pytest.fixture(autouse=True)
@@ -129,8 +129,8 @@ def test_parameters_that_are_read(dtype):
 def test_fused_steps():
     gaussian = submodule("blend_core.gaussian")
     with FakeTensorMode(), torch.inference_mode():
-        each = [drawn(torch.float32, 2, 4, 4, 4) for _ in range(2)]
-        mean, spread = gaussian.fused_step(each[0], each, 0.9, 0.5, [1.0, 0.5], [0.4, 0.6], "ve")
+        predictions = [drawn(torch.float32, 2, 4, 4, 4) for _ in range(2)]
+        mean, spread = gaussian.fused_step(predictions[0], predictions, 0.9, 0.5, [1.0, 0.5], [0.4, 0.6], "ve")
         assert mean.device.type == "cuda" and isinstance(spread, float)
 
 

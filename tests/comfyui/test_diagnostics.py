@@ -35,12 +35,12 @@ def euler_of_copies(graph, model, copies, **inputs):
 
     def sampler_function(model, x, sigmas, extra_args, callback=None, disable=None):
         for now, after in pairwise(sigmas):
-            each = []
+            predictions = []
             for copy in copies:
                 active["copy"] = copy
-                each.append(model(x, now * x.new_ones(len(x)), **extra_args))
-            recorded.append((float(now), x, torch.stack(each)))
-            denoised = sum(c * d for c, d in zip(COEFFICIENTS, each, strict=True))
+                predictions.append(model(x, now * x.new_ones(len(x)), **extra_args))
+            recorded.append((float(now), x, torch.stack(predictions)))
+            denoised = sum(c * d for c, d in zip(COEFFICIENTS, predictions, strict=True))
             x = x + (x - denoised) / now * (after - now)
         return x
 
@@ -53,10 +53,10 @@ def euler_of_copies(graph, model, copies, **inputs):
     return recorded
 
 
-def expected_numbers(x, each):
+def expected_numbers(x, predictions):
     """(bends, cosines, the blend's bend), means over images, in plain formulas."""
-    pulls = [(d - each[0]).flatten(1) for d in each[1:]]
-    direction = (x - each[0]).flatten(1).norm(dim=1)
+    pulls = [(d - predictions[0]).flatten(1) for d in predictions[1:]]
+    direction = (x - predictions[0]).flatten(1).norm(dim=1)
     cosine = torch.nn.functional.cosine_similarity
     pairs = [cosine(pulls[i], pulls[j]).mean().item() for i, j in ((0, 1), (0, 2), (1, 2))]
     blended = sum(c * pull for c, pull in zip(COEFFICIENTS[1:], pulls, strict=True)).norm(dim=1) / direction
@@ -71,8 +71,8 @@ def test_the_numbers_are_those_of_merged_copies(graph, base, files, merged, cfg,
     picture, text, read, samples = diagnose(graph, base, blend, execution, **inputs)
     recorded = euler_of_copies(graph, base, merged, **inputs)
     assert len(read["steps"]) == len(recorded) == SAMPLING["steps"]
-    for step, (sigma, x, each) in zip(read["steps"], recorded, strict=True):
-        bends, cosines, bend = expected_numbers(x, each)
+    for step, (sigma, x, predictions) in zip(read["steps"], recorded, strict=True):
+        bends, cosines, bend = expected_numbers(x, predictions)
         assert step["sigma"] == pytest.approx(sigma) and step["coefficients"] == pytest.approx(COEFFICIENTS)
         assert step["bends"] == pytest.approx(bends, rel=1e-4)
         assert step["cosines"] == pytest.approx(cosines, abs=1e-4)
@@ -123,7 +123,7 @@ def with_kl_weights(graph, files, kl_weight):
 
 def test_the_probe_is_finite_and_leaves_the_model_as_it_was(graph, base, files, plain, reward):
     before = {name: weight.clone() for name, weight in base.model.state_dict().items()}
-    found = {}
+    readings = {}
     for kl_weight in (1e3, 1e-7):
         blend = with_kl_weights(graph, files[:2], kl_weight)
         *_, read, samples = diagnose(graph, base, blend, reward=reward | {"reward_of": "r1"})
@@ -131,11 +131,11 @@ def test_the_probe_is_finite_and_leaves_the_model_as_it_was(graph, base, files, 
         for gap in read["gaps"]:
             numbers = torch.tensor([gap["gap"], gap["standard_error"], gap["variation"]])
             assert torch.isfinite(numbers).all() and (numbers > -1e-12).all()
-        found[kl_weight] = read
-    assert found[1e-7]["gaps"][0]["gap"] > found[1e3]["gaps"][0]["gap"]
-    assert any("KL weight 1e-07 is too small" in reason for reason in found[1e-7]["verdict"]["reasons"])
-    assert not any("KL weight" in reason for reason in found[1e3]["verdict"]["reasons"])
-    assert found[1e3]["evaluations"] == 3 * (2 + 3) + 4 * (3 + 2)
+        readings[kl_weight] = read
+    assert readings[1e-7]["gaps"][0]["gap"] > readings[1e3]["gaps"][0]["gap"]
+    assert any("KL weight 1e-07 is too small" in reason for reason in readings[1e-7]["verdict"]["reasons"])
+    assert not any("KL weight" in reason for reason in readings[1e3]["verdict"]["reasons"])
+    assert readings[1e3]["evaluations"] == 3 * (2 + 3) + 4 * (3 + 2)
     assert torch.equal(samples, graph.blended(base, blend))
     after = base.model.state_dict()
     assert all(torch.equal(weight, after[name]) for name, weight in before.items())

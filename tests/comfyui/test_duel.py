@@ -39,13 +39,13 @@ def test_a_person_who_answers_is_found(duel, wanted):
 
 
 def test_the_pair_that_the_editor_is_told_answers_as_letters_do(duel):
-    *_, told = duel("")
-    (pair,) = (each["pair"] for each in told["diffusion_blend"])
-    (shown,) = told["text"]
+    *_, message = duel("")
+    (pair,) = (entry["pair"] for entry in message["diffusion_blend"])
+    (shown,) = message["text"]
     lines = f"{pair[0]} < {pair[1]}"
     first, second, best, text, _ = duel(lines)
     again = duel("B")
-    assert [first.schedule, second.schedule, best.schedule, text] == [*(each.schedule for each in again[:3]), again[3]]
+    assert [first.schedule, second.schedule, best.schedule, text] == [*(item.schedule for item in again[:3]), again[3]]
     assert shown.endswith(f"A: {pair[0]}\nB: {pair[1]}")
 
 

@@ -57,12 +57,12 @@ def changes(model):
 def with_added(model, name, difference, sample):
     """sample() with a difference in a parameter itself."""
     parameter = model.model.diffusion_model.get_parameter(name)
-    own = parameter.data
-    parameter.data = own + difference.to(own)
+    original = parameter.data
+    parameter.data = original + difference.to(original)
     try:
         return sample()
     finally:
-        parameter.data = own
+        parameter.data = original
 
 
 def forget(model, names):

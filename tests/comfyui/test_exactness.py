@@ -67,8 +67,8 @@ def test_alignment_0_is_the_base_bit_for_bit(graph, base, files, plain, executio
 def test_a_one_hot_blend_is_that_lora_alone(graph, base, files, merged, plain, chosen, execution):
     weights = ", ".join("1" if i == chosen else "0" for i in range(3))
     result = graph.blended(base, graph.blend(files, weights), execution)
-    alone = graph.blended(base, graph.blend([files[chosen]]), execution)
-    assert torch.equal(result, alone)
+    single_run = graph.blended(base, graph.blend([files[chosen]]), execution)
+    assert torch.equal(result, single_run)
     assert_equal(result, graph.plain(blended_reference(base, [merged[chosen + 1]], [1.0])))
     assert_differ(result, plain)
 

@@ -118,7 +118,7 @@ def test_the_choices_of_one_job_are_those_of_one_run_in_all_steps(graph, base, l
 def test_without_a_job_the_second_run_does_not_repeat_the_choices_of_the_first(base, low, blend, in_two, evaluation):
     images = latent(8, (4, 4, 4))
     models = halves((base, low[0]), blend, evaluation, RUNS)
-    in_two(*(each.model for each in models), images, cfg=1.0, split=STEPS // 2)
+    in_two(*(half.model for half in models), images, cfg=1.0, split=STEPS // 2)
     first, second = map(choices, models)
     same = (first == second).double().mean()
     # Of 40 choices with probabilities 0.2, 0.5, 0.3, 0.38 agree by chance, to within 0.08.
@@ -146,13 +146,13 @@ def test_a_schedule_counts_the_steps_of_the_job(nodes, graph, base, low, files, 
     last = replace(graph.blend(files[:2], "0, 1"), bases=first.bases)
     (schedule,) = nodes["BlendSchedule"].execute(blends={"blend_0": first, "blend_1": last}, curve="linear").result
     applied = halves((base, low[0]), schedule, "exact")
-    in_two(*(each.model for each in applied), cfg=1.0)
-    table = torch.cat([each.wrappers.last.plan.weights for each in applied])
+    in_two(*(half.model for half in applied), cfg=1.0)
+    table = torch.cat([half.wrappers.last.plan.weights for half in applied])
     falling = torch.linspace(1, 0, STEPS, dtype=torch.float64)
     torch.testing.assert_close(table, torch.stack([falling, 1 - falling], 1))
-    alone = halves((base, low[0]), schedule, "exact", RUNS)
-    in_two(*(each.model for each in alone), cfg=1.0)
-    assert alone[1].wrappers.last.plan.weights[0].tolist() == [1, 0], "without a job every run counts its own steps"
+    runs = halves((base, low[0]), schedule, "exact", RUNS)
+    in_two(*(half.model for half in runs), cfg=1.0)
+    assert runs[1].wrappers.last.plan.weights[0].tolist() == [1, 0], "without a job every run counts its own steps"
 
 
 def test_a_region_counts_the_steps_of_the_job(nodes, graph, base, low, files, in_two):
@@ -161,7 +161,7 @@ def test_a_region_counts_the_steps_of_the_job(nodes, graph, base, low, files, in
     (schedule,) = nodes["BlendSchedule"].execute(blends={"blend_0": first, "blend_1": last}, curve="linear").result
     (painted,) = nodes["BlendRegion"].execute(blend=schedule, mask=torch.ones(1, 8, 8)).result
     expected, result = (
-        in_two(*(each.model for each in halves((base, low[0]), blend, "exact"))) for blend in (schedule, painted)
+        in_two(*(half.model for half in halves((base, low[0]), blend, "exact"))) for blend in (schedule, painted)
     )
     assert_equal(result, expected)
 
@@ -180,8 +180,8 @@ def test_the_report_says_which_steps_count(base, blend):
     first, second = halves((base, base), blend, "exact")
     assert "count the steps of a job of 10, from step 0 on" in first.report
     assert "count the steps of a job of 10, from step 4 on" in second.report
-    (alone,) = halves((base,), blend, "exact", (Job(),))
-    assert "count the steps" not in alone.report
+    (run,) = halves((base,), blend, "exact", (Job(),))
+    assert "count the steps" not in run.report
 
 
 @pytest.fixture

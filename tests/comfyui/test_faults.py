@@ -122,8 +122,8 @@ def test_memory_that_runs_out_in_mid_run_changes_no_number(case, caplog, evaluat
     with caplog.at_level(logging.WARNING):
         result = case.graph.plain(applied(clone, blend, "batched", evaluation), **inputs)
     assert_equal(result, case.graph.plain(applied(case.model, blend, "sequential", evaluation), **inputs))
-    told = [record for record in caplog.records if "one at a time" in record.getMessage()]
-    assert len(told) == (evaluation == "exact")  # one variant per step needs no more than a plain run
+    warnings = [record for record in caplog.records if "one at a time" in record.getMessage()]
+    assert len(warnings) == (evaluation == "exact")  # one variant per step needs no more than a plain run
 
 
 def test_a_file_that_is_replaced_or_deleted_while_queued_changes_nothing(case, expected, lora_folder):

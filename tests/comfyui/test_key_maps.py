@@ -64,8 +64,8 @@ def tensors_of(changes):
 def test_every_alias_of_comfyuis_own_map_is_the_same_place(family):
     model = family.load()
     index, state = index_of(model), model.model.state_dict()
-    own = comfy.lora.model_lora_keys_unet(model.model, {})
-    places = {alias: (place, None) if isinstance(place, str) else place for alias, place in own.items()}
+    aliases = comfy.lora.model_lora_keys_unet(model.model, {})
+    places = {alias: (place, None) if isinstance(place, str) else place for alias, place in aliases.items()}
     here = {alias: place for alias, place in places.items() if place[0] in state}  # its maps are of larger networks
     assert here
     for alias, (key, area, *function) in here.items():
@@ -130,9 +130,9 @@ def test_every_name_of_diffusers_is_found(family, diffusers_side, tmp_path):
         assert report.matched == report.in_file and not report.left_out
         with safe_open(path, "pt") as file:
             converted = file.metadata()["how"] == "converted"
-        own = load_file(diffusers_side / f"{family.name}.safetensors") if converted else {}
+        tensors = load_file(diffusers_side / f"{family.name}.safetensors") if converted else {}
         for key, first, numbers in tensors_of(changes) if converted else ():
-            expected = own[key][first : first + len(numbers)].reshape(numbers.shape)
+            expected = tensors[key][first : first + len(numbers)].reshape(numbers.shape)
             assert torch.equal(numbers, expected), key
 
 

@@ -48,7 +48,7 @@ def in_two(graph):
 
 @pytest.mark.parametrize("evaluation", EVALUATIONS)
 def test_until_1_changes_nothing_bit_for_bit(graph, base, blend, ended, evaluation):
-    as_before, with_until = (graph.applied(base, each, evaluation=evaluation) for each in (blend, ended(blend, 1.0)))
+    as_before, with_until = (graph.applied(base, entry, evaluation=evaluation) for entry in (blend, ended(blend, 1.0)))
     assert torch.equal(graph.plain(with_until, **INPUTS), graph.plain(as_before, **INPUTS))
 
 

@@ -46,7 +46,7 @@ def maximin(graph, model, blend, vae, rewards, execution="batched", **options):
     """Maximin KSampler: its latents and its text."""
     settings = {"prompt": "", "targets": "", "scales": "", "rate": 2.0, "every": 1}
     settings |= {name: options.pop(name) for name in list(options) if name in settings}
-    slots = {f"reward_{i}": each for i, each in enumerate(rewards)}
+    slots = {f"reward_{i}": entry for i, entry in enumerate(rewards)}
     sampling = graph._inputs(INPUTS | options)
     node = graph.nodes["MaximinKSampler"]
     made = node.execute(model=model, blend=blend, vae=vae, rewards=slots, execution=execution, **settings, **sampling)
@@ -104,9 +104,9 @@ def test_weights_move_to_the_worse_reward_of_each_image(graph, base, blend, vae,
     _, moves = steered(graph, base, blend, vae, map(reward, ("light.py", "dark.py")))
     assert [step for step, *_ in moves] == [1, 2, 3]
     before = torch.tensor([[0.625, 0.375]] * 2, dtype=torch.float64)
-    for _, preference, found in moves:
-        torch.testing.assert_close(found.sum(1), torch.ones(2, dtype=torch.float64))  # light and dark
-        first_is_worse = found[:, 0] < found[:, 1]
+    for _, preference, scores in moves:
+        torch.testing.assert_close(scores.sum(1), torch.ones(2, dtype=torch.float64))  # light and dark
+        first_is_worse = scores[:, 0] < scores[:, 1]
         assert torch.equal(preference[:, 0] > before[:, 0], first_is_worse)
         before = preference
     assert not torch.allclose(before[0], before[1])  # every image has its own
@@ -120,8 +120,8 @@ def test_the_moved_weights_are_those_of_each_images_prediction(graph, base, merg
     def predict(call):
         preference = next(steps)
         coefficients = torch.cat([torch.full((2, 1), 0.1), 0.9 * preference.float()], dim=1).T
-        own = coefficients.repeat(1, len(call["input"]) // 2)[..., None, None, None]
-        return sum(c * _apply(network, call) for c, network in zip(own, merged[:3], strict=True))
+        weights = coefficients.repeat(1, len(call["input"]) // 2)[..., None, None, None]
+        return sum(c * _apply(network, call) for c, network in zip(weights, merged[:3], strict=True))
 
     assert_equal(result, graph.plain(_replaced(base, predict), **INPUTS))
     assert_differ(result, graph.blended(base, blend, **INPUTS))

@@ -51,9 +51,9 @@ def test_a_flow_model_with_equal_eta_is_its_blended_ancestral_sampler(nodes, lor
 @pytest.mark.parametrize("execution", ["batched", "sequential"])
 def test_a_region_of_ones_is_its_blend_and_one_of_zeros_what_lies_elsewhere(graph, base, files, execution):
     inside, elsewhere = joined(graph, files)
-    for value, alone in ((1.0, inside), (0.0, elsewhere)):
+    for value, source in ((1.0, inside), (0.0, elsewhere)):
         blend = painted(graph, inside, torch.full((1, 64, 64), value), elsewhere)
-        expected = graph.msdda(base, alone, execution, "1, 0.5, 0.7", 0.9)
+        expected = graph.msdda(base, source, execution, "1, 0.5, 0.7", 0.9)
         assert_equal(graph.msdda(base, blend, execution, "1, 0.5, 0.7", 0.9), expected)
 
 

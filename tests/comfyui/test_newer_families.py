@@ -37,20 +37,20 @@ def test_two_steps_are_sampled_and_the_prompt_matters(family, nodes):
 def test_the_first_image_of_a_batch_is_the_image_alone(family, nodes):
     """So that rows of one pass may be of different variants, unless the family says why not."""
     model = family.load()
-    alone, both = sampled(family, nodes, model), sampled(family, nodes, model, batch=2)
-    assert (both[:1] - alone).norm() <= ROUNDING * alone.norm()
+    single_run, both = sampled(family, nodes, model), sampled(family, nodes, model, batch=2)
+    assert (both[:1] - single_run).norm() <= ROUNDING * single_run.norm()
 
 
 @pytest.mark.parametrize("family", present(f for f in EVERY if f.name in ("SVD", "ACE-Step 1.5", "MiniMax H3")))
 def test_a_family_that_mixes_the_rows_of_a_batch_is_known_to(family, nodes):
     model = family.load()
-    alone = sampled(family, nodes, model)
+    single_run = sampled(family, nodes, model)
     try:
         both = sampled(family, nodes, model, batch=2)
     except ValueError as error:
         assert "batch size 1" in str(error)
     else:
-        assert (both[:1] - alone).norm() > 0.01 * alone.norm()
+        assert (both[:1] - single_run).norm() > 0.01 * single_run.norm()
 
 
 @pytest.mark.parametrize("family", present(EVERY))
@@ -89,8 +89,8 @@ def _attributes(network):
     """What every module holds beside its parameters, by module and name; ComfyUI's own notes of loading left out."""
     return {
         (module, name): _described(value)
-        for module, each in network.named_modules()
-        for name, value in vars(each).items()
+        for module, layer in network.named_modules()
+        for name, value in vars(layer).items()
         if not name.startswith(("_parameters", "_buffers", "_modules", "comfy_")) and not name.endswith("_function")
     }
 

@@ -42,7 +42,7 @@ def test_an_image_prompt_over_another(cases):
 
 
 @pytest.mark.parametrize(
-    "own",
+    "companion",
     [
         {"images": 2},
         {"masks": torch.arange(2.0).view(2, 1, 1).expand(2, 32, 32)},
@@ -50,9 +50,9 @@ def test_an_image_prompt_over_another(cases):
     ],
     ids=["image", "mask", "weight"],
 )
-def test_something_of_its_own_for_each_image(cases, own):
+def test_something_of_its_own_for_each_image(cases, companion):
     """The pack counts rows from the batch's first on, and so a pass must not hold two variants."""
-    assert_blends(cases("SDXL"), partial(companions.image_prompt, **own))
+    assert_blends(cases("SDXL"), partial(companions.image_prompt, **companion))
 
 
 def test_unlike_rewards_meet_an_image_prompt_of_each_image(cases):

@@ -226,8 +226,8 @@ def test_the_copy_that_comfyui_makes_for_another_card(graph, changes, tmp_path):
     applied = graph.applied(base, blend)
     expected = graph.plain(applied, **INPUTS)
     copy = applied.deepclone_multigpu(new_load_device=torch.device("cpu"))
-    (own,), (first,) = (model.get_additional_models_with_key("diffusion_blend") for model in (copy, applied))
-    assert copy.model is not applied.model and own.model is not first.model
+    (second,), (first,) = (model.get_additional_models_with_key("diffusion_blend") for model in (copy, applied))
+    assert copy.model is not applied.model and second.model is not first.model
     used = []
     first.model.attach = lambda *args: used.append(args)
     assert_equal(graph.plain(copy, **INPUTS), expected, ROUNDING)

@@ -78,6 +78,6 @@ def test_a_samplers_function_has_its_name():
 
 def test_a_copy_of_a_patcher_shares_nothing_that_is_replaced(base):
     assert set(PRIVATE._REPLACED) - vars(base).keys() <= {"backup_buffers"}  # 0.14.1 has no such
-    own = PRIVATE.own_copy(base, torch.nn.Module())
-    assert own.parent is None and own.clone_base_uuid != getattr(base, "clone_base_uuid", None)
-    assert all(getattr(own, name) is not getattr(base, name, None) for name in PRIVATE._REPLACED)
+    clone = PRIVATE.own_copy(base, torch.nn.Module())
+    assert clone.parent is None and clone.clone_base_uuid != getattr(base, "clone_base_uuid", None)
+    assert all(getattr(clone, name) is not getattr(base, name, None) for name in PRIVATE._REPLACED)

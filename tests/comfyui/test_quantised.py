@@ -57,12 +57,12 @@ def test_a_blend_on_a_quantised_base(name, nodes, lora_folder):
     model, reference = (comfy.sd.load_diffusion_model_state_dict(dict(s), model_options={}) for s in (packed, rounded))
     held = {type(module.weight).__name__ for key, module in model.model.named_modules() if key.endswith(DOWN)}
     assert held == {"QuantizedTensor"}
-    for each in (model, reference):
-        each.set_model_compute_dtype(torch.float32)
+    for patcher in (model, reference):
+        patcher.set_model_compute_dtype(torch.float32)
     graph = Graph(nodes, family.prompt(51), family.prompt(52))
     inputs = {"latent_image": latent(1, family.latent), "steps": 2, "cfg": 2.0}
     base, unpacked = graph.plain(model, **inputs), graph.plain(reference, **inputs)
-    own = float((base - unpacked).norm())  # what rounding of activations does to the base
+    rounding = float((base - unpacked).norm())  # what rounding of activations does to the base
     layers = {layer.name: layer for layer in family.own_layers(reference) if layer.name.startswith("blocks.")}
     for chosen in ([layers[DOWN]], list(layers.values())):
         tensors = kinds.written(kinds.lora, chosen, "diffusion_model.{}".format, seed=3)
@@ -78,6 +78,6 @@ def test_a_blend_on_a_quantised_base(name, nodes, lora_folder):
                 came = graph.blended(model, blend, execution, **inputs)
                 if alignment == 1.0:
                     error, effect = float((came - expected).norm()), float((expected - unpacked).norm())
-                    assert error <= 3 * own + 1e-4 * effect, (error, own, effect)
+                    assert error <= 3 * rounding + 1e-4 * effect, (error, rounding, effect)
                 assert_differ(came, base)
     assert torch.equal(graph.plain(model, **inputs), base)

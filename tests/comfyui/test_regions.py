@@ -44,8 +44,8 @@ def test_regions_equal_merged_copies_position_by_position(graph, base, merged, b
 
     def predict(call):
         groups = len(call["input"]) // 2
-        each = [c.repeat(groups, 1, 1)[:, None].to(call["input"].device) for c in coefficients]
-        return sum(c * _apply(network, call) for c, network in zip(each, merged, strict=True))
+        weights = [c.repeat(groups, 1, 1)[:, None].to(call["input"].device) for c in coefficients]
+        return sum(c * _apply(network, call) for c, network in zip(weights, merged, strict=True))
 
     inputs = {"latent_image": latent(2, (4, SIZE, SIZE)), "cfg": cfg}
     expected = graph.plain(_replaced(base, predict), **inputs)

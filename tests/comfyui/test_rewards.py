@@ -65,11 +65,11 @@ def test_the_scorer_sorts_best_first(nodes, images):
 
 def test_weights_are_taken_as_they_are(nodes, images):
     models = [load(nodes, "colourfulness"), load(nodes, "brightness")]
-    alone = [score(nodes, images, [model])[0] for model in models]
+    scores = [score(nodes, images, [model])[0] for model in models]
     total = score(nodes, images, models, weights="-1, 2")[0]
-    assert total == pytest.approx([2 * b - a for a, b in zip(*alone, strict=True)])
+    assert total == pytest.approx([2 * b - a for a, b in zip(*scores, strict=True)])
     shares = score(nodes, images, models)[0]
-    assert shares == pytest.approx([(a + b) / 2 for a, b in zip(*alone, strict=True)])
+    assert shares == pytest.approx([(a + b) / 2 for a, b in zip(*scores, strict=True)])
 
 
 def test_a_learned_reward_lives_under_comfyuis_memory_management(nodes, images, clipscore):
@@ -109,15 +109,15 @@ def test_missing_files_are_refused_before_anything_runs(nodes, weights_folder):
 
 
 def test_a_file_in_the_folder_is_a_reward_of_ones_own(nodes, images, weights_folder):
-    own = weights_folder / "green.py"
-    own.write_text("def green(images): return images[:, 1].mean((1, 2))")
+    file = weights_folder / "green.py"
+    file.write_text("def green(images): return images[:, 1].mean((1, 2))")
     options = next(i for i in nodes["LoadRewardModel"].define_schema().inputs if i.id == "reward_name").options
     assert "green.py" in options and options.index("brightness") < options.index("pickscore") < options.index(
         "green.py"
     )
     before = nodes["LoadRewardModel"].fingerprint_inputs(reward_name="green.py")
     assert score(nodes, images, [load(nodes, "green.py")])[0] == pytest.approx([0.5] * 4)
-    own.write_text("def green(images): return images[:, 1].mean((1, 2)) + 1\n")
+    file.write_text("def green(images): return images[:, 1].mean((1, 2)) + 1\n")
     assert nodes["LoadRewardModel"].fingerprint_inputs(reward_name="green.py") != before
     assert score(nodes, images, [load(nodes, "green.py")])[0] == pytest.approx([1.5] * 4)
 

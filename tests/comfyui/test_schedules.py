@@ -48,11 +48,11 @@ def test_a_schedule_equals_merged_copies_step_by_step(graph, base, merged, sched
 
 
 def test_blends_of_unlike_loras_are_joined(graph, nodes, base, files, schedule):
-    def alone(lora):
+    def blend_of(lora):
         return nodes["BlendWeights"].execute(loras={"lora_0": lora}, weights="1", normalise=True).result[0]
 
     both = graph.blend(files[:2], "0.5, 0.5")
-    first, second = (alone(lora) for lora in both.bases)
+    first, second = (blend_of(lora) for lora in both.bases)
     joined = schedule(first, second, curve="step", positions="0, 0.5")
     assert joined.names == ("r0", "r1")
     assert joined.schedule.coefficients(4).tolist() == [[0, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]]

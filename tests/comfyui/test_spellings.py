@@ -45,7 +45,8 @@ def _probed_deltas(lora) -> dict:
 
 def assert_same_deltas(resolved, expected, spelling):
     places = set()
-    for target, factors in resolved.items():
+    for target, change in resolved.items():
+        factors = change.factors
         place = (target.module.removeprefix("diffusion_model."), target.rows or (0, target.shape[0]))
         down = factors.down.flatten(1)
         result = factors.scale * factors.up @ (down @ _probe(down.shape[1]))

@@ -29,13 +29,13 @@ def error():
 
 
 @pytest.fixture
-def alone(nodes):
-    """alone(file): what Load Reward LoRA makes of it."""
+def loader(nodes):
+    """loader(file): what Load Reward LoRA makes of it."""
     return lambda file: nodes["LoadRewardLoRA"].execute(file, label="", kl_weight=0.0, scale=0.0).result[0]
 
 
-def test_a_stack_comes_after_the_slots_as_load_reward_lora_reads_its_files(weigh, alone, files):
-    slot, *loaded = map(alone, files)
+def test_a_stack_comes_after_the_slots_as_load_reward_lora_reads_its_files(weigh, loader, files):
+    slot, *loaded = map(loader, files)
     blend = weigh([(files[1], 1.0, 0.3), [files[2], 1, 0]], [slot, None], "0.5, 0.3, 0.2")
     assert blend.bases[0] is slot and len(blend.bases) == 3
     for lora, expected in zip(blend.bases[1:], loaded, strict=True):
@@ -100,8 +100,8 @@ def test_one_file_twice_at_two_strengths_is_two_bases(graph, base, weigh, files,
     assert_equal(graph.blended(base, blend), graph.plain(blended_reference(base, merged[:2], (0.7, 0.3))))
 
 
-def test_labels_stay_apart_where_a_file_is_called_like_a_number(weigh, alone, files):
-    slots = [replace(alone(files[0]), label=label) for label in ("calm", "calm (2)", "calm")]
+def test_labels_stay_apart_where_a_file_is_called_like_a_number(weigh, loader, files):
+    slots = [replace(loader(files[0]), label=label) for label in ("calm", "calm (2)", "calm")]
     assert weigh([], slots).names == ("calm", "calm (2)", "calm (3)")
 
 

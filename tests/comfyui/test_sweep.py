@@ -1,6 +1,8 @@
 """Blend Sweep's blends are those that Blend Weights and KL Interpolate make; Pareto Plot draws what was scored."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,16 +20,16 @@ def sweep(nodes):
 
 
 def plot(nodes, labels, *columns, **options):
-    inputs = {"names": [options.pop("names", "")], "scores": {f"scores_{i}": each for i, each in enumerate(columns)}}
+    inputs = {"names": [options.pop("names", "")], "scores": {f"scores_{i}": score for i, score in enumerate(columns)}}
     return nodes["ParetoPlot"].execute(labels=labels, **inputs, **options).result
 
 
 def test_a_sweep_over_preferences_is_blend_weights_at_each(graph, files, sweep):
     blends, labels = sweep(graph.blend(files[:2], "0.3, 0.7", alignment=0.5), "preference", parts=2)
     assert labels == ["r0 1, r1 0", "r0 0.5, r1 0.5", "r0 0, r1 1"]
-    for found, weights in zip(blends, ("1, 0", "0.5, 0.5", "0, 1"), strict=True):
+    for blend, weights in zip(blends, ("1, 0", "0.5, 0.5", "0, 1"), strict=True):
         expected = graph.blend(files[:2], weights, alignment=0.5)
-        assert found.schedule == expected.schedule
+        assert blend.schedule == expected.schedule
 
 
 def test_a_sweep_over_alignment_is_kl_interpolate_at_each(graph, base, files, sweep):
@@ -57,13 +59,66 @@ def test_grids_that_cannot_be_are_refused(graph, nodes, files, sweep):
     assert len(sweep(schedule, "alignment", alignments="0.5, 1")[0]) == 2
 
 
+def test_a_sweep_over_files_is_the_blend_with_each_of_them(graph, base, files, sweep, nodes):
+    blend = graph.blend(files[:2], "0.3, 0.7", alignment=0.5)
+    blends, labels = sweep(blend, "file", lora=2, files=f"{files[2]}, {files[1]}")
+    assert len(labels) == len(set(labels)) == 2 and blends[0].names == blend.names
+    assert torch.equal(graph.blended(base, blends[1]), graph.blended(base, blend))
+    expected = graph.blend([files[0], files[2]], "0.3, 0.7", alignment=0.5)
+    assert torch.equal(graph.blended(base, blends[0]), graph.blended(base, expected))
+
+
+def test_files_are_found_by_a_pattern_and_epochs_are_in_their_order(files):
+    import folder_paths
+
+    loaders = submodule("nodes.loaders")
+    source = Path(folder_paths.get_full_path("loras", files[0]))
+    names = [f"epochs-{number}.safetensors" for number in (100, 9, 10)]
+    try:
+        for name in names:
+            shutil.copy(source, source.with_name(name))
+        folder_paths.filename_list_cache.clear()
+        listed = [Path(name).name for name in loaders.files_like("*epochs-*")]
+        assert listed == ["epochs-9.safetensors", "epochs-10.safetensors", "epochs-100.safetensors"]
+        with pytest.raises(BlendError, match=r"files has 'absent-\*', which is no file in models/loras"):
+            loaders.files_like("absent-*")
+    finally:
+        for name in names:
+            source.with_name(name).unlink()
+        folder_paths.filename_list_cache.clear()
+
+
+def test_a_sweep_over_files_refuses_what_it_cannot_replace(graph, files, sweep):
+    blend = graph.blend(files[:2], "1, 1")
+    with pytest.raises(BlendError, match="lora is 3, expected the number of a reward LoRA with a file, of 2 in"):
+        sweep(blend, "file", lora=3, files=files[0])
+    with pytest.raises(BlendError, match="files is empty"):
+        sweep(blend, "file", lora=1, files=" ")
+
+
+def test_the_grid_holds_every_image_below_its_label(nodes):
+    images = torch.linspace(0, 1, 6).view(6, 1, 1, 1).expand(6, 40, 64, 3)
+    (picture,) = nodes["SweepGrid"].execute(list(images.split(2)), ["a", "b", "c"]).result
+    _, height, width, _ = picture.shape
+    assert width == 3 * 64 + 4 * 8 and height > 2 * 40
+    for column in range(3):
+        left = 8 + column * 72
+        values = [picture[0, height - 24 - 48 * (1 - row), left + 32].mean() for row in range(2)]
+        assert torch.allclose(torch.stack(values), images[2 * column : 2 * column + 2, 0, 0, 0], atol=1 / 128)
+    assert picture[0, :20].min() < 0.5  # the label
+    (square,) = nodes["SweepGrid"].execute([images], ["a", "b", "c", "d", "e", "f"], [2]).result
+    assert square.shape[2] == 2 * 64 + 3 * 8
+    with pytest.raises(BlendError, match="6 images came for 4 labels, expected equally many of each"):
+        nodes["SweepGrid"].execute([images], list("abcd"))
+
+
 def test_the_plot_averages_over_the_images_of_each_blend(nodes):
     calm, vivid = [3.0, 1.0, 1.0, 1.0, 0.0, 0.5], [0.0, 1.0, 2.0, 2.0, 0.0, 0.0]
     images = torch.linspace(0, 1, 6).view(6, 1, 1, 1).expand(6, 32, 24, 3)
     image, volume, table, text = plot(nodes, ["a", "b", "c"], calm, vivid, names="calm, vivid", image=[images])
     facts = json.loads(text)
     assert facts["rewards"] == ["calm", "vivid"] and facts["front"] == [0, 1]
-    assert [each["means"] for each in facts["points"]] == [[2.0, 0.5], [1.0, 2.0], [0.25, 0.0]]
+    assert [point["means"] for point in facts["points"]] == [[2.0, 0.5], [1.0, 2.0], [0.25, 0.0]]
     assert facts["points"][0]["standard_errors"] == pytest.approx([1.0, 0.5])
     assert volume == pytest.approx(1.75 * 0.5 + 0.75 * 1.5)
     assert "| b | 1 | 2 | yes |" in table and "| c | 0.25 | 0 |  |" in table

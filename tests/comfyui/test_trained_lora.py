@@ -46,12 +46,12 @@ def model(world):
     unet_model = comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel
     state = networks.filled(unet_model(out_channels=4, **shape, **networks._COMMON))
     names = comfy.utils.unet_to_diffusers(networks.load(state).model.model_config.unet_config)
-    given = {name.removeprefix("weights."): value for name, value in world.items() if name.startswith("weights.")}
-    assert set(given) <= set(names)
-    for name, value in given.items():
+    weights = {name.removeprefix("weights."): value for name, value in world.items() if name.startswith("weights.")}
+    assert set(weights) <= set(names)
+    for name, value in weights.items():
         assert state[names[name]].numel() == value.numel()
         state[names[name]] = value.reshape(state[names[name]].shape)
-    assert len({names[name] for name in given}) == len(state)  # no weight is left random
+    assert len({names[name] for name in weights}) == len(state)  # no weight is left random
     return networks.load(state)
 
 

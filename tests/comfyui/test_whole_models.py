@@ -149,8 +149,8 @@ def test_msdda_equals_the_networks_steps_fused(case, kind):
     etas = ETAS[:2] if kind == "alone" else ETAS
     expected = fused_reference(case.graph, case.model, copies, coefficients, etas, flow=case.flow, **case.inputs)
     for execution in EXECUTIONS:
-        given = ", ".join(f"{eta:g}" for eta in etas[1:])
-        assert_equal(case.graph.msdda(case.model, blend, execution, given, etas[0], **case.inputs), expected)
+        text = ", ".join(f"{eta:g}" for eta in etas[1:])
+        assert_equal(case.graph.msdda(case.model, blend, execution, text, etas[0], **case.inputs), expected)
 
 
 def test_budget_equals_its_plan_on_the_networks(sd15):

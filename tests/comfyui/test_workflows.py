@@ -18,8 +18,8 @@ OPEN_LISTS = {"lora_name", "reward_name", "sampler_name", "scheduler"}  # files,
 @pytest.fixture(scope="module")
 def schemas(nodes):
     """The pack's schemas by node id, without those that stand for graphs of former ids alone."""
-    found = [node.GET_SCHEMA() for node in nodes.values()]
-    return {schema.node_id: schema for schema in found if not schema.is_deprecated}
+    declarations = [node.GET_SCHEMA() for node in nodes.values()]
+    return {schema.node_id: schema for schema in declarations if not schema.is_deprecated}
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +101,6 @@ def test_the_english_texts_are_those_of_the_nodes(schemas):
         assert texts[node_id]["display_name"] == schema.display_name
         assert texts[node_id]["description"] == schema.description
         shown = {name: entry.get("tooltip") for name, entry in texts[node_id]["inputs"].items()}
-        own = {name: entry.tooltip for name, entry in inputs_of(schema.inputs)}
-        assert {name: text for name, text in shown.items() if own[name]} == {n: t for n, t in own.items() if t}
-        assert set(shown) == set(own)
+        tips = {name: entry.tooltip for name, entry in inputs_of(schema.inputs)}
+        assert {name: text for name, text in shown.items() if tips[name]} == {n: t for n, t in tips.items() if t}
+        assert set(shown) == set(tips)

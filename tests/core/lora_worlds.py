@@ -243,7 +243,8 @@ def deltas(resolved):
     """{(module, rows): scale * up @ down, shape of the target's rows}."""
     return {
         (target.module, target.rows): factors.scale * (factors.up.double() @ factors.down.double().flatten(1))
-        for target, factors in resolved.items()
+        for target, change in resolved.items()
+        if (factors := change.factors) is not None
     }
 
 

@@ -2,7 +2,6 @@
 
 import os
 
-import peft
 import pytest
 import torch
 from diffusion_blend.blend_core.adapters import adapter_files, is_adapter_file, read_adapter, resolve
@@ -42,12 +41,12 @@ def test_a_pickle_container_of_tensors_is_read_and_unwrapped_once(tmp_path, wrap
     tensors = pair(MODULE)
     torch.save(tensors if wrapper is None else {wrapper: tensors, "step": 3}, tmp_path / "lora.bin")
     adapter = read_adapter(tmp_path / "lora.bin")
-    assert torch.equal(adapter.modules[MODULE].down, tensors[f"{MODULE}.lora_A.weight"])
+    assert torch.equal(adapter.modules[MODULE].factors.down, tensors[f"{MODULE}.lora_A.weight"])
 
 
 def test_a_number_as_alpha_in_a_pickle_container_is_read(tmp_path):
     torch.save({**pair(MODULE), f"{MODULE}.alpha": 4}, tmp_path / "lora.pt")
-    assert read_adapter(tmp_path / "lora.pt").modules[MODULE].scale == 2.0
+    assert read_adapter(tmp_path / "lora.pt").modules[MODULE].factors.scale == 2.0
 
 
 def test_a_folder_with_one_weight_file_is_read_with_its_config(tmp_path):
@@ -56,7 +55,7 @@ def test_a_folder_with_one_weight_file_is_read_with_its_config(tmp_path):
     torch.save({}, tmp_path / "aesthetic" / "optimizer.bin")
     adapter = read_adapter(tmp_path / "aesthetic")
     assert adapter.label == "aesthetic"
-    assert adapter.modules[MODULE].scale == 2.0
+    assert adapter.modules[MODULE].factors.scale == 2.0
 
 
 def test_the_label_is_the_stem_when_the_stem_says_something(tmp_path):
@@ -71,18 +70,18 @@ def test_the_label_passes_over_folders_that_say_nothing(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_factors_keep_the_dtype_of_the_file(tmp_path, dtype):
     tensors = {key: tensor.to(dtype) for key, tensor in pair(MODULE).items()}
-    assert read_adapter(write(tmp_path / "lora.safetensors", tensors)).modules[MODULE].down.dtype == dtype
+    assert read_adapter(write(tmp_path / "lora.safetensors", tensors)).modules[MODULE].factors.down.dtype == dtype
 
 
 def test_fp8_factors_are_widened_first(tmp_path):
     tensors = {key: tensor.to(torch.float8_e4m3fn) for key, tensor in pair(MODULE).items()}
-    factors = read_adapter(write(tmp_path / "lora.safetensors", tensors)).modules[MODULE]
+    factors = read_adapter(write(tmp_path / "lora.safetensors", tensors)).modules[MODULE].factors
     assert torch.equal(factors.down, tensors[f"{MODULE}.lora_A.weight"].float())
 
 
 def test_factors_do_not_point_into_the_file(tmp_path):
     path = write(tmp_path / "lora.safetensors", pair(MODULE))
-    factors = read_adapter(path).modules[MODULE]
+    factors = read_adapter(path).modules[MODULE].factors
     before = factors.down.clone()
     path.write_bytes(b"\0" * path.stat().st_size)
     assert torch.equal(factors.down, before)
@@ -265,8 +264,13 @@ def test_a_key_in_two_shards_is_refused(tmp_path):
     assert "both hold" in refusal(tmp_path / "a-00001-of-00002.safetensors")
 
 
+of_peft = pytest.mark.slow  # importing peft takes longer than all other tests here together
+
+
 def peft_model(*names):
     """A small network under peft with adapters of these names, each of its own numbers."""
+    import peft
+
     torch.manual_seed(0)
     network = nn.ModuleDict({"to_q": nn.Linear(8, 8), "to_k": nn.Linear(8, 8)})
     configs = [
@@ -278,6 +282,7 @@ def peft_model(*names):
     return model
 
 
+@of_peft
 @pytest.mark.parametrize("reference", ["old", "ref"])
 @pytest.mark.parametrize("used", ["default", "learner"])
 def test_reference_policies_beside_an_adapter_are_passed_over(tmp_path, used, reference):
@@ -286,8 +291,8 @@ def test_reference_policies_beside_an_adapter_are_passed_over(tmp_path, used, re
     model.save_pretrained(tmp_path)
     expected = model.state_dict()[f"base_model.model.to_q.lora_A.{used}.weight"]
     adapter = read_adapter(tmp_path)
-    assert torch.equal(adapter.modules["to_q"].down, expected)
-    assert adapter.modules["to_q"].scale == 2.0
+    assert torch.equal(adapter.modules["to_q"].factors.down, expected)
+    assert adapter.modules["to_q"].factors.scale == 2.0
     assert len(adapter_files(tmp_path)) == 1
 
 
@@ -327,6 +332,7 @@ def unirl_checkpoint(path, mode):
     return state
 
 
+@of_peft
 @pytest.mark.parametrize("mode", ["full", "adapter"])
 def test_a_checkpoint_of_unirl_is_read_with_its_alpha(tmp_path, mode):
     folder = tmp_path / "checkpoint-500"
@@ -335,7 +341,7 @@ def test_a_checkpoint_of_unirl_is_read_with_its_alpha(tmp_path, mode):
     adapter = read_adapter(folder)
     assert adapter.label == "checkpoint-500"
     assert sorted(adapter.modules) == ["to_k", "to_q"]
-    assert torch.equal(adapter.modules["to_q"].up, state["to_q.lora_B.default.weight"])
+    assert torch.equal(adapter.modules["to_q"].factors.up, state["to_q.lora_B.default.weight"])
     assert adapter.scale_source == "scale 3.0 (alpha 6 / rank 2, lora_config in the checkpoint)"
     left_out = {"keys of adapter 'old'": 4}
     if mode == "full":
@@ -348,7 +354,7 @@ def test_the_optimizer_of_dancegrpo_is_no_second_weight_file(tmp_path):
     (tmp_path / "lora_config.json").write_text('{"step": 60, "lora_params": {"lora_rank": 2, "lora_alpha": 4}}')
     torch.save({"state": {}}, tmp_path / "lora_optimizer.pt")
     adapter = read_adapter(tmp_path)
-    assert adapter.modules[MODULE].scale == 2.0
+    assert adapter.modules[MODULE].factors.scale == 2.0
     assert adapter.notes == ()
 
 
@@ -400,7 +406,7 @@ def test_factors_in_eight_bits_are_multiplied_by_their_scales(tmp_path, dtype):
     for name, factor in (("lora_down", down), ("lora_up", up)):
         scale = factor.abs().max() / 100
         parts |= {f"lora_unet_a.{name}.weight": (factor / scale).to(dtype), f"lora_unet_a.{name}.scale_weight": scale}
-    factors = read_adapter(write(tmp_path / "lora.safetensors", parts)).modules["a"]
+    factors = read_adapter(write(tmp_path / "lora.safetensors", parts)).modules["a"].factors
     assert torch.allclose(factors.down, down, atol=down.abs().max() / 15)  # three bits of mantissa
     assert torch.allclose(factors.up, up, atol=up.abs().max() / 15)
 
@@ -439,7 +445,8 @@ def named(name, seed=0):
 def test_of_several_adapters_the_default_is_taken_and_said(tmp_path):
     default = named("default")
     adapter = read_adapter(write(tmp_path / "lora.safetensors", {**named("old", seed=1), **default}))
-    assert torch.equal(adapter.modules[MODULE].down, default[f"base_model.model.{MODULE}.lora_A.default.weight"])
+    down = default[f"base_model.model.{MODULE}.lora_A.default.weight"]
+    assert torch.equal(adapter.modules[MODULE].factors.down, down)
     assert adapter.adapter_name == "default"
     assert adapter.skipped == {"keys of adapter 'old'": 2}
     assert "also holds old" in adapter.notes[0]
@@ -453,7 +460,7 @@ def test_an_adapter_is_chosen_by_name(tmp_path):
     old = named("old")
     path = write(tmp_path / "lora.safetensors", {**old, **named("learner", seed=1)})
     adapter = read_adapter(path, adapter_name="old")
-    assert torch.equal(adapter.modules[MODULE].down, old[f"base_model.model.{MODULE}.lora_A.old.weight"])
+    assert torch.equal(adapter.modules[MODULE].factors.down, old[f"base_model.model.{MODULE}.lora_A.old.weight"])
 
 
 def test_an_adapter_name_the_file_lacks_raises_with_those_it_has(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusion_blend.blend_core.adapters import Change, Target, TargetIndex, read_adapter, resolve
+from diffusion_blend.blend_core.adapters import Target, TargetIndex, read_adapter, resolve
 from diffusion_blend.blend_core.adapters.names.renames import diffusers_names, native_names, read_table
 from diffusion_blend.blend_core.errors import BlendError
 
@@ -138,8 +138,8 @@ def hunyuan_dit():
 
 
 def test_a_name_with_two_meanings_is_read_as_the_rest_of_its_file_is(tmp_path):
-    own = read(tmp_path, {"blocks.0.norm2.diff": torch.ones(H), **pair("blocks.0.mlp.fc1", out=3 * H)}, "own")
-    assert {target.module for target in resolve(own, hunyuan_dit())[0]} == {"blocks.0.norm2", "blocks.0.mlp.fc1"}
+    native = read(tmp_path, {"blocks.0.norm2.diff": torch.ones(H), **pair("blocks.0.mlp.fc1", out=3 * H)}, "own")
+    assert {target.module for target in resolve(native, hunyuan_dit())[0]} == {"blocks.0.norm2", "blocks.0.mlp.fc1"}
     foreign = read(tmp_path, {"blocks.0.norm2.diff": torch.ones(H), **pair("blocks.0.attn1.to_q")}, "foreign")
     targets = sorted(target.module for target in resolve(foreign, hunyuan_dit())[0])
     assert targets == ["blocks.0.attn1.Wqkv", "blocks.0.norm3"]
@@ -156,10 +156,10 @@ def test_diffsynths_rows_of_minimax_are_taken_out_of_their_heads(tmp_path, name)
         f"blocks.0.attn.qkv_proj.lora_A{infix}.weight": torch.ones(1, H),
         f"blocks.0.attn.qkv_proj.lora_B{infix}.weight": up,
     }
-    ((_, factors),) = resolve(read(tmp_path, tensors), TargetIndex(layers | norms))[0].items()
+    ((_, change),) = resolve(read(tmp_path, tensors), TargetIndex(layers | norms))[0].items()
     of_heads = [row for first in (0, 4, 8) for row in (*range(first, first + 4), *range(first + 12, first + 16))]
     expected = of_heads if name else list(range(24))
-    assert factors.up.flatten().tolist() == expected
+    assert change.factors.up.flatten().tolist() == expected
 
 
 # --- fused weights of the file, separate ones of the model
@@ -170,7 +170,7 @@ def test_a_lora_of_a_fused_weight_is_cut_and_a_kronecker_product_refused(tmp_pat
     assert len(resolve(lora, FLUX.diffusers_index)[0]) == 3
     whole = read(tmp_path, {"double_blocks.0.img_attn.qkv.diff": torch.randn(3 * H, H)}, "whole")
     parts = resolve(whole, FLUX.diffusers_index)[0]
-    assert len(parts) == 3 and all(isinstance(change, Change) for change in parts.values())
+    assert len(parts) == 3 and all(change.kind == "whole difference" for change in parts.values())
     product = {
         "double_blocks.0.img_attn.qkv.lokr_w1": torch.ones(3, 1),
         "double_blocks.0.img_attn.qkv.lokr_w2": torch.ones(H, H),

@@ -43,7 +43,7 @@ def test_split_projections_are_slices_of_the_fused_weight(tmp_path, host, native
     resolved, report = resolve(read(tmp_path, spelled(pairs, PEFT)), host.index)
     assert report.matched == len(pairs) >= 3
     for weight, (down, up) in pairs.items():
-        factors = resolved[weight.target]
+        factors = resolved[weight.target].factors
         assert torch.equal(factors.down, down)
         assert torch.equal(factors.up, up)
 
@@ -54,9 +54,9 @@ def test_a_fused_lora_acts_on_the_whole_weight(tmp_path, host, native, spelling)
     weight = next(weight for weight in host.weights if weight.rows and native in weight.native)
     down, up = torch.randn(2, weight.shape[1]), torch.randn(weight.shape[0], 2)
     resolved, _ = resolve(read(tmp_path, spelled({weight: (down, up)}, spelling)), host.index)
-    (target, factors), *others = resolved.items()
+    (target, change), *others = resolved.items()
     assert (target.rows, others) == (None, [])
-    assert torch.equal(factors.up, up)
+    assert torch.equal(change.factors.up, up)
 
 
 @pytest.mark.parametrize(("host", "native"), FUSED, ids=lambda part: getattr(part, "name", part))
@@ -65,9 +65,9 @@ def test_a_fused_lora_is_dealt_out_to_the_separate_weights_of_a_diffusers_host(t
     down, up = torch.randn(2, weights[0].shape[1]), torch.randn(weights[0].shape[0], 2)
     fused = spelled({weights[0]: (down, up)}, "13 ComfyUI native")
     resolved, _ = resolve(read(tmp_path, fused), host.diffusers_index)
-    by_module = {target.module: factors for target, factors in resolved.items()}
+    by_module = {target.module: change.factors for target, change in resolved.items()}
     assert torch.equal(torch.cat([by_module[weight.diffusers].up for weight in weights]), up)
-    assert all(torch.equal(factors.down, down) for factors in resolved.values())
+    assert all(torch.equal(change.factors.down, down) for change in resolved.values())
 
 
 def test_xlabs_names_reach_their_weights_or_rows(tmp_path):
@@ -97,8 +97,8 @@ def test_scale_and_shift_of_norm_out_change_places(tmp_path, host):
     pairs = tensors_for([weight for weight in host.weights if weight.swap])
     ((_, (_, up)),) = pairs.items()
     resolved, _ = resolve(read(tmp_path, spelled(pairs, PEFT)), host.index)
-    ((target, factors),) = resolved.items()
-    assert torch.equal(factors.up, torch.cat([up[8:], up[:8]]))
+    ((target, change),) = resolved.items()
+    assert torch.equal(change.factors.up, torch.cat([up[8:], up[:8]]))
     assert not target.swap_halves
 
 
@@ -106,14 +106,14 @@ def test_the_native_name_of_norm_out_is_not_swapped(tmp_path):
     pairs = tensors_for([weight for weight in SD3.weights if weight.swap])
     ((_, (_, up)),) = pairs.items()
     resolved, _ = resolve(read(tmp_path, spelled(pairs, "13 ComfyUI native")), SD3.index)
-    assert torch.equal(next(iter(resolved.values())).up, up)
+    assert torch.equal(next(iter(resolved.values())).factors.up, up)
 
 
 def test_the_native_name_of_norm_out_is_swapped_on_a_diffusers_host(tmp_path):
     pairs = tensors_for([weight for weight in SD3.weights if weight.swap])
     ((_, (_, up)),) = pairs.items()
     resolved, _ = resolve(read(tmp_path, spelled(pairs, "13 ComfyUI native")), SD3.diffusers_index)
-    assert torch.equal(next(iter(resolved.values())).up, torch.cat([up[8:], up[:8]]))
+    assert torch.equal(next(iter(resolved.values())).factors.up, torch.cat([up[8:], up[:8]]))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_proj_in_takes_the_kind_of_the_target(tmp_path, host, shape, written):
     weight = next(weight for weight in host.weights if weight.diffusers.endswith("proj_in"))
     down, up = torch.randn(written), torch.randn(8, 2, *written[2:])
     resolved, _ = resolve(read(tmp_path, spelled({weight: (down, up)}, "9 kohya")), host.index)
-    factors = resolved[weight.target]
+    factors = resolved[weight.target].factors
     assert factors.down.shape == shape
     assert torch.equal(factors.down.flatten(), down.flatten())
     assert factors.up.shape == (8, 2)
@@ -136,7 +136,7 @@ def test_a_tucker_core_is_folded_into_down(tmp_path):
     parts = {"lora_down": down, "lora_mid": mid, "lora_up": up}
     tensors = {f"{key}.{part}.weight": tensor for part, tensor in parts.items()}
     resolved, _ = resolve(read(tmp_path, tensors), SD15.index)
-    (factors,) = resolved.values()
+    (factors,) = (change.factors for change in resolved.values())
     x = torch.randn(1, 8, 6, 6)
     chain = torch.conv2d(torch.conv2d(torch.conv2d(x, down), mid, padding=1), up)
     folded = torch.conv2d(torch.conv2d(x, factors.down, padding=1), factors.up[:, :, None, None])

@@ -34,7 +34,7 @@ def adapter_with(folder, *, alpha=None, header=None, peft=None, lora_config=None
 )
 def test_alpha_beside_the_module_comes_first(tmp_path, alpha):
     adapter = adapter_with(tmp_path, alpha=alpha, header={"lora_alpha": 2}, peft={"lora_alpha": 2})
-    assert adapter.modules[MODULE].scale == 4.0
+    assert adapter.modules[MODULE].factors.scale == 4.0
     assert adapter.scale_source == "scale 4.0 (alpha 8 / rank 2, .alpha in the file)"
 
 
@@ -42,7 +42,7 @@ def test_alpha_beside_the_module_comes_first(tmp_path, alpha):
 def test_the_header_comes_second(tmp_path, prefix):
     header = {f"{prefix}lora_alpha": 4, f"{prefix}r": 2, "text_encoder.lora_alpha": 100}
     adapter = adapter_with(tmp_path, header=header, peft={"lora_alpha": 16, "r": 2})
-    assert adapter.modules[MODULE].scale == 2.0
+    assert adapter.modules[MODULE].factors.scale == 2.0
     assert "safetensors header" in adapter.scale_source
 
 
@@ -58,7 +58,7 @@ def test_lora_config_comes_fourth(tmp_path):
 
 def test_no_source_means_scale_1_and_says_where_peft_would_keep_alpha(tmp_path):
     adapter = adapter_with(tmp_path)
-    assert adapter.modules[MODULE].scale == 1.0
+    assert adapter.modules[MODULE].factors.scale == 1.0
     assert "adapter_config.json, which would have to be in the same folder" in adapter.scale_source
     assert str(tmp_path) not in adapter.scale_source
 
@@ -71,15 +71,15 @@ def test_the_kohya_header_is_no_source(tmp_path):
 
 def test_rslora_divides_by_the_root_of_the_rank(tmp_path):
     adapter = adapter_with(tmp_path, peft={"lora_alpha": 4, "r": 2, "use_rslora": True})
-    assert math.isclose(adapter.modules[MODULE].scale, 4 / math.sqrt(2))
+    assert math.isclose(adapter.modules[MODULE].factors.scale, 4 / math.sqrt(2))
     assert "sqrt(rank 2)" in adapter.scale_source
 
 
 def test_alpha_pattern_matches_as_peft_does_at_the_end_of_the_path(tmp_path):
     peft = {"lora_alpha": 2, "r": 2, "alpha_pattern": {"attn2.to_k": 8, "to_": 100}}
     adapter = adapter_with(tmp_path, peft=peft, tensors={**pair(MODULE), **pair(OTHER)})
-    assert adapter.modules[OTHER].scale == 4.0
-    assert adapter.modules[MODULE].scale == 1.0
+    assert adapter.modules[OTHER].factors.scale == 4.0
+    assert adapter.modules[MODULE].factors.scale == 1.0
     assert "mixed per module" in adapter.scale_source
 
 
@@ -89,12 +89,12 @@ def test_the_pattern_rule_is_pefts_own(tmp_path):
     peft = {"lora_alpha": 2, "r": 2, "alpha_pattern": patterns}
     adapter = adapter_with(tmp_path, peft=peft, tensors={**pair(MODULE), **pair(OTHER)})
     for module in (MODULE, OTHER):
-        assert adapter.modules[module].scale == patterns.get(matching(patterns, module), 2) / 2
+        assert adapter.modules[module].factors.scale == patterns.get(matching(patterns, module), 2) / 2
 
 
 def test_the_rank_is_the_tensors_and_a_config_that_disagrees_is_reported(tmp_path):
     adapter = adapter_with(tmp_path, peft={"lora_alpha": 8, "r": 64})
-    assert adapter.modules[MODULE].scale == 4.0
+    assert adapter.modules[MODULE].factors.scale == 4.0
     assert "says rank 64" in adapter.notes[0]
 
 
@@ -103,13 +103,13 @@ def test_rank_pattern_explains_a_rank_that_differs(tmp_path):
     peft = {"lora_alpha": 4, "r": 2, "rank_pattern": {"to_k": 4}}
     adapter = adapter_with(tmp_path, peft=peft, tensors=tensors)
     assert adapter.ranks == (2, 4)
-    assert adapter.modules[OTHER].scale == 1.0
+    assert adapter.modules[OTHER].factors.scale == 1.0
     assert adapter.notes == ()
 
 
 def test_a_typed_scale_overrides_every_source(tmp_path):
     adapter = adapter_with(tmp_path, alpha=torch.tensor(8.0), peft={"lora_alpha": 64}, scale=0.5)
-    assert adapter.modules[MODULE].scale == 0.5
+    assert adapter.modules[MODULE].factors.scale == 0.5
     assert adapter.scale_source == "scale 0.5 (typed)"
 
 
@@ -130,23 +130,23 @@ def test_a_config_is_not_for_a_foreign_file_beside_it(tmp_path):
     write(tmp_path / "adapter_model.safetensors", pair(MODULE, rank=32))
     (tmp_path / "adapter_config.json").write_text(json.dumps(STRAY))
     foreign = read_adapter(write(tmp_path / "foreign.safetensors", pair(MODULE, rank=16)))
-    assert foreign.modules[MODULE].scale == 1.0
+    assert foreign.modules[MODULE].factors.scale == 1.0
     (note,) = foreign.notes
     assert "says rank 32, and the file has 16" in note and "type the scale" in note
-    assert read_adapter(tmp_path / "adapter_model.safetensors").modules[MODULE].scale == 2.0
+    assert read_adapter(tmp_path / "adapter_model.safetensors").modules[MODULE].factors.scale == 2.0
 
 
 def test_a_config_is_not_for_a_foreign_file_that_is_alone_with_it(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(STRAY))
     adapter = read_adapter(write(tmp_path / "foreign.safetensors", pair(MODULE, rank=16)))
-    assert adapter.modules[MODULE].scale == 1.0
+    assert adapter.modules[MODULE].factors.scale == 1.0
 
 
 def test_a_config_is_not_for_a_file_of_its_rank_with_other_targets(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(STRAY))
     tensors = {**pair(MODULE, rank=32), **pair("mid_block.ff.net.2", rank=32)}
     adapter = read_adapter(write(tmp_path / "foreign.safetensors", tensors))
-    assert adapter.modules[MODULE].scale == 1.0
+    assert adapter.modules[MODULE].factors.scale == 1.0
     assert "the file has 'mid_block.ff.net.2'" in adapter.notes[0]
 
 
@@ -154,7 +154,7 @@ def test_a_config_is_for_a_file_of_any_name_that_agrees_with_it(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(STRAY))
     write(tmp_path / "another.safetensors", pair(MODULE, rank=4))
     adapter = read_adapter(write(tmp_path / "renamed.safetensors", pair(MODULE, rank=32)))
-    assert adapter.modules[MODULE].scale == 2.0
+    assert adapter.modules[MODULE].factors.scale == 2.0
 
 
 @pytest.mark.parametrize(
@@ -169,25 +169,25 @@ def test_a_config_is_for_a_file_of_any_name_that_agrees_with_it(tmp_path):
 def test_a_stray_config_of_another_method_stops_no_other_file(tmp_path, config):
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     write(tmp_path / "another.safetensors", pair(MODULE, rank=4))
-    assert read_adapter(write(tmp_path / "lora.safetensors", pair(MODULE))).modules[MODULE].scale == 1.0
+    assert read_adapter(write(tmp_path / "lora.safetensors", pair(MODULE))).modules[MODULE].factors.scale == 1.0
 
 
 def test_a_stray_lora_config_is_not_for_a_foreign_file(tmp_path):
     (tmp_path / "lora_config.json").write_text('{"lora_params": {"lora_rank": 128, "lora_alpha": 256}}')
     write(tmp_path / "another.safetensors", pair(MODULE, rank=128))
-    assert read_adapter(write(tmp_path / "foreign.safetensors", pair(MODULE))).modules[MODULE].scale == 1.0
+    assert read_adapter(write(tmp_path / "foreign.safetensors", pair(MODULE))).modules[MODULE].factors.scale == 1.0
 
 
 def test_mixed_ranks_without_alpha_have_scale_1(tmp_path):
     tensors = {**pair(MODULE, rank=2), **pair(OTHER, rank=5)}
     adapter = read_adapter(write(tmp_path / "mixed.safetensors", tensors))
-    assert {factors.scale for factors in adapter.modules.values()} == {1.0}
+    assert {change.factors.scale for change in adapter.modules.values()} == {1.0}
 
 
 def test_where_alpha_is_missing_the_scale_is_1_and_elsewhere_what_alpha_says(tmp_path):
     tensors = {**pair(MODULE, rank=2), **pair(OTHER, rank=4), f"{OTHER}.alpha": torch.tensor(2.0)}
     adapter = read_adapter(write(tmp_path / "mixed.safetensors", tensors))
-    assert (adapter.modules[MODULE].scale, adapter.modules[OTHER].scale) == (1.0, 0.5)
+    assert (adapter.modules[MODULE].factors.scale, adapter.modules[OTHER].factors.scale) == (1.0, 0.5)
 
 
 def test_a_scale_below_0_is_typed(tmp_path):
@@ -195,7 +195,7 @@ def test_a_scale_below_0_is_typed(tmp_path):
     path = write(tmp_path / "negative.safetensors", tensors)
     with pytest.raises(BlendError, match="type the scale, which may be negative"):
         read_adapter(path)
-    assert read_adapter(path, scale=-1.0).modules[MODULE].scale == -1.0
+    assert read_adapter(path, scale=-1.0).modules[MODULE].factors.scale == -1.0
 
 
 @pytest.mark.parametrize(

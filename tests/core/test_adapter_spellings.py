@@ -11,7 +11,7 @@ UNIVERSAL = [spelling for spelling in SPELLINGS if spelling != "15 XLabs"]
 
 
 def assert_plain_factors(resolved, pairs):
-    by_module = {target.module: factors for target, factors in resolved.items()}
+    by_module = {target.module: change.factors for target, change in resolved.items()}
     assert len(by_module) == len(pairs)
     for weight, (down, up) in pairs.items():
         factors = by_module[weight.target.module]
@@ -45,7 +45,7 @@ def test_a_diffusers_host_reads_native_names_too(tmp_path, host, spelling):
     resolved, _ = resolve(
         read_adapter(write(tmp_path / "tiny.safetensors", spelled(pairs, spelling))), host.diffusers_index
     )
-    by_module = {target.module: factors for target, factors in resolved.items()}
+    by_module = {target.module: change.factors for target, change in resolved.items()}
     for weight, (down, _) in pairs.items():
         assert torch.equal(by_module[weight.diffusers].down, down)
 

@@ -1,12 +1,11 @@
 """The LoRA bank on real networks: adapted equals merged, and nothing is left behind."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
 from diffusion_blend.blend_core import BlendError, LoRABank, Target
-from diffusion_blend.blend_core.adapters import Factors
+from diffusion_blend.blend_core.adapters import Change, Factors
 from diffusion_blend.blend_core.estimators import exact
 from diffusion_blend.blend_core.estimators import merged as core_merged
 from diffusion_blend.blend_core.network.execution import agree, evaluate_variants, mixed, repeat_rows
@@ -84,7 +83,8 @@ def factors(targets, rank, scale, dtype, generator, size=0.3):
     def draw(*shape):
         return (size * torch.randn(shape, dtype=torch.float64, generator=generator)).to(dtype)
 
-    return {target: Factors(draw(rank, *target.shape[1:]), draw(target.height, rank), scale) for target in targets}
+    pairs = {t: Factors(draw(rank, *t.shape[1:]), draw(t.height, rank), scale) for t in targets}
+    return {target: Change(pair) for target, pair in pairs.items()}
 
 
 def adapters(dtype=torch.float64, size=0.3, bases=BASES, seed=1):
@@ -96,8 +96,8 @@ def merged(net, adapter):
     """A copy of the network with the adapter's deltas added to its weights, in float64 and then its dtype."""
     net = copy.deepcopy(net)
     modules = dict(net.named_modules())
-    for target, part in adapter.items():
-        weight = modules[target.module].weight
+    for target, change in adapter.items():
+        weight, part = modules[target.module].weight, change.factors
         delta = part.scale * (part.up.double() @ part.down.double().flatten(1))
         first, last = target.span
         whole = weight.double().flatten(1).clone()
@@ -241,7 +241,7 @@ def test_small_half_precision_factors_of_a_scale_below_one_keep_their_digits():
     net = nn.Sequential(nn.Linear(WIDTH, WIDTH)).requires_grad_(False)
     x = torch.randn(2, 3, WIDTH, generator=generator)
     base = net(x)
-    with LoRABank([{target: Factors(down, up, 1 / 16)}]).attach(net).using([1, 1]):
+    with LoRABank([{target: Change(Factors(down, up, 1 / 16))}]).attach(net).using([1, 1]):
         delta = net(x) - base
     expected = x @ (up.float() @ down.float() / 16).T
     assert (delta - expected).abs().max() < 1e-5 * expected.abs().max() + 1e-6
@@ -269,7 +269,7 @@ def test_convolutions_of_another_padding_mode_are_adapted_alike(mode):
 
 def test_strength_zero_is_the_base():
     net, x = network(), inputs(2)
-    silent = [{target: Factors(part.down, part.up, 0.0) for target, part in adapters()[0].items()}]
+    silent = [{target: part.times(0.0) for target, part in adapters()[0].items()}]
     with LoRABank(silent).attach(net).using([1, 1]):
         torch.testing.assert_close(net(x), network()(x), rtol=0, atol=1e-12)
 
@@ -333,22 +333,22 @@ def test_a_forward_of_the_instances_own_runs_below_ours_and_is_put_back():
     net, x, seen = network(), inputs(2), []
     module = net.blocks[0].embed
 
-    def own(tokens):
+    def replacement(tokens):
         seen.append("own")
         return 2 * nn.functional.linear(tokens, module.weight, module.bias)
 
-    module.forward = own
+    module.forward = replacement
     basis = adapters(bases=[([Target("blocks.0.embed", (WIDTH, WIDTH))], 2, 1.0)])
     out = net(x)
     seen.clear()
     with LoRABank(basis).attach(net).using([1, 1]):
-        assert module.__dict__["forward"] is not own
+        assert module.__dict__["forward"] is not replacement
         adapted = net(x)
     assert seen == ["own"]
-    assert module.__dict__["forward"] is own
+    assert module.__dict__["forward"] is replacement
     assert torch.equal(net(x), out)
-    # own doubles the layer, and the delta comes on top of that once
-    (part,) = basis[0].values()
+    # replacement doubles the layer, and the delta comes on top of that once
+    (part,) = (change.factors for change in basis[0].values())
     reference = network()
     reference.blocks[0].embed.weight.mul_(2).add_(part.up @ part.down)
     reference.blocks[0].embed.bias.mul_(2)
@@ -361,10 +361,10 @@ def test_a_second_bank_inside_adds_its_deltas_and_comes_off_alone():
     one, two = adapters(), adapters(seed=9)
     first, second = LoRABank(one).attach(net), LoRABank(two).attach(net)
     with first.using([1, 2, 0]):
-        alone = net(x)
+        single_run = net(x)
         with second.using([3, 0, 1]):
             both = net(x)
-        assert torch.equal(net(x), alone)
+        assert torch.equal(net(x), single_run)
     assert_untouched(net, before, out, x)
     pairs = [(one[0], two[2]), (one[1], {}), ({}, two[0])]
     expected = [merged(merged(net, a), b)(x[i : i + 1]) for i, (a, b) in enumerate(pairs)]
@@ -450,23 +450,23 @@ def test_apart_no_pass_holds_two_variants_and_the_predictions_are_the_same():
 @pytest.mark.parametrize("group", [1, 2, 4])
 def test_a_variant_with_a_network_of_its_own_shares_no_pass(group, apart):
     net, x = network(), inputs(6)  # two chunks of three images
-    own = {2: merged(net, adapters()[1]), 4: merged(net, adapters()[0])}  # a bank has nothing for these two
+    networks = {2: merged(net, adapters()[1]), 4: merged(net, adapters()[0])}  # a bank has nothing for these two
     attachment = LoRABank([adapters()[0], {}, adapters()[2], {}]).attach(net)
     variants = torch.tensor([[0, 0, 0], [2, 2, 2], [1, 2, 3], [4, 2, 1], [3, 3, 3]])
     passes = []
 
     def call(repeated, part):
         passes.append(part.tolist())
-        return own.get(int(part[0, 0]), net)(repeated)
+        return networks.get(int(part[0, 0]), net)(repeated)
 
-    out = evaluate_variants(call, x, 6, variants, attachment, group, apart, unmixed=own)
+    out = evaluate_variants(call, x, 6, variants, attachment, group, apart, unmixed=networks)
     for part in passes:
         held = {variant for row in part for variant in row}
-        assert len(held) == 1 or held.isdisjoint(own)
-    shared = [part for part in passes if own.keys().isdisjoint(part[0])]
+        assert len(held) == 1 or held.isdisjoint(networks)
+    shared = [part for part in passes if networks.keys().isdisjoint(part[0])]
     if not apart:  # steps 0 and 4 together where two fit; then one image of 1 and 3 each, and one of 1
         assert [len(part) for part in shared] == ([2, 1, 1] if group > 1 else [1, 1, 1, 1])
-    references = [net, merged(net, adapters()[0]), own[2], merged(net, adapters()[2]), own[4]]
+    references = [net, merged(net, adapters()[0]), networks[2], merged(net, adapters()[2]), networks[4]]
     expected = [torch.cat([references[row[i % 3]](x[i : i + 1]) for i in range(6)]) for row in variants.tolist()]
     torch.testing.assert_close(out, torch.stack(expected), rtol=0, atol=1e-11)
 
@@ -533,10 +533,10 @@ def test_factors_are_kept_in_the_computations_dtype_alone_and_lose_nothing_by_it
 
 def test_a_network_that_mixes_rows_shows_it():
     """Predictions (k, rows, ...) of two variants that differ by 1: rounding agrees, a row of the other does not."""
-    alone = torch.stack([torch.ones(4, 3), 2 * torch.ones(4, 3)])
-    assert agree(alone + 1e-3, alone)
-    assert not agree(alone.flip(0), alone)
-    assert agree(alone[:1] * 1.01, alone[:1]) and not agree(alone[:1] * 1.1, alone[:1])
+    predictions = torch.stack([torch.ones(4, 3), 2 * torch.ones(4, 3)])
+    assert agree(predictions + 1e-3, predictions)
+    assert not agree(predictions.flip(0), predictions)
+    assert agree(predictions[:1] * 1.01, predictions[:1]) and not agree(predictions[:1] * 1.1, predictions[:1])
     assert [mixed(torch.tensor([[1, 1], [2, 2]]), group) for group in (1, 2)] == [False, True]
     assert mixed(torch.tensor([[1, 2]]), 1)
 
@@ -550,7 +550,7 @@ def test_a_small_scale_leaves_small_float16_factors_as_they_are():
     net, x = network(torch.float32), torch.randn(3, 5, WIDTH, generator=generator)
     layer, rows = net.blocks[0].out[0], [[1] * 3, [0, 1, 1]]
     layer.weight.zero_()
-    bank = LoRABank([{target: Factors(down, up, 1 / 64)}])
+    bank = LoRABank([{target: Change(Factors(down, up, 1 / 64))}])
     for selection in rows:
         with bank.attach(net).using(selection):
             came = layer(x)[1:]
@@ -573,8 +573,8 @@ def test_four_rank_8_bases_take_less_than_three_percent_of_sd15(dtype):
     ]
     assert len(targets) == 128
     one = {
-        t: Factors(torch.empty(8, t.shape[1], dtype=dtype, device="meta"),
-                   torch.empty(t.shape[0], 8, dtype=dtype, device="meta"), 0.5)  # alpha below the rank, as usual
+        t: Change(Factors(torch.empty(8, t.shape[1], dtype=dtype, device="meta"),
+                          torch.empty(t.shape[0], 8, dtype=dtype, device="meta"), 0.5))  # alpha below the rank
         for t in targets
     }  # fmt: skip
     bank = LoRABank([one] * 4)
@@ -590,8 +590,8 @@ def test_torch_compile_traces_a_bank_in_one_graph(selection):
     torch._dynamo.reset()
     net, x = network(torch.float32), inputs(2, torch.float32)
     with LoRABank(adapters(torch.float32)).attach(net).using(selection):
-        found = torch._dynamo.explain(net)(x)
-    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+        explanation = torch._dynamo.explain(net)(x)
+    assert (explanation.graph_count, explanation.graph_break_count) == (1, 0), explanation.break_reasons
 
 
 @pytest.mark.slow
@@ -641,7 +641,7 @@ def test_a_mixture_is_all_bases_merged_at_their_coefficients(alignment):
     for step, (_, *coefficients) in enumerate(table.tolist()):
         expected = net
         for coefficient, adapter in zip(coefficients, bases, strict=True):
-            scaled = {target: replace(part, scale=part.scale * coefficient) for target, part in adapter.items()}
+            scaled = {target: change.times(coefficient) for target, change in adapter.items()}
             expected = merged(expected, scaled)
         passes = []
 

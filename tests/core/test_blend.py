@@ -295,8 +295,8 @@ def test_blends_of_eps_v_velocity_and_denoised_agree(preference, alignment):
     for sigma in (0.1, 0.5, 0.95):
         expected = weighed(coefficients, denoised)
         views = [(lambda d, x, s, f=f: to_eps(d, x, s, f), lambda e, x, s, f=f: from_eps(e, x, s, f)) for f in FAMILIES]
-        for there, back in (*views, (to_v, from_v), (to_velocity, from_velocity)):
-            blended = weighed(coefficients, [there(d, x, sigma) for d in denoised])
+        for view, back in (*views, (to_v, from_v), (to_velocity, from_velocity)):
+            blended = weighed(coefficients, [view(d, x, sigma) for d in denoised])
             torch.testing.assert_close(back(blended, x, sigma), expected, **EXACT)
 
 

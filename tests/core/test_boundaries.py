@@ -4,6 +4,7 @@ A case per rule; a broken rule names every file that breaks it. The direction be
 """
 
 import ast
+import functools
 import importlib
 import subprocess
 import sys
@@ -41,6 +42,12 @@ NO_NOUNS = {"each", "own", "told", "found", "given", "taken", "there", "alone", 
 MODULES = Tree().modules
 
 
+@functools.cache
+def nodes_of(path):
+    """All nodes of a file's syntax tree."""
+    return list(ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))))
+
+
 def absolute(path, within_functions=True):
     """The top-level modules a file imports absolutely."""
     imports = MODULES[path].imports
@@ -60,6 +67,7 @@ def test_the_scan_sees_the_sources():
     assert "transformers" in set().union(*(absolute(path) for path in MODULES if path.startswith("blend_core/rewards")))
 
 
+@pytest.mark.slow
 def test_importing_the_core_imports_no_host():
     script = "import sys, diffusion_blend.blend_core; print(*{name.split('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
@@ -146,7 +154,7 @@ def test_all_lists_every_public_name(name):
 
 def test_declarations_of_nodes_leave_comfyuis_machinery_to_the_host_folder():
     def touched(path):
-        nodes = list(ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))))
+        nodes = nodes_of(path)
         attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
         return (absolute(path, within_functions=False) & COMFY - PUBLIC_TO_NODES) | attributes & MACHINERY
 
@@ -160,11 +168,13 @@ def test_private_attributes_of_others_stand_in_one_file(room):
 
 def private_of_others(path):
     """The private attributes a file reads that no class or function of it has."""
-    nodes = list(ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))))
+    nodes = nodes_of(path)
     attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
-    own = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    own |= {node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")}
-    names = {node.attr for node in attributes} - own
+    members = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    members |= {
+        node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+    }
+    names = {node.attr for node in attributes} - members
     return {name for name in names if name.startswith("_") and not name.startswith("__")}
 
 
@@ -182,7 +192,7 @@ def test_no_two_classes_have_one_name():
     benchmarks = [file.relative_to(ROOT).as_posix() for file in (ROOT / "benchmarks").rglob("*.py")]
     places = {}
     for path in [*MODULES, *benchmarks]:
-        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        for node in nodes_of(path):
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(path)
     assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
@@ -198,10 +208,12 @@ def bound_names(node):
         yield node.name
 
 
-@pytest.mark.parametrize("room", ["blend_core", "nodes", "pipelines", "trainers", "lab"])
+@pytest.mark.parametrize("room", ["blend_core", "nodes", "pipelines", "trainers", "lab", "benchmarks", "tests"])
 def test_variables_are_named_by_nouns(room):
-    def wrong(path):
-        nodes = ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+    def wrong(file):
+        nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         return {name for node in nodes for name in bound_names(node) if name.strip("_") in NO_NOUNS}
 
-    assert breaking(wrong, f"{room}/") == {}
+    files = {file.relative_to(ROOT).as_posix(): file for file in (ROOT / room).rglob("*.py")}
+    assert files
+    assert {path: names for path, file in files.items() if (names := wrong(file))} == {}

@@ -70,10 +70,10 @@ def test_the_example_graphs_and_the_catalogue_give_one_address_for_one_file():
     ],
 )
 def test_a_file_is_recognised_by_its_name_or_its_folders(tmp_path, place, name):
-    found = recognised(lora(tmp_path / place))
-    assert (found and found.entry.name) == name
-    assert found is None or found.by == "name"
-    assert found is None or name in str(found)
+    recognition = recognised(lora(tmp_path / place))
+    assert (recognition and recognition.entry.name) == name
+    assert recognition is None or recognition.by == "name"
+    assert recognition is None or name in str(recognition)
 
 
 @pytest.fixture

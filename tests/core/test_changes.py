@@ -3,7 +3,6 @@
 import copy
 import json
 
-import peft
 import pytest
 import torch
 from diffusion_blend.blend_core import BlendError, LoRABank, read_adapter, resolve
@@ -64,36 +63,49 @@ def resolved(network, path):
 # --- peft
 
 
-DROPOUTS = {"module_dropout": 0.0, "rank_dropout": 0.0}
+of_peft = pytest.mark.slow  # importing peft takes longer than all other tests here together
+UNTOUCHED = {"init_weights": False, "module_dropout": 0.0, "rank_dropout": 0.0}
+CORES = {"use_effective_conv2d": True}
 CONFIGS = {
-    "LoHa": peft.LoHaConfig(r=2, alpha=3, target_modules=LAYERS, init_weights=False, **DROPOUTS),
-    "LoHa, of a high rank": peft.LoHaConfig(r=9, alpha=3, target_modules=LAYERS, init_weights=False, **DROPOUTS),
-    "LoHa with cores": peft.LoHaConfig(
-        r=2, alpha=3, target_modules=LAYERS, init_weights=False, use_effective_conv2d=True, **DROPOUTS
+    "LoHa": ("LoHaConfig", {"r": 2, "alpha": 3, "target_modules": LAYERS, **UNTOUCHED}),
+    "LoHa, of a high rank": ("LoHaConfig", {"r": 9, "alpha": 3, "target_modules": LAYERS, **UNTOUCHED}),
+    "LoHa with cores": ("LoHaConfig", {"r": 2, "alpha": 3, "target_modules": LAYERS, **CORES, **UNTOUCHED}),
+    "LoKr": ("LoKrConfig", {"r": 2, "alpha": 3, "target_modules": LAYERS, **UNTOUCHED}),
+    "LoKr of two products, with cores": (
+        "LoKrConfig",
+        {"r": 1, "alpha": 3, "target_modules": LAYERS, "decompose_both": True, **CORES, **UNTOUCHED},
     ),
-    "LoKr": peft.LoKrConfig(r=2, alpha=3, target_modules=LAYERS, init_weights=False, **DROPOUTS),
-    "LoKr of two products, with cores": peft.LoKrConfig(
-        r=1, alpha=3, target_modules=LAYERS, init_weights=False, decompose_both=True, use_effective_conv2d=True,
-        **DROPOUTS,
+    "LoKr of whole matrices": ("LoKrConfig", {"r": 40, "alpha": 3, "target_modules": LAYERS, **UNTOUCHED}),
+    "DoRA": (  # peft's convolutions drop the dilation
+        "LoraConfig",
+        {"r": 2, "lora_alpha": 3, "target_modules": ["enter", "point", "qkv", "out"], "use_dora": True},
     ),
-    "LoKr of whole matrices": peft.LoKrConfig(r=40, alpha=3, target_modules=LAYERS, init_weights=False, **DROPOUTS),
-    "DoRA": peft.LoraConfig(
-        # peft's convolutions drop the dilation
-        r=2, lora_alpha=3, target_modules=["enter", "point", "qkv", "out"], init_lora_weights=False, use_dora=True
+    "DoRA and rsLoRA": (
+        "LoraConfig",
+        {"r": 3, "lora_alpha": 2, "target_modules": ["qkv", "point"], "use_dora": True, "use_rslora": True},
     ),
-    "DoRA and rsLoRA": peft.LoraConfig(
-        r=3, lora_alpha=2, target_modules=["qkv", "point"], init_lora_weights=False, use_dora=True, use_rslora=True
+    "LoRA with biases": (
+        "LoraConfig",
+        {"r": 2, "lora_alpha": 3, "target_modules": ["enter", "qkv"], "lora_bias": True},
     ),
-    "LoRA with biases": peft.LoraConfig(
-        r=2, lora_alpha=3, target_modules=["enter", "qkv"], init_lora_weights=False, lora_bias=True
-    ),
-}  # fmt: skip
+    "LoRA": ("LoraConfig", {"r": 2, "lora_alpha": 3, "target_modules": LAYERS}),
+}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+def under_peft(network, config, **changed):
+    """A copy of the network as peft adapts it, with weights drawn at random."""
+    import peft
+
+    kind, settings = config
+    settings = {"init_lora_weights": False, **settings} if kind == "LoraConfig" else settings
+    return peft.get_peft_model(copy.deepcopy(network), getattr(peft, kind)(**settings | changed))
+
+
+@of_peft
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "LoRA"])
 def test_a_file_of_pefts_predicts_what_peft_does(network, x, tmp_path, name):
     torch.manual_seed(2)
-    model = peft.get_peft_model(copy.deepcopy(network), CONFIGS[name]).eval()
+    model = under_peft(network, CONFIGS[name]).eval()
     for key, value in model.named_parameters():
         if "magnitude" in key:  # as after training: elsewhere than at the base's norms
             value.data *= 1 + 0.3 * torch.rand_like(value)
@@ -107,13 +119,12 @@ def test_a_file_of_pefts_predicts_what_peft_does(network, x, tmp_path, name):
     )
 
 
+@of_peft
 def test_a_loha_of_small_ranks_becomes_plain_factors_and_a_large_one_does_not(network, tmp_path):
-    for rank, kind in ((1, Factors), (9, Change)):
-        model = peft.get_peft_model(
-            copy.deepcopy(network), peft.LoHaConfig(r=rank, alpha=1, target_modules=["qkv"], init_weights=False)
-        )
+    for rank, kind in ((1, "LoRA"), (9, "LoHa")):
+        model = under_peft(network, CONFIGS["LoHa"], r=rank, alpha=1, target_modules=["qkv"])
         model.save_pretrained(tmp_path / str(rank))
-        assert {type(change) for change in read_adapter(tmp_path / str(rank)).modules.values()} == {kind}
+        assert {change.kind for change in read_adapter(tmp_path / str(rank)).modules.values()} == {kind}
 
 
 # --- by hand
@@ -182,25 +193,21 @@ def test_magnitudes_of_columns(network, x, tmp_path):
     )
 
 
+@of_peft
 def test_every_row_of_a_batch_gets_its_own_variant(network, x, tmp_path):
     """Base, plain LoRA, LoKr and DoRA side by side in one pass, on one and the same layers."""
-    configs = [
-        peft.LoraConfig(r=2, lora_alpha=3, target_modules=LAYERS, init_lora_weights=False),
-        CONFIGS["LoKr"],
-        CONFIGS["DoRA"],
-    ]
     adapters = []
-    for i, config in enumerate(configs):
+    for i, name in enumerate(("LoRA", "LoKr", "DoRA")):
         torch.manual_seed(i)
-        peft.get_peft_model(copy.deepcopy(network), config).save_pretrained(tmp_path / str(i))
+        under_peft(network, CONFIGS[name]).save_pretrained(tmp_path / str(i))
         adapters.append(resolved(network, tmp_path / str(i)))
     save_file(column_dora(), tmp_path / "dora.safetensors")
     adapters.append(resolved(network, tmp_path / "dora.safetensors"))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     for variants in ([0, 1, 2, 3], [4, 2, 4, 0], [3, 3, 1, 2]):
-        alone = [outputs(network, adapters, x[i : i + 1], [variant])[0] for i, variant in enumerate(variants)]
+        singles = [outputs(network, adapters, x[i : i + 1], [variant])[0] for i, variant in enumerate(variants)]
         together = outputs(network, adapters, x, variants)
-        torch.testing.assert_close(together, torch.stack(alone), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(together, torch.stack(singles), atol=1e-5, rtol=1e-4)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert not any("forward" in module.__dict__ for module in network.modules())
 
@@ -249,13 +256,12 @@ class Packed(nn.Module):
         return nn.functional.linear(x, self.weight.to(x.dtype) * self.scale.to(x.dtype), self.bias)
 
 
+@of_peft
 @pytest.mark.parametrize("name", ["LoKr", "DoRA", "LoHa"])
 def test_packed_weights(network, x, tmp_path, name):
     """The same as on the weights that the packed numbers stand for."""
-    config = copy.deepcopy(CONFIGS[name])
-    config.target_modules = {"qkv"}
     torch.manual_seed(2)
-    peft.get_peft_model(copy.deepcopy(network), config).save_pretrained(tmp_path)
+    under_peft(network, CONFIGS[name], target_modules=["qkv"]).save_pretrained(tmp_path)
     adapter = resolved(network, tmp_path)
     packed, rounded = copy.deepcopy(network), copy.deepcopy(network)
     packed.qkv = Packed(network.qkv)
@@ -268,8 +274,9 @@ def test_packed_weights(network, x, tmp_path, name):
 # --- memory
 
 
+@of_peft
 def test_a_lokr_takes_the_memory_of_its_file_and_of_one_layer_at_a_time(network, tmp_path):
-    peft.get_peft_model(copy.deepcopy(network), CONFIGS["LoKr"]).save_pretrained(tmp_path)
+    under_peft(network, CONFIGS["LoKr"]).save_pretrained(tmp_path)
     adapter = resolved(network, tmp_path)
     bank = LoRABank([adapter])
     held = sum(tensor.numel() * 4 for change in adapter.values() for tensor in change.delta.tensors.values())
@@ -304,8 +311,9 @@ def test_incomplete_and_mixed_modules_are_refused(tmp_path, network):
     assert "delta has shape (360, 120)" in refused(tmp_path, wrong, network)
 
 
+@of_peft
 def test_dora_without_its_magnitudes_is_refused(tmp_path, network):
-    peft.get_peft_model(copy.deepcopy(network), CONFIGS["DoRA"]).save_pretrained(tmp_path)
+    under_peft(network, CONFIGS["DoRA"]).save_pretrained(tmp_path)
     from safetensors.torch import load_file
 
     keys = load_file(tmp_path / "adapter_model.safetensors")
@@ -317,12 +325,14 @@ def test_dora_without_its_magnitudes_is_refused(tmp_path, network):
 def test_what_needs_low_rank_factors_takes_no_other_kind():
     dense = {Target("out", (WIDTH, WIDTH)): Change(Delta("whole difference", {"diff": drawn(12, 12)}, 1.0, (12, 12)))}
     with pytest.raises(BlendError, match="whole difference came"):
-        plain(dense.values(), "another spelling")
-    plain([Factors(drawn(1, 2), drawn(2, 1), 1.0)], "anything")
+        plain(dense, "another spelling")
+    pair = Factors(drawn(1, 2), drawn(2, 1), 1.0)
+    assert plain({"out": Change(pair)}, "anything") == {"out": pair}
 
 
+@of_peft
 def test_other_peft_methods_are_refused(tmp_path, network):
-    peft.get_peft_model(copy.deepcopy(network), CONFIGS["LoKr"]).save_pretrained(tmp_path)
+    under_peft(network, CONFIGS["LoKr"]).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "OFT"}))
     with pytest.raises(BlendError, match="peft_type OFT, expected one of LORA, LOHA, LOKR"):

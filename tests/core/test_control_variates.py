@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusion_blend.blend_core import BlendError
 from diffusion_blend.blend_core.control_variates import FRESH
-from diffusion_blend.blend_core.estimators import budget, exact, image_seed, sampled, stratified
+from diffusion_blend.blend_core.estimators import budget, exact, image_seed, random, stratified
 from diffusion_blend.blend_core.parameterization import State, x0_map
 from diffusion_blend.blend_core.plan import Call
 
@@ -127,16 +127,16 @@ def test_rows_of_a_call_hold_groups_of_the_same_images():
     both, rows = torch.cat([first, second], dim=2), torch.arange(8)
     plan = least_budget(BEYOND, 8, SEEDS)
     estimates = torch.stack([plan(lambda v, every=p: every[v.repeat(1, 2), rows], k) for k, p in enumerate(both)])
-    alone = run(least_budget(BEYOND, 8, SEEDS), first)
-    torch.testing.assert_close(estimates[:, :4], alone)
+    single_run = run(least_budget(BEYOND, 8, SEEDS), first)
+    torch.testing.assert_close(estimates[:, :4], single_run)
 
 
 def test_an_image_does_not_depend_on_its_batch():
     predictions = normal(1, 3, 4, 5, seed=11) + 0.1 * normal(10, 3, 4, 5, seed=12).cumsum(0)
     every = run(least_budget(COEFFICIENTS, 10, SEEDS), predictions)
     for i, seed in enumerate(SEEDS):
-        alone = run(least_budget(COEFFICIENTS, 10, [seed]), predictions[:, :, i : i + 1])
-        torch.testing.assert_close(alone[:, 0], every[:, i])
+        single_run = run(least_budget(COEFFICIENTS, 10, [seed]), predictions[:, :, i : i + 1])
+        torch.testing.assert_close(single_run[:, 0], every[:, i])
 
 
 def test_a_run_that_begins_again_forgets():
@@ -168,16 +168,16 @@ def test_budgets_below_one_are_refused():
 
 
 def times_nearer(estimator, coefficients, family, eta):
-    iid, own = (distance_to_exact(each, coefficients, family, eta=eta) for each in (sampled, estimator))
-    print(f"{estimator.__name__} {family} eta {eta:g} {coefficients}: {iid / own:.1f}")
-    return iid / own
+    iid, distance = (distance_to_exact(rule, coefficients, family, eta=eta) for rule in (random, estimator))
+    print(f"{estimator.__name__} {family} eta {eta:g} {coefficients}: {iid / distance:.1f}")
+    return iid / distance
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_deterministic_runs_of_two_bases_are_followed_closely(family):
     coefficients = (0.0, 0.5, 0.5, 0.0)
-    strata, tracked = (times_nearer(each, coefficients, family, eta=0) for each in (stratified, least_budget))
+    strata, tracked = (times_nearer(estimator, coefficients, family, eta=0) for estimator in (stratified, least_budget))
     assert tracked > 30 and tracked > 5 * strata  # measured 52 and 63, stratified 6.2 and 8.4
 
 

@@ -165,19 +165,19 @@ def test_the_gap_of_merged_is_relative_to_the_blends_way_from_the_base():
 
 @pytest.mark.parametrize(("gaps", "said"), [((0.02, 0.04, 0.01), "take merged"), ((0.02, 0.31, 0.4), "31%")])
 def test_the_diagnosis_says_whether_merged_would_do_and_leaves_steps_of_the_base_out(gaps, said):
-    found = diagnosed((0.0, 0.5, 0.5))
-    assert found.way == "" and "merged - exact" not in found.rows()[0]
-    *blended, last = (replace(step, merged=gap) for step, gap in zip(found.steps, gaps, strict=True))
-    cut = replace(found, steps=(*blended, replace(last, coefficients=(1.0, 0.0, 0.0))))
+    diagnosis = diagnosed((0.0, 0.5, 0.5))
+    assert diagnosis.way == "" and "merged - exact" not in diagnosis.rows()[0]
+    *blended, last = (replace(step, merged=gap) for step, gap in zip(diagnosis.steps, gaps, strict=True))
+    cut = replace(diagnosis, steps=(*blended, replace(last, coefficients=(1.0, 0.0, 0.0))))
     assert said in cut.way and cut.way in cut.describe() and json.loads(cut.to_json())["way"] == cut.way
     assert [row[-1] for row in cut.rows()] == ["merged - exact", *(f"{100 * gap:.1f}%" for gap in gaps)]
 
 
 def test_a_step_of_the_base_alone_raises_no_doubt():
-    found = diagnosed((0.0, 0.5, 0.5), pulls=((0.9, 0.0), (-0.9, 0.1)))
-    assert found.verdict.level == "doubtful" and "1-3" in str(found.verdict)
-    steps = (*found.steps[:1], *(replace(step, coefficients=(1.0, 0.0, 0.0)) for step in found.steps[1:]))
-    ended = str(replace(found, steps=steps).verdict)
+    diagnosis = diagnosed((0.0, 0.5, 0.5), pulls=((0.9, 0.0), (-0.9, 0.1)))
+    assert diagnosis.verdict.level == "doubtful" and "1-3" in str(diagnosis.verdict)
+    steps = (*diagnosis.steps[:1], *(replace(step, coefficients=(1.0, 0.0, 0.0)) for step in diagnosis.steps[1:]))
+    ended = str(replace(diagnosis, steps=steps).verdict)
     assert "At step 1 " in ended and "1-3" not in ended
 
 
@@ -220,8 +220,8 @@ def test_a_schedule_that_changes_is_never_exact():
 @pytest.mark.slow
 def test_the_warning_comes_as_alpha_shrinks_and_goes_as_it_grows():
     # A normal tilt varies as much as its mean at variance log 2, so the border is alpha = 1 / sqrt(log 2) = 1.20.
-    found = {alpha: diagnosed(HALF, kl_weights=(alpha, 5.0)).verdict.level for alpha in (0.3, 1.0, 1.5, 5.0)}
-    assert found == {0.3: "doubtful", 1.0: "doubtful", 1.5: "fair", 5.0: "fair"}
+    verdicts = {alpha: diagnosed(HALF, kl_weights=(alpha, 5.0)).verdict.level for alpha in (0.3, 1.0, 1.5, 5.0)}
+    assert verdicts == {0.3: "doubtful", 1.0: "doubtful", 1.5: "fair", 5.0: "fair"}
     doubtful = diagnosed(HALF, kl_weights=(0.3, 5.0))
     assert doubtful.gaps[0].least_kl_weight == pytest.approx(1.2, rel=0.1)
     text = str(doubtful.verdict)
@@ -249,15 +249,15 @@ def test_strong_and_opposed_pulls_are_named():
 
 
 def test_few_samples_that_count_are_named():
-    found = diagnosed(HALF, kl_weights=(0.02,))
-    assert found.gaps[0].counting < 4
-    assert "lower bound" in str(found.verdict)
+    diagnosis = diagnosed(HALF, kl_weights=(0.02,))
+    assert diagnosis.gaps[0].counting < 4
+    assert "lower bound" in str(diagnosis.verdict)
 
 
 def test_steps_are_listed_in_runs():
-    found = diagnosed(HALF)
-    bent = [replace(step, step=k, bends=(0.9, 0.1)) for k, step in zip((0, 1, 5), found.steps, strict=True)]
-    assert "At steps 1-2, 6 calm" in str(replace(found, steps=tuple(bent)).verdict)
+    diagnosis = diagnosed(HALF)
+    bent = [replace(step, step=k, bends=(0.9, 0.1)) for k, step in zip((0, 1, 5), diagnosis.steps, strict=True)]
+    assert "At steps 1-2, 6 calm" in str(replace(diagnosis, steps=tuple(bent)).verdict)
 
 
 def test_probed_steps_are_even_and_leave_out_the_last():
@@ -266,12 +266,12 @@ def test_probed_steps_are_even_and_leave_out_the_last():
 
 
 def test_a_diagnosis_goes_to_json_and_to_text():
-    found = diagnosed(HALF, kl_weights=(0.3, 5.0))
-    read = json.loads(found.to_json())
+    diagnosis = diagnosed(HALF, kl_weights=(0.3, 5.0))
+    read = json.loads(diagnosis.to_json())
     assert read["verdict"]["level"] == "doubtful" and read["pairs"] == [["calm", "vivid"]]
     assert read["steps"][1]["bends"] == pytest.approx([0.1, 0.1])
-    assert read["gaps"][0]["gap"] == found.gaps[0].gap
-    text = found.describe()
+    assert read["gaps"][0]["gap"] == diagnosis.gaps[0].gap
+    text = diagnosis.describe()
     assert "Verdict: doubtful" in text and "cos calm, vivid" in text and "9 evaluations per image" in text
 
 

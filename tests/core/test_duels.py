@@ -45,11 +45,11 @@ class Person:
 
 def distances(person, taste, clicks):
     """The L1 distance of the best guess after each click."""
-    found = []
+    series = []
     for _ in range(clicks):
         taste = taste.after(person.answer(*taste.pair))
-        found.append(person.distance(taste.preference))
-    return found
+        series.append(person.distance(taste.preference))
+    return series
 
 
 def found_after(distances, limit=0.1):
@@ -135,8 +135,8 @@ def test_a_probability_is_the_formula_and_a_duel_reads_the_same_from_both_sides(
 def test_information_is_nothing_for_a_foregone_answer_and_one_bit_for_people_split_in_halves():
     certain, split = torch.zeros(4, dtype=torch.float64), numbers(0, 0, 1, 1)
     coin = torch.full((4,), 0.5, dtype=torch.float64)
-    found = information(torch.stack([certain, split, coin], 1))
-    torch.testing.assert_close(found, numbers(0, 0.6931471805599453, 0))
+    values = information(torch.stack([certain, split, coin], 1))
+    torch.testing.assert_close(values, numbers(0, 0.6931471805599453, 0))
 
 
 def test_a_pair_tells_more_than_nearly_all_random_pairs():

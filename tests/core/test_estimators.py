@@ -1,7 +1,7 @@
 """Which variants a run evaluates: exact, drawn at random, or in their share at every prefix."""
 
 import math
-import random
+import random as python_random
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from diffusion_blend.blend_core.estimators import (
     exact,
     image_seed,
     merged,
-    sampled,
+    random,
     stratified,
 )
 from diffusion_blend.blend_core.parameterization import State
@@ -21,7 +21,7 @@ from diffusion_blend.blend_core.plan import Call, Job, describe_choices
 
 from .worlds import FAMILIES, mixture, normal, sample, schedule, start
 
-ONE_PER_STEP = [sampled, stratified]
+ONE_PER_STEP = [random, stratified]
 SHARES = (0.1, 0.2, 0.3, 0.4)
 
 
@@ -85,13 +85,13 @@ def test_predictions_that_agree_blend_to_themselves_in_half_precision(dtype):
 
 def test_sampled_frequencies_are_the_coefficients():
     steps, images = 100, 300
-    chosen = choices(sampled((*SHARES, 0.0), steps, range(images)))
+    chosen = choices(random((*SHARES, 0.0), steps, range(images)))
     for c, frequency in zip((*SHARES, 0.0), frequencies(chosen, 5), strict=True):
         assert abs(frequency - c) <= 5 * math.sqrt(c * (1 - c) / (steps * images))  # 5 s.e.; a share of 0 never
 
 
 def test_sampled_steps_are_independent_of_each_other():
-    chosen = choices(sampled((0.3, 0.7), 2000, [11]))[:, 0].double()
+    chosen = choices(random((0.3, 0.7), 2000, [11]))[:, 0].double()
     deviations = chosen - 0.7
     for lag in (1, 2, 3):
         correlation = (deviations[lag:] * deviations[:-lag]).mean() / 0.21
@@ -100,7 +100,7 @@ def test_sampled_steps_are_independent_of_each_other():
 
 def test_the_mean_of_sampled_predictions_is_the_exact_one():
     predictions, seeds = normal(4, 1, 12, seed=3), range(4000)
-    plan = sampled(SHARES, 1, seeds)
+    plan = random(SHARES, 1, seeds)
     drawn = plan(lambda variants: predictions[variants[0], 0][None], 0)  # (seeds, 12)
     expected = exact(SHARES, 1, [0])(lambda variants: predictions, 0)[0]
     standard_error = drawn.std(0) / math.sqrt(len(seeds))
@@ -152,10 +152,10 @@ def test_all_weight_on_one_variant_takes_only_that_one(estimator):
 
 @pytest.mark.parametrize("estimator", ONE_PER_STEP)
 def test_a_seed_fixes_an_images_choices_whatever_the_batch(estimator):
-    alone = choices(estimator(SHARES, 25, [42]))[:, 0]
+    single_choices = choices(estimator(SHARES, 25, [42]))[:, 0]
     for seeds in ([42, 1], [1, 42], [9, 8, 42, 7]):
-        assert torch.equal(choices(estimator(SHARES, 25, seeds))[:, seeds.index(42)], alone)
-    assert torch.equal(choices(estimator(SHARES, 25, [42]))[:, 0], alone)
+        assert torch.equal(choices(estimator(SHARES, 25, seeds))[:, seeds.index(42)], single_choices)
+    assert torch.equal(choices(estimator(SHARES, 25, [42]))[:, 0], single_choices)
 
 
 @pytest.mark.parametrize("estimator", ONE_PER_STEP)
@@ -185,11 +185,11 @@ def test_every_image_of_every_job_has_a_seed_of_its_own():
 @pytest.mark.parametrize("estimator", EVALUATIONS.values(), ids=EVALUATIONS)
 def test_no_global_random_state_is_touched(estimator):
     torch.manual_seed(3)
-    random.seed(3)
-    before, python_before = torch.get_rng_state(), random.getstate()
+    python_random.seed(3)
+    before, python_before = torch.get_rng_state(), python_random.getstate()
     first = estimator(SHARES, 10, [1, 2]).variants
     assert torch.equal(torch.get_rng_state(), before)
-    assert random.getstate() == python_before
+    assert python_random.getstate() == python_before
     torch.manual_seed(4)
     assert torch.equal(estimator(SHARES, 10, [1, 2]).variants, first)  # nor read
 
@@ -263,7 +263,7 @@ def distance_to_exact(estimator, coefficients, family, images=48, steps=50, eta=
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("coefficients", [(0.0, 0.3, 0.3, 0.4), (0.4, 0.3, 0.2, 0.1), (0.0, 0.5, 0.5, 0.0)])
 def test_stratified_is_nearer_to_exact_than_sampled(coefficients, family):
-    factor = distance_to_exact(sampled, coefficients, family) / distance_to_exact(stratified, coefficients, family)
+    factor = distance_to_exact(random, coefficients, family) / distance_to_exact(stratified, coefficients, family)
     print(f"{family} {coefficients}: sampled is {factor:.2f} times as far from exact as stratified")
     assert factor > 3  # measured: 6.2 to 11.1
 
@@ -276,7 +276,7 @@ def test_more_steps_bring_stratified_nearer_at_first_order():
     assert few / many > 2.5  # measured 4.4; four times the steps: 4 at first order, 2 at the pace of random draws
 
 
-@pytest.mark.parametrize("estimator", [exact, merged, sampled, stratified])
+@pytest.mark.parametrize("estimator", [exact, merged, random, stratified])
 def test_the_parts_of_a_plan_together_are_the_plan(estimator):
     seeds = [image_seed(1, i) for i in range(3)]
     table = torch.stack([torch.linspace(1, 0, 9), torch.linspace(0, 1, 9)], 1).double()

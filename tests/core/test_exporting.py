@@ -1,5 +1,7 @@
 """One file out of several LoRAs: read again it changes what they change together."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusion_blend.blend_core import BlendError, LoRABank, Target, TargetIndex, read_adapter, resolve
@@ -22,7 +24,12 @@ def drawn(*shape, seed=0):
 
 def pair(target, rank, seed):
     down = drawn(rank, *target.shape[1:], seed=seed)
-    return Factors(down, drawn(target.height, rank, seed=seed + 1), 0.7)
+    return Change(Factors(down, drawn(target.height, rank, seed=seed + 1), 0.7))
+
+
+def matrix(target, change):
+    """A change as it is added to the weight, flat."""
+    return change.delta.built((target.height, *target.shape[1:]), change.delta.tensors).flatten(1)
 
 
 def whole(target, seed, bias=None):
@@ -93,13 +100,13 @@ def test_a_lower_rank_is_the_nearest_and_says_what_it_lost(tmp_path):
     assert merged.tensors["1.lora_down.weight"].shape == (2, WIDTH, 3, 3)
     sums = {
         target: sum(
-            c * a[target].scale * a[target].up @ a[target].down.flatten(1)
+            c * matrix(target, a[target])
             for c, a in zip(COEFFICIENTS, adapters, strict=True)
             if target in a
         )
         for target in (LINEAR, CONV)
     }
-    values = {target: torch.linalg.svdvals(matrix) for target, matrix in sums.items()}
+    values = {target: torch.linalg.svdvals(total) for target, total in sums.items()}
     away = torch.linalg.matrix_norm(sums[LINEAR] - up @ down)
     assert away == pytest.approx(float(values[LINEAR][2:].norm()), rel=1e-4)
     lost, every = torch.cat([v[2:] for v in values.values()]), torch.cat(list(values.values()))
@@ -108,10 +115,10 @@ def test_a_lower_rank_is_the_nearest_and_says_what_it_lost(tmp_path):
 
 def test_what_is_lost_is_a_share_of_whole_differences_too():
     pairs, difference = {CONV: pair(CONV, 3, 3)}, {LINEAR: whole(LINEAR, 5, drawn(WIDTH, seed=9))}
-    alone, both = exported([pairs], [1.0], rank=1).lost, exported([pairs, difference], [1.0, 1.0], rank=1).lost
-    pair_norm = float((0.7 * pairs[CONV].up @ pairs[CONV].down.flatten(1)).norm())
+    part, both = exported([pairs], [1.0], rank=1).lost, exported([pairs, difference], [1.0, 1.0], rank=1).lost
+    pair_norm = float(matrix(CONV, pairs[CONV]).norm())
     other = float(torch.cat([(0.5 * drawn(WIDTH, WIDTH, seed=5)).flatten(), drawn(WIDTH, seed=9)]).norm())
-    assert both == pytest.approx(alone * pair_norm / (pair_norm**2 + other**2) ** 0.5, rel=1e-4)
+    assert both == pytest.approx(part * pair_norm / (pair_norm**2 + other**2) ** 0.5, rel=1e-4)
 
 
 def test_a_coefficient_of_0_takes_no_rank():
@@ -120,6 +127,6 @@ def test_a_coefficient_of_0_takes_no_rank():
 
 
 def test_dora_is_refused_by_its_module():
-    dora = Change(pair(LINEAR, 2, 1), Magnitude(torch.ones(WIDTH), of_rows=True))
+    dora = replace(pair(LINEAR, 2, 1), magnitude=Magnitude(torch.ones(WIDTH), of_rows=True))
     with pytest.raises(BlendError, match=r"^0: DoRA came.*Leave that LoRA out"):
         exported([{LINEAR: dora}], [1.0])

@@ -40,6 +40,7 @@ def test_the_figures_are_of_every_file_that_git_knows():
     assert len(present) > 150 and present <= set(PACK.paths)
 
 
+@pytest.mark.slow
 def test_the_script_prints_the_figures():
     command = [sys.executable, "-m", "tests.figures"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)

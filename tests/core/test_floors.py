@@ -14,7 +14,7 @@ from diffusion_blend.benchmarks.costs.floors import (
     watched,
 )
 from diffusion_blend.blend_core import LoRABank, Target
-from diffusion_blend.blend_core.adapters import Factors
+from diffusion_blend.blend_core.adapters import Change, Factors
 from torch import nn
 
 RANK = 4
@@ -53,7 +53,7 @@ def test_a_bank_does_what_the_floor_says_and_no_more(layer):
     module = network["layer"]
     shape = tuple(module.weight.shape)
     down, up = torch.randn(RANK, *shape[1:]), torch.randn(shape[0], RANK)
-    attachment = LoRABank([{Target("layer", shape): Factors(down, up, 1.0)}]).attach(network)
+    attachment = LoRABank([{Target("layer", shape): Change(Factors(down, up, 1.0))}]).attach(network)
     base, adapter, _ = watched_call(network, x)
     with attachment.using([1, 1]):
         assert counted(lambda: module(x)) == base.multiply_adds + adapter.multiply_adds

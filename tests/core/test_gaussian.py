@@ -52,9 +52,9 @@ def test_fusion_is_the_normalised_product_of_the_powers():
     points = torch.linspace(-12, 12, 80001, dtype=torch.float64)
     log_density = sum(-c * (points - m) ** 2 / (2 * s**2) for c, m, s in zip(COEFFICIENTS, means, spreads, strict=True))
     density = torch.softmax(log_density, 0)
-    found = (density * points).sum()
-    assert found.item() == pytest.approx(mean, abs=1e-9)
-    assert ((density * (points - found) ** 2).sum() ** 0.5).item() == pytest.approx(spread, abs=1e-9)
+    centre = (density * points).sum()
+    assert centre.item() == pytest.approx(mean, abs=1e-9)
+    assert ((density * (points - centre) ** 2).sum() ** 0.5).item() == pytest.approx(spread, abs=1e-9)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -139,9 +139,9 @@ def painted_step(mask, after, family):
 @pytest.mark.parametrize(("value", "blend"), [(1.0, OTHER), (0.0, COEFFICIENTS)])
 def test_a_mask_of_ones_is_the_painted_blend_and_one_of_zeros_the_other(family, after, value, blend):
     (mean, spread), (x, denoised) = painted_step(torch.full((1, 8, 12), value), after, family)
-    expected, alone = fused_step(x, denoised, 0.7, after, REGION_ETAS, blend, family)
+    expected, single_spread = fused_step(x, denoised, 0.7, after, REGION_ETAS, blend, family)
     assert torch.equal(mean, expected)
-    assert torch.equal(torch.as_tensor(spread * torch.ones_like(x)), alone * torch.ones_like(x))
+    assert torch.equal(torch.as_tensor(spread * torch.ones_like(x)), single_spread * torch.ones_like(x))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -152,11 +152,11 @@ def test_every_position_has_the_fusion_of_its_own_coefficients(family, after):
     wide = spread * torch.ones_like(x)
     for image, row, column in ((0, 0, 0), (1, 3, 2)):
         share = mask[image, row, column].double().item()
-        own = [(1 - share) * c + share * other for c, other in zip(COEFFICIENTS, OTHER, strict=True)]
+        blend = [(1 - share) * c + share * other for c, other in zip(COEFFICIENTS, OTHER, strict=True)]
         here = (image, slice(None), row, column)
-        at, alone = fused_step(x[here], [d[here] for d in denoised], 0.7, after, REGION_ETAS, own, family)
+        at, single_spread = fused_step(x[here], [d[here] for d in denoised], 0.7, after, REGION_ETAS, blend, family)
         torch.testing.assert_close(mean[here], at, rtol=0, atol=1e-12)
-        torch.testing.assert_close(wide[here], alone * torch.ones_like(at), rtol=0, atol=1e-12)
+        torch.testing.assert_close(wide[here], single_spread * torch.ones_like(at), rtol=0, atol=1e-12)
 
 
 def test_a_position_without_precision_is_refused():

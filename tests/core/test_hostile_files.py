@@ -14,7 +14,7 @@ import zipfile
 import pytest
 import torch
 from diffusion_blend.blend_core import BlendError, LoRABank
-from diffusion_blend.blend_core.adapters import Adapter, Factors, Target, TargetIndex, read_adapter, resolve
+from diffusion_blend.blend_core.adapters import Adapter, Target, TargetIndex, read_adapter, resolve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
@@ -51,8 +51,8 @@ def read_or_refused(path):
         assert path.name in str(error) or path.parent.name in str(error)
         return None
     assert isinstance(adapter, Adapter)
-    for factors in adapter.modules.values():
-        if isinstance(factors, Factors):
+    for change in adapter.modules.values():
+        if (factors := change.factors) is not None:
             assert factors.up.shape[1] == factors.down.shape[0] > 0
             assert math.isfinite(factors.scale)
             assert torch.isfinite(factors.down).all() and torch.isfinite(factors.up).all()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusion_blend.blend_core import LoRABank, Target
-from diffusion_blend.blend_core.adapters import Factors
+from diffusion_blend.blend_core.adapters import Change, Factors
 from diffusion_blend.blend_core.estimators import exact, merged, stratified
 from diffusion_blend.blend_core.network import low_rank
 from diffusion_blend.blend_core.network.execution import evaluate_variants
@@ -78,8 +78,8 @@ def world():
     layers = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
     adapters = [
         {
-            Target(name, tuple(layer.weight.shape)): Factors(
-                torch.randn(RANK, layer.in_features), torch.randn(layer.out_features, RANK) / 10, 0.5
+            Target(name, tuple(layer.weight.shape)): Change(
+                Factors(torch.randn(RANK, layer.in_features), torch.randn(layer.out_features, RANK) / 10, 0.5)
             )
             for name, layer in layers.items()
         }
@@ -98,9 +98,8 @@ def step_of(world, way):
     inputs = {"x": torch.randn(2, 4, WIDTH), "prompt": torch.randn(2, 3, PROMPT)}
 
     def evaluate(variants):
-        return evaluate_variants(
-            lambda inputs, _: network(**inputs), inputs, 2, variants, attachment, group
-        )  # conditional and unconditional
+        rows = 2  # conditional and unconditional
+        return evaluate_variants(lambda inputs, _: network(**inputs), inputs, rows, variants, attachment, group)
 
     def run(step):
         with torch.inference_mode():
@@ -108,8 +107,7 @@ def step_of(world, way):
 
     first = [run(step) for step in range(4)]
     assert all(torch.equal(before, run(step)) for step, before in enumerate(first)), "as in the first pass"
-    with torch.inference_mode():
-        return run, lambda: network(**inputs)
+    return run, lambda: network(**inputs)
 
 
 @pytest.mark.parametrize("way", WAYS)

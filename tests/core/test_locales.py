@@ -36,9 +36,9 @@ def test_there_are_these_languages():
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("file", FILES)
 def test_every_language_has_the_same_keys_with_texts_and_numbers(language, file):
-    english, own = texts("en", file), texts(language, file)
-    assert own.keys() == english.keys()
-    for path, text in own.items():
+    english, translation = texts("en", file), texts(language, file)
+    assert translation.keys() == english.keys()
+    for path, text in translation.items():
         assert text.strip(), path
         assert ("{n}" in text) == ("{n}" in english[path]), path
 

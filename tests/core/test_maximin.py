@@ -70,26 +70,26 @@ class LinearRewards:
 @pytest.mark.parametrize("share", [(0.2, 0.8), (0.5, 0.5), (0.75, 0.25), (0.5, 0.3, 0.2), (0.1, 0.2, 0.7)])
 def test_a_run_ends_at_the_closed_form_preference_and_worst_reward(share):
     rewards, best = LinearRewards(len(share), meet=numbers(*share)), numbers(*share)
-    preference, found = rewards.run(rate=2.0)
+    preference, scores = rewards.run(rate=2.0)
     torch.testing.assert_close(preference, best, rtol=0, atol=0.01)
-    assert found.min().item() == pytest.approx(rewards.at(best).min().item(), abs=2e-3)
+    assert scores.min().item() == pytest.approx(rewards.at(best).min().item(), abs=2e-3)
     even = rewards.at(numbers(*rewards.blend.preference))
     assert share == (0.5, 0.5) or rewards.at(best).min() - even.min() > 0.1  # there was something to gain
 
 
 def test_where_one_reward_stays_worst_it_takes_all_the_weight():
     rewards = LinearRewards(2, targets=[10.0, 0.0])
-    preference, found = rewards.run(rate=2.0)
+    preference, scores = rewards.run(rate=2.0)
     assert preference[0] > 0.999
-    assert found.min().item() == pytest.approx(rewards.at(numbers(1, 0)).min().item(), abs=5e-3)
+    assert scores.min().item() == pytest.approx(rewards.at(numbers(1, 0)).min().item(), abs=5e-3)
 
 
 def test_rewards_of_unlike_scales_end_alike_on_their_own_scales():
     share, scales = numbers(0.6, 0.4), [0.5, 2.0]
     rewards = LinearRewards(2, meet=share, scales=scales)
-    preference, found = rewards.run(rate=2.0)
+    preference, scores = rewards.run(rate=2.0)
     torch.testing.assert_close(preference, share, rtol=0, atol=0.01)
-    assert abs(found[0] - found[1]) < 2e-3
+    assert abs(scores[0] - scores[1]) < 2e-3
 
 
 def test_a_step_is_the_formula_and_keeps_images_apart():
@@ -120,16 +120,16 @@ PREDICTIONS = normal(3, 4, 5, 6, seed=1).float()  # three variants; two groups o
 def test_every_image_has_its_own_coefficients_in_every_group_of_rows():
     table = numbers(0, 0.6, 0.4, -0.3, 1.3, 0).view(2, 3)
     result = personal(table, 3)(lambda variants: PREDICTIONS[variants[:, 0]], 1)
-    alone = [exact(row, 3, [0, 1])(lambda variants: PREDICTIONS[variants[:, 0]], 1) for row in table]
+    singles = [exact(row, 3, [0, 1])(lambda variants: PREDICTIONS[variants[:, 0]], 1) for row in table]
     for row in range(4):
-        torch.testing.assert_close(result[row], alone[row % 2][row], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(result[row], singles[row % 2][row], rtol=1e-6, atol=1e-6)
 
 
 def test_like_coefficients_are_the_exact_plan_bit_for_bit():
     coefficients = numbers(0.2, 0.5, 0.3)
     plans = personal(coefficients.expand(2, -1), 3), exact(coefficients, 3, [0, 1])
-    own, one = (plan(lambda variants: PREDICTIONS[variants[:, 0]], 1) for plan in plans)
-    assert torch.equal(own, one)
+    result, one = (plan(lambda variants: PREDICTIONS[variants[:, 0]], 1) for plan in plans)
+    assert torch.equal(result, one)
 
 
 def test_a_variant_that_no_image_needs_is_not_evaluated_and_a_part_of_the_batch_is_refused():

@@ -59,10 +59,10 @@ def colours(image):
 
 def test_the_picture_shows_the_front_its_shade_and_the_thumbnails():
     shown = draw(trade(("calm", "vivid"), [(1, 3), (2, 2), (1, 1)], pictures=True))
-    found = colours(shown)
-    assert {ImageColor.getrgb(colour) for colour in (ON_FRONT, SHADE)} | {(250, 0, 250)} <= found
-    alone = draw(trade(("calm", "vivid"), [(1, 3), (2, 2), (1, 1)]))
-    assert alone.height < shown.height and (250, 0, 250) not in colours(alone)
+    palette = colours(shown)
+    assert {ImageColor.getrgb(colour) for colour in (ON_FRONT, SHADE)} | {(250, 0, 250)} <= palette
+    chart = draw(trade(("calm", "vivid"), [(1, 3), (2, 2), (1, 1)]))
+    assert chart.height < shown.height and (250, 0, 250) not in colours(chart)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from diffusion_blend.blend_core import Blend, BlendError
 from diffusion_blend.blend_core.adapters import canonical
 from diffusion_blend.blend_core.adapters.names.spelling import parse
 from diffusion_blend.blend_core.blend import blend
-from diffusion_blend.blend_core.estimators import exact, sampled, stratified
+from diffusion_blend.blend_core.estimators import exact, random, stratified
 from diffusion_blend.blend_core.regions import painted
 from diffusion_blend.blend_core.schedules import CURVES, Schedule
 from hypothesis import assume, given, settings
@@ -103,7 +103,7 @@ def test_stratified_counts_stay_within_one_of_their_share_at_every_prefix(made, 
 @given(blends(alignments=st.floats(0, 1)), st.integers(1, 12), SEEDS)
 def test_an_image_has_the_same_choices_alone_and_in_a_batch(made, steps, seeds):
     assume(min(made.coefficients) >= 0)
-    for estimator in (sampled, stratified):
+    for estimator in (random, stratified):
         batch = estimator(made.coefficients, steps, seeds).variants
         for image, seed in enumerate(seeds):
             assert torch.equal(estimator(made.coefficients, steps, [seed]).variants[..., 0], batch[..., image])

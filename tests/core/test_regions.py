@@ -17,34 +17,34 @@ def evaluate(variants):
     return PREDICTIONS[variants[:, 0]]
 
 
-def alone(layer):
+def prediction(layer):
     return exact(layer, 3, range(IMAGES))(evaluate, 0)
 
 
 def test_a_mask_of_ones_is_no_mask_bit_for_bit():
     plan = painted(LAYERS[:2], [torch.ones(1, 16, 24)], SIZE, IMAGES)
-    assert torch.equal(plan(evaluate, 0, IMAGES), alone(LAYERS[1]))
+    assert torch.equal(plan(evaluate, 0, IMAGES), prediction(LAYERS[1]))
 
 
 def test_a_mask_of_zeros_is_what_lies_below_bit_for_bit():
     plan = painted(LAYERS[:2], [torch.zeros(1, 16, 24)], SIZE, IMAGES)
-    assert torch.equal(plan(evaluate, 0, IMAGES), alone(LAYERS[0]))
+    assert torch.equal(plan(evaluate, 0, IMAGES), prediction(LAYERS[0]))
 
 
 def test_every_position_has_its_own_blend():
     left, top = torch.zeros(1, 16, 24), torch.zeros(1, 16, 24)
     left[..., :12], top[:, :8] = 1, 0.25
     plan = painted(LAYERS, [left, top], SIZE, IMAGES)
-    below = torch.where(torch.arange(6) < 3, alone(LAYERS[1]), alone(LAYERS[0]))
+    below = torch.where(torch.arange(6) < 3, prediction(LAYERS[1]), prediction(LAYERS[0]))
     expected = below.clone()
-    expected[..., :2, :] = 0.75 * below[..., :2, :] + 0.25 * alone(LAYERS[2])[..., :2, :]
+    expected[..., :2, :] = 0.75 * below[..., :2, :] + 0.25 * prediction(LAYERS[2])[..., :2, :]
     torch.testing.assert_close(plan(evaluate, 1, IMAGES), expected)
 
 
 def test_each_image_may_have_its_own_mask():
     masks = torch.stack([torch.ones(8, 8), torch.zeros(8, 8)])
     result = painted(LAYERS[:2], [masks], SIZE, IMAGES)(evaluate, 0, IMAGES)
-    rows = [alone(LAYERS[1 - row % 2])[row] for row in range(2 * IMAGES)]  # rows are group by group of both images
+    rows = [prediction(LAYERS[1 - row % 2])[row] for row in range(2 * IMAGES)]  # rows are group by group of both images
     assert torch.equal(result, torch.stack(rows))
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusion_blend.blend_core import Blend, BlendError, Schedule
-from diffusion_blend.blend_core.estimators import exact, sampled, stratified
+from diffusion_blend.blend_core.estimators import exact, random, stratified
 from diffusion_blend.blend_core.schedules import CURVES, parse_positions
 
 from .worlds import gaussian, normal, sample, schedule, start
@@ -103,7 +103,7 @@ def test_stratified_counts_stay_within_one_of_their_share_under_a_schedule(count
 
 def test_sampled_frequencies_follow_the_schedule():
     table = Schedule.even([Blend(NAMES, (1.0, 0.0)), Blend(NAMES, (0.0, 1.0))]).coefficients(5)
-    chosen = sampled(table, 5, range(2000)).variants[:, 0]
+    chosen = random(table, 5, range(2000)).variants[:, 0]
     shares = (chosen == 2).double().mean(1)
     bound = 5 * (0.25 / 2000) ** 0.5
     assert bool(((shares - table[:, 2]).abs() <= bound).all()) and shares[0] == 0 and shares[-1] == 1
@@ -111,7 +111,7 @@ def test_sampled_frequencies_follow_the_schedule():
 
 def test_coefficients_below_0_are_refused_wherever_they_come():
     table = Schedule.even([FIRST, SECOND]).coefficients(4)
-    for estimator in (sampled, stratified):
+    for estimator in (random, stratified):
         with pytest.raises(BlendError, match="none below 0"):
             estimator(table, 4, [0])
 

@@ -1,6 +1,5 @@
 """Merged minus exact is of second order in the deltas; the curvature foretells it (docs/merged_or_exact.md)."""
 
-from dataclasses import replace
 from itertools import combinations, pairwise
 
 import pytest
@@ -25,7 +24,7 @@ BLENDS = {
 
 def scaled(bases, size):
     """The same adapters with their weight changes times `size`."""
-    return [{target: replace(part, scale=part.scale * size) for target, part in basis.items()} for basis in bases]
+    return [{target: change.times(size) for target, change in basis.items()} for basis in bases]
 
 
 def measured(net, bases, coefficients, x):
@@ -64,8 +63,8 @@ def foretold(net, bases, coefficients, x):
     return -sum(terms) / 2
 
 
-def relative(found, expected):
-    return ((found - expected).norm() / expected.norm()).item()
+def relative(result, expected):
+    return ((result - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("blend", BLENDS.values(), ids=BLENDS)

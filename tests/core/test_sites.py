@@ -52,7 +52,7 @@ def drawn(*shape, seed=0):
 
 def pair(name, seed=1, rank=2):
     factors = Factors(drawn(rank, WIDTH, seed=seed), drawn(WIDTH, rank, seed=seed + 1), 0.7)
-    return {Target(name, (WIDTH, WIDTH)): factors}
+    return {Target(name, (WIDTH, WIDTH)): Change(factors)}
 
 
 def difference(name, parameter, *shape, seed=5):
@@ -65,8 +65,8 @@ def merged(network, adapter):
     network = copy.deepcopy(network)
     for target, change in adapter.items():
         module = network.get_submodule(target.module)
-        parts = change.tensors if isinstance(change, Factors) else change.delta.tensors
-        delta = change.scale * parts["up"] @ parts["down"] if isinstance(change, Factors) else parts["diff"]
+        parts, factors = change.delta.tensors, change.factors
+        delta = parts["diff"] if factors is None else factors.scale * parts["up"] @ parts["down"]
         getattr(module, target.parameter).data += delta
     return network
 
@@ -254,26 +254,26 @@ class Attention(nn.Module):
 
 
 class Prompted(nn.Module):
-    """Two of them. own: whether each gets a prompt of its own."""
+    """Two of them. two_prompts: whether each gets a prompt of its own."""
 
-    def __init__(self, own):
+    def __init__(self, two_prompts):
         super().__init__()
-        self.first, self.second, self.own = Attention(), Attention(), own
+        self.first, self.second, self.two_prompts = Attention(), Attention(), two_prompts
 
     def forward(self, x):
         prompt = x[..., :3].contiguous()
-        return self.second(self.first(x, prompt), prompt + 1 if self.own else prompt)
+        return self.second(self.first(x, prompt), prompt + 1 if self.two_prompts else prompt)
 
 
-@pytest.mark.parametrize(("own", "products"), [(False, (2 + 2) + 2), (True, (2 + 2) + 2 + (1 + 2))])
-def test_a_prompt_is_projected_once_for_all_attentions(x, own, products):
+@pytest.mark.parametrize(("two_prompts", "products"), [(False, (2 + 2) + 2), (True, (2 + 2) + 2 + (1 + 2))])
+def test_a_prompt_is_projected_once_for_all_attentions(x, two_prompts, products):
     torch.manual_seed(3)
-    network = Prompted(own).double().requires_grad_(False)
+    network = Prompted(two_prompts).double().requires_grad_(False)
     adapter = {}
     for i, (block, name) in enumerate((b, n) for b in ("first", "second") for n in "qkv"):
         width = WIDTH if name == "q" else 3
         part = Factors(drawn(2, width, seed=i), drawn(WIDTH, 2, seed=i + 9), 0.7)
-        adapter[Target(f"{block}.{name}", (WIDTH, width))] = part
+        adapter[Target(f"{block}.{name}", (WIDTH, width))] = Change(part)
     attachment, base = LoRABank([adapter]).attach(network), counted(lambda: network(x))
     for _ in range(2):
         with attachment.using([1, 1]):

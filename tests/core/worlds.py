@@ -62,8 +62,8 @@ class World:
         posterior = torch.softmax(self._joint(x, sigma, family), dim=1)
         offsets = x[:, None] - a * self.means
         gain = a * self.covariances @ torch.linalg.inv(self._noisy(sigma, a))
-        each = self.means + torch.einsum("kij,bkj->bki", gain, offsets)
-        return (posterior[..., None] * each).sum(1)
+        means = self.means + torch.einsum("kij,bkj->bki", gain, offsets)
+        return (posterior[..., None] * means).sum(1)
 
     def tilted_linear(self, direction, kl_weight):
         """p(x0) exp(direction . x0 / kl_weight), normalised."""

@@ -50,14 +50,14 @@ def first_predictions(studio, *plans):
     noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(SEED)) for _ in PROMPTS])
     prompted, empty = pipe.encode_prompt(PROMPTS, "cpu", 1, True)
     text = torch.cat([empty, prompted])
-    found = []
+    predictions = []
     for plan in plans or [exact([float(i == variant) for i in range(3)], 1, [0, 0]) for variant in range(3)]:
         with blended(pipe, bank, plan), torch.no_grad():
             eps = pipe.unet(torch.cat([noise, noise]), timestep, encoder_hidden_states=text).sample
         uncond, cond = eps.chunk(2)
         guided = uncond + CFG * (cond - uncond)
-        found.append(pipe.scheduler.step(guided, timestep, noise).pred_original_sample)
-    return noise / signal, torch.stack(found)
+        predictions.append(pipe.scheduler.step(guided, timestep, noise).pred_original_sample)
+    return noise / signal, torch.stack(predictions)
 
 
 def test_the_numbers_are_those_of_the_pipeline(studio, tmp_path, capsys):

@@ -155,22 +155,22 @@ def test_the_path_kl_is_that_of_the_trainers_and_0_for_the_base(host):
     batch = Batch(host, *PAIRS)
     predict = batch.predictor(host.bank, exact((0.0, *HALF), STEPS, SEEDS * 2))
     expected = rollout(host.chain, batch.noise(), predict, batch.base).kl.sum(0)
-    found = outcome(host, "mpa", HALF)
-    torch.testing.assert_close(found.kl, expected.double(), rtol=1e-5, atol=0)
-    assert (found.kl > 0).all()
+    run = outcome(host, "mpa", HALF)
+    torch.testing.assert_close(run.kl, expected.double(), rtol=1e-5, atol=0)
+    assert (run.kl > 0).all()
     assert outcome(host, "base").kl.tolist() == [0.0] * 4
     assert outcome(host, "best_of_n", HALF).kl is None
 
 
 def test_a_gradient_step_of_scale_s_costs_half_s_squared_nats_per_dimension(host):
     dimensions = torch.Size(host.base.latent_shape).numel()
-    found = outcome(host, "rgg", HALF, gradient_scale=0.2)
-    torch.testing.assert_close(found.kl, torch.full((4,), STEPS * 0.2**2 * dimensions / 2).double(), rtol=1e-3, atol=0)
+    run = outcome(host, "rgg", HALF, gradient_scale=0.2)
+    torch.testing.assert_close(run.kl, torch.full((4,), STEPS * 0.2**2 * dimensions / 2).double(), rtol=1e-3, atol=0)
 
 
 def test_the_best_of_n_is_no_worse_than_the_base_image_by_image(host):
     base, best = outcome(host, "base"), outcome(host, "best_of_n", HALF, candidates=3)
-    total = [sum(0.5 * each for each in found.scores.values()) for found in (base, best)]
+    total = [sum(0.5 * reward for reward in run.scores.values()) for run in (base, best)]
     assert (total[1] >= total[0]).all() and (total[1] > total[0]).any()
 
 
@@ -191,8 +191,8 @@ def test_cut_steps_cost_one_evaluation(host):
 
 def test_msdda_ends_with_the_bases_steps(host):
     """All etas are 1 here, so that it is DB-MPA."""
-    found, expected = (outcome(host, method, HALF, until=0.5).images for method in ("msdda", "mpa"))
-    torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
+    result, expected = (outcome(host, method, HALF, until=0.5).images for method in ("msdda", "mpa"))
+    torch.testing.assert_close(result, expected, atol=2e-4, rtol=0)
 
 
 def test_evaluations_are_counted_without_those_of_the_kl(host):
@@ -242,8 +242,8 @@ def test_two_processes_give_the_parquet_of_one(studio, tmp_path, whole, monkeypa
 def test_every_point_has_every_prompt_and_seed_once(studio, whole):
     table = table_in(whole).to_pylist()
     points = [(p.method, p.preference, p.alignment) for p in points_of(read_protocol([studio / "protocol.toml"]))]
-    found = [(row["method"], tuple(row["preference"]), row["alignment"], row["prompt"], row["seed"]) for row in table]
-    assert found == [(*point, prompt, seed) for point in points for prompt in PROMPTS for seed in SEEDS]
+    rows = [(row["method"], tuple(row["preference"]), row["alignment"], row["prompt"], row["seed"]) for row in table]
+    assert rows == [(*point, prompt, seed) for point in points for prompt in PROMPTS for seed in SEEDS]
     assert [row["image"] for row in table] == list(range(len(table)))
     assert table[0].keys() >= {"reward.brightness", "reward.contrast", "kl", "evaluations"}
 
@@ -264,18 +264,18 @@ def test_methods_are_compared_at_equal_path_kl(whole):
     """At a dial's own points nothing is interpolated: at DB-MPA's KL its dial gives DB-MPA's reward."""
     summary = json.loads((whole / "summary.json").read_text())
     rows = {(r["method"], tuple(r["preference"]), r["alignment"]): r for r in summary["rows"]}
-    found = {(each["of"], each["method"]): each for each in summary["at_kl"]}
-    assert {("mpa", "kla"), ("oracle", "oracle_dial")} <= found.keys()
+    entries = {(entry["of"], entry["method"]): entry for entry in summary["at_kl"]}
+    assert {("mpa", "kla"), ("oracle", "oracle_dial")} <= entries.keys()
     for method in ("mpa", "oracle"):
-        as_trained, dialled = rows[method, HALF, 1.0], found[method, {"mpa": "kla", "oracle": "oracle_dial"}[method]]
+        as_trained, dialled = rows[method, HALF, 1.0], entries[method, {"mpa": "kla", "oracle": "oracle_dial"}[method]]
         assert dialled["kl"] == pytest.approx(as_trained["kl"], rel=1e-12)
         assert dialled["weighted"]["mean"] == pytest.approx(as_trained["weighted"][0], rel=1e-9)
         assert dialled["weighted"]["low"] <= dialled["weighted"]["mean"] <= dialled["weighted"]["high"]
-    assert found["mpa", "kla"]["against_kla"] is None
-    for each in summary["at_kl"]:
-        if each["method"] != "kla" and (each["of"], "kla") in found:
-            own, kla = each["weighted"]["mean"], found[each["of"], "kla"]["weighted"]["mean"]
-            assert each["against_kla"]["mean"] == pytest.approx(own - kla, abs=1e-12)
+    assert entries["mpa", "kla"]["against_kla"] is None
+    for entry in summary["at_kl"]:
+        if entry["method"] != "kla" and (entry["of"], "kla") in entries:
+            mean, kla = entry["weighted"]["mean"], entries[entry["of"], "kla"]["weighted"]["mean"]
+            assert entry["against_kla"]["mean"] == pytest.approx(mean - kla, abs=1e-12)
 
 
 def test_every_method_of_loras_is_sampled_at_every_until_and_compared_at_equal_kl(studio, tmp_path):
@@ -285,19 +285,19 @@ def test_every_method_of_loras_is_sampled_at_every_until_and_compared_at_equal_k
     summary = json.loads((tmp_path / "summary.json").read_text())
     seen = [row for row in summary["rows"] if row["preference"] == [*HALF]]
     rows = {(row["method"], row["alignment"], row["until"]): row for row in seen}
-    dials = [(method, each, until) for method in ("kla", "merged_dial") for until in (1, 0.5) for each in (1, 2, 16)]
+    dials = [(method, dial, until) for method in ("kla", "merged_dial") for until in (1, 0.5) for dial in (1, 2, 16)]
     assert list(rows) == [("base", 0, 1), *dials, ("oracle", 1, 1), ("oracle", 1, 0.5)]
     assert rows["kla", 1, 1]["against_mpa"] is None  # it is DB-MPA itself
     ended, whole = rows["kla", 1, 0.5], rows["kla", 1, 1]
     assert ended["against_mpa"]["mean"] == pytest.approx(ended["weighted"][0] - whole["weighted"][0])
-    found = {(each["method"], each["until"]): each for each in summary["at_kl"] if each["of"] == "mpa"}
+    entries = {(entry["method"], entry["until"]): entry for entry in summary["at_kl"] if entry["of"] == "mpa"}
     level = rows["kla", 1, 1]["kl"]
-    assert found.keys() == {("kla", 1), ("kla", 0.5), ("merged_dial", 1), ("merged_dial", 0.5)}
-    assert all(each["kl"] == level for each in found.values())
-    assert found["kla", 1]["weighted"]["mean"] == pytest.approx(rows["kla", 1, 1]["weighted"][0])
+    assert entries.keys() == {("kla", 1), ("kla", 0.5), ("merged_dial", 1), ("merged_dial", 0.5)}
+    assert all(entry["kl"] == level for entry in entries.values())
+    assert entries["kla", 1]["weighted"]["mean"] == pytest.approx(rows["kla", 1, 1]["weighted"][0])
     ended = [rows["kla", alignment, 0.5] for alignment in (1, 2, 16)]
     expected = numpy.interp(level, [row["kl"] for row in ended], [row["weighted"][0] for row in ended])
-    assert found["kla", 0.5]["weighted"]["mean"] == pytest.approx(expected)
+    assert entries["kla", 0.5]["weighted"]["mean"] == pytest.approx(expected)
     text = (tmp_path / "summary.md").read_text()
     assert "| DB-KLA, until 0.5 | 0.5, 0.5 | 16 |" in text and "MORL oracle, until 0.5" in text
     assert "DB-KLA, until 0.5" in (tmp_path / "report.html").read_text()
@@ -330,9 +330,9 @@ def test_the_oracles_share_of_itself_is_all_and_of_the_base_nothing(whole):
 
 def test_costs_are_kept_apart_because_they_differ_from_run_to_run(whole):
     costs = pyarrow.parquet.read_table(whole / "costs.parquet").to_pylist()
-    assert sum(each["images"] for each in costs) == table_in(whole).num_rows
-    assert all(each["seconds"] > 0 for each in costs)
-    assert sys.platform != "linux" or all(each["peak_bytes"] > 10e6 for each in costs)
+    assert sum(row["images"] for row in costs) == table_in(whole).num_rows
+    assert all(row["seconds"] > 0 for row in costs)
+    assert sys.platform != "linux" or all(row["peak_bytes"] > 10e6 for row in costs)
 
 
 def test_the_report_has_everything_in_it(whole):
@@ -353,10 +353,10 @@ def test_the_bootstrap_covers_prompts_and_seeds():
     """Where prompts alone differ, the interval is theirs, however many seeds there are."""
     generator = numpy.random.default_rng(1)
     prompts = generator.normal(size=(100, 1))
-    found = Draws(100, 50).mean(prompts + numpy.zeros((1, 50)))
+    interval = Draws(100, 50).mean(prompts + numpy.zeros((1, 50)))
     error = prompts.std() / 10
-    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
-    assert found.low < found.mean < found.high
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.1)
+    assert interval.low < interval.mean < interval.high
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_differences_keep_their_roles_and_transformers_refuse_them():
 
 def test_a_lower_rank_is_kept_and_its_loss_stated(studio, tmp_path, capsys):
     file = export(studio, tmp_path / "small.safetensors", "--rank=1")
-    assert {factors.down.shape[0] for factors in read_adapter(file).modules.values()} == {1}
+    assert set(read_adapter(file).ranks) == {1}
     assert "% of the change is lost" in capsys.readouterr().out
 
 

@@ -103,14 +103,14 @@ def test_msdda_takes_eta_from_the_files_or_from_the_command_and_repeats(studio, 
     rewards = [f"--reward=first={studio / 'first'}.safetensors", f"--reward=second={stated}"]
     others = [entry for entry in arguments(studio, tmp_path / "read", *fuse) if not entry.startswith("--reward")]
     assert main([*others, *rewards]) == 0
-    given, read = files(tmp_path / "given"), files(tmp_path / "read")
+    originals, read = files(tmp_path / "given"), files(tmp_path / "read")
     record = record_of(tmp_path / "read")
     assert record["etas"] == record_of(tmp_path / "given")["etas"] == {"base": 0.9, "first": 1.0, "second": 0.4}
-    assert [given[f"0000{i}.png"] for i in range(4)] == [read[f"0000{i}.png"] for i in range(4)]
+    assert [originals[f"0000{i}.png"] for i in range(4)] == [read[f"0000{i}.png"] for i in range(4)]
     assert main(["generate", f"--repeat={tmp_path / 'given' / 'generation.json'}", f"--out={tmp_path / 'b'}"]) == 0
-    assert files(tmp_path / "b") == given
+    assert files(tmp_path / "b") == originals
     assert main(arguments(studio, tmp_path / "like", *fuse)) == 0
-    assert files(tmp_path / "like")["00000.png"] != given["00000.png"]
+    assert files(tmp_path / "like")["00000.png"] != originals["00000.png"]
 
 
 def test_until_is_recorded_and_repeated_and_leaves_the_last_steps_to_the_base(studio, tmp_path):

@@ -319,10 +319,10 @@ def test_ctrl_c_keeps_finished_scores_and_the_same_command_goes_on(folder, monke
         batches = scoring.batches
 
         def interrupted(items, size):
-            for i, each in enumerate(batches(items, size)):
+            for i, batch in enumerate(batches(items, size)):
                 if i == 2:
                     raise KeyboardInterrupt
-                yield each
+                yield batch
 
         patch.setattr(scoring, "batches", interrupted)
         assert score(folder, "--reward=brightness=1", "--batch-size=1") == 130
@@ -413,7 +413,7 @@ def test_a_scale_changes_scores_and_range(folder, tmp_path):
     assert score(folder, "--reward=jpeg_incompressibility") == 0
     assert score(folder, "--reward=jpeg_incompressibility", "--scale=flow-grpo", f"--out={tmp_path / 'o'}") == 0
     plain, scaled = (scores_of(place, "jpeg_incompressibility") for place in (folder, tmp_path / "o"))
-    assert scaled == pytest.approx({file: each / 500 for file, each in plain.items()})
+    assert scaled == pytest.approx({file: value / 500 for file, value in plain.items()})
     card = record_of(tmp_path / "o")["rewards"]["jpeg_incompressibility"]
     assert card["usual_range"] == pytest.approx([0.02, 0.3])
 

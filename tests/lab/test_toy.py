@@ -190,7 +190,7 @@ def test_an_oracle_says_which_preference_it_was_trained_for(name, preference):
     with safe_open(STUDIO / "loras" / f"{name}.safetensors", "pt") as file:
         facts = file.metadata()
     rewards = json.loads(facts["diffusion_blend.rewards"])
-    assert {each["name"]: each["weight"] for each in rewards} == dict(zip(("calm", "vivid"), preference, strict=True))
+    assert {term["name"]: term["weight"] for term in rewards} == dict(zip(("calm", "vivid"), preference, strict=True))
     plain = safe_open(STUDIO / "loras" / "calm.safetensors", "pt").metadata()
     same = ("kl_weight", "algorithm", "learning_rate", "rank", "sampling_steps", "cfg", "eta", "seed")
     assert all(facts[f"diffusion_blend.{key}"] == plain[f"diffusion_blend.{key}"] for key in same)  # equal settings

@@ -40,17 +40,17 @@ class Studio:
 
     def latents(self, execution="sequential", etas=ETAS, **inputs):
         """What the pipeline makes while MSDDA is on."""
-        plan, own = exact(BLEND.coefficients, STEPS, SEEDS), generators()
-        with fused(self.pipe, LoRABank(self.factors), plan, etas, own, execution), torch.no_grad():
-            return self.pipe(num_inference_steps=STEPS, generator=own, output_type="latent", **inputs).images
+        plan, streams = exact(BLEND.coefficients, STEPS, SEEDS), generators()
+        with fused(self.pipe, LoRABank(self.factors), plan, etas, streams, execution), torch.no_grad():
+            return self.pipe(num_inference_steps=STEPS, generator=streams, output_type="latent", **inputs).images
 
 
 def generators():
     return [torch.Generator().manual_seed(seed) for seed in SEEDS]
 
 
-def noise(own, shape):
-    return torch.stack([torch.randn(shape, generator=generator) for generator in own])
+def noise(streams, shape):
+    return torch.stack([torch.randn(shape, generator=generator) for generator in streams])
 
 
 @pytest.fixture(params=["epsilon", "v_prediction"])
@@ -110,12 +110,12 @@ def test_with_unlike_eta_it_is_the_fusion_of_separate_models_steps(studio, execu
 
 def ddim_by_hand(studio, etas, cfg):
     """DDIM's equations 12 and 16 (arXiv 2010.02502) for every model, then the product of their Gaussians."""
-    pipe, own = studio.pipe, generators()
+    pipe, streams = studio.pipe, generators()
     text, empty = pipe.encode_prompt(PROMPTS, "cpu", 1, True)
     scheduler = pipe.scheduler
     scheduler.set_timesteps(STEPS)
     abars = [scheduler.alphas_cumprod[t].double() for t in scheduler.timesteps] + [scheduler.final_alpha_cumprod]
-    x = noise(own, (4, 8, 8)).double()
+    x = noise(streams, (4, 8, 8)).double()
     for t, (now, after) in zip(scheduler.timesteps, pairwise(abars), strict=True):
         parts = []
         for copy, c, eta in zip(studio.copies, BLEND.coefficients, etas, strict=True):
@@ -131,7 +131,7 @@ def ddim_by_hand(studio, etas, cfg):
         precision = sum(weight for weight, _ in parts)
         x = sum(weight * mean for weight, mean in parts) / precision
         if after < 1:
-            x = x + noise(own, (4, 8, 8)) / precision**0.5
+            x = x + noise(streams, (4, 8, 8)) / precision**0.5
     return x.float()
 
 
@@ -153,8 +153,8 @@ def flux():
 
 def flow_by_hand(studio, etas, shape, predict):
     """Ancestral steps of rectified flow for every model, then the product of their Gaussians."""
-    own = generators()
-    x = predict.start(noise(own, shape))
+    streams = generators()
+    x = predict.start(noise(streams, shape))
     sigmas = studio.pipe.scheduler.sigmas.double().tolist()
     for now, after in pairwise(sigmas):
         parts = []
@@ -167,7 +167,7 @@ def flow_by_hand(studio, etas, shape, predict):
         precision = sum(weight for weight, _ in parts)
         x = sum(weight * mean for weight, mean in parts) / precision
         if after > 0:
-            x = x + noise(own, x.shape[1:]) / precision**0.5
+            x = x + noise(streams, x.shape[1:]) / precision**0.5
     return x
 
 
@@ -211,9 +211,9 @@ def test_sd3_takes_the_fused_flow_step(tmp_path, shift):
     pipe, inputs = sd3(shift)
     pipe.set_progress_bar_config(disable=True)
     studio = Studio(pipe, tmp_path)
-    found = studio.latents(**inputs, guidance_scale=3.0)
-    assert_latents(found, flow_by_hand(studio, ETAS, (4, 8, 8), SD3Prediction(inputs, 3.0)))
-    assert (found - studio.latents(etas=(1.0,) * 3, **inputs, guidance_scale=3.0)).abs().max() > 100 * FP32
+    latents = studio.latents(**inputs, guidance_scale=3.0)
+    assert_latents(latents, flow_by_hand(studio, ETAS, (4, 8, 8), SD3Prediction(inputs, 3.0)))
+    assert (latents - studio.latents(etas=(1.0,) * 3, **inputs, guidance_scale=3.0)).abs().max() > 100 * FP32
 
 
 @torch.no_grad()
@@ -221,16 +221,16 @@ def test_flux_takes_the_fused_flow_step(tmp_path):
     pipe, inputs = flux()
     pipe.set_progress_bar_config(disable=True)
     studio = Studio(pipe, tmp_path)
-    found = studio.latents("batched", **inputs)
-    assert_latents(found, flow_by_hand(studio, ETAS, (2, 8, 8), FluxPrediction(inputs)))
+    latents = studio.latents("batched", **inputs)
+    assert_latents(latents, flow_by_hand(studio, ETAS, (2, 8, 8), FluxPrediction(inputs)))
 
 
 def test_a_batch_is_its_images_one_by_one(studio):
     evaluation = BlendEvaluation.of("msdda", BLEND, studio.factors, (1.0, 0.4))
     both = generate(studio.pipe, evaluation, PROMPTS, SEEDS, Sampling(STEPS, cfg=2.0))
     for i in range(2):
-        alone = generate(studio.pipe, evaluation, [PROMPTS[i]], [SEEDS[i]], Sampling(STEPS, cfg=2.0))
-        assert_close(alone[0], both[i], PIXELS)
+        single_run = generate(studio.pipe, evaluation, [PROMPTS[i]], [SEEDS[i]], Sampling(STEPS, cfg=2.0))
+        assert_close(single_run[0], both[i], PIXELS)
 
 
 def test_network_and_scheduler_are_as_found_even_after_an_error(studio):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, StableDiffusion3Pipeline
 from diffusion_blend.blend_core import Blend, BlendError, LoRABank, Plan, read_adapter, resolve
-from diffusion_blend.blend_core.estimators import exact, sampled
+from diffusion_blend.blend_core.estimators import exact, random
 from diffusion_blend.pipelines import blended, network_of, target_index
 
 from ..lora_files import merged, random_lora, write_lora
@@ -61,7 +61,7 @@ def test_exact_blend_is_the_weighted_sum_of_merged_copies(world, execution):
 
 
 def test_one_variant_per_image_takes_that_images_variant_in_every_group_of_rows(world):
-    plan = sampled(BLEND.coefficients, 1, [5, 8])
+    plan = random(BLEND.coefficients, 1, [5, 8])
     choices = plan.variants[0, 0].tolist()
     assert len(set(choices)) == 2  # these seeds make the two images differ
     variants = [world.variant(choice) for choice in choices]
@@ -73,8 +73,8 @@ def test_one_hot_coefficients_are_that_basis_bit_for_bit(world):
     for i, coefficients in enumerate([(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]):
         blend = world.blended(exact(coefficients, 1, [0, 1]))
         with world.bank.attach(world.network).using([i] * 4):
-            alone = call(world.network, world.inputs)
-        assert torch.equal(blend, alone)
+            single_run = call(world.network, world.inputs)
+        assert torch.equal(blend, single_run)
 
 
 def test_alignment_zero_is_the_base_bit_for_bit(world):
@@ -97,11 +97,11 @@ def test_network_is_as_found_afterwards_even_after_an_error(world):
 
 
 def test_another_packs_forward_is_called_and_put_back(world):
-    calls, own = [], world.network.forward
+    calls, forward = [], world.network.forward
 
     def counted(*args, **kwargs):
         calls.append(1)
-        return own(*args, **kwargs)
+        return forward(*args, **kwargs)
 
     world.network.forward = counted
     world.blended(exact(BLEND.coefficients, 1, [0, 1]))
@@ -121,17 +121,17 @@ def test_tuples_and_positional_arguments_are_understood(world):
 
 def test_a_step_lasts_as_long_as_its_timestep_and_a_higher_one_starts_again(tmp_path):
     world = World("unet", tmp_path)
-    plan = sampled((0.0, 0.5, 0.5), 4, [3])
+    plan = random((0.0, 0.5, 0.5), 4, [3])
     choices = plan.variants[:, 0, 0].tolist()
     assert len(set(choices)) == 2
-    seen, alone = [], {}
+    seen, references = [], {}
     for i in (1, 2):
         with world.bank.attach(world.network).using([i]):
-            alone[i] = {t: call(world.network, at(world.inputs, t)) for t in (900, 700, 500, 300)}
+            references[i] = {t: call(world.network, at(world.inputs, t)) for t in (900, 700, 500, 300)}
     with blended(world.network, world.bank, plan):
         for t in (900, 900, 700, 500, 500, 300, 900, 700):
             out = call(world.network, at(world.inputs, t))
-            seen.append(next(i for i in (1, 2) if torch.equal(out, alone[i][t])))
+            seen.append(next(i for i in (1, 2) if torch.equal(out, references[i][t])))
     a, b, c, d = choices
     assert seen == [a, a, b, c, c, d, a, b]
 

@@ -250,12 +250,12 @@ def pickscore(preprocess: dict) -> Scorer:
         """Returns features as transformers 4 did, which imscore expects."""
 
         def get_image_features(self, **inputs):
-            found = super().get_image_features(**inputs)
-            return getattr(found, "pooler_output", found)
+            features = super().get_image_features(**inputs)
+            return getattr(features, "pooler_output", features)
 
         def get_text_features(self, **inputs):
-            found = super().get_text_features(**inputs)
-            return getattr(found, "pooler_output", found)
+            features = super().get_text_features(**inputs)
+            return getattr(features, "pooler_output", features)
 
     vision, text = tower(16) | {"hidden_act": "gelu", "patch_size": 14}, tower(16) | {"hidden_act": "gelu"}
     config = transformers.CLIPConfig(vision_config=vision, text_config=text, projection_dim=1024)

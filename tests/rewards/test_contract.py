@@ -18,7 +18,7 @@ def reward(request, library, small):
     return load_reward(request.param, library)
 
 
-each = pytest.mark.parametrize("reward", NAMES, indirect=True)
+every_reward = pytest.mark.parametrize("reward", NAMES, indirect=True)
 
 
 def test_every_reward_of_the_issue_is_there():
@@ -28,17 +28,17 @@ def test_every_reward_of_the_issue_is_there():
     assert set(PROMPTED) == {"clipscore", "pickscore", "hpsv2.1", "hpsv2", "imagereward"}
 
 
-@each
+@every_reward
 def test_a_score_per_image_that_does_not_depend_on_the_neighbours(reward, images):
     scores = reward(images, PROMPTS)
     assert scores.shape == (3,) and scores.dtype == torch.float32
-    alone = torch.cat([reward(images[i : i + 1], PROMPTS[i]) for i in range(3)])
-    torch.testing.assert_close(scores, alone, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(reward(images, PROMPTS, images_per_pass=2), alone, rtol=1e-5, atol=1e-5)
+    singles = torch.cat([reward(images[i : i + 1], PROMPTS[i]) for i in range(3)])
+    torch.testing.assert_close(scores, singles, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(reward(images, PROMPTS, images_per_pass=2), singles, rtol=1e-5, atol=1e-5)
     assert scores.std() > 0
 
 
-@each
+@every_reward
 def test_scores_are_the_same_every_time_and_weights_are_frozen(reward, images):
     torch.manual_seed(1)
     first = reward(images, "a fox")

@@ -37,7 +37,7 @@ def unet_name(key, unet):
     for ours, original in UNET_ENDS.items():
         if key.startswith(f"{ours}."):
             return key.replace(ours, original, 1)
-    each = unet.config.layers_per_block + 1
+    stride = unet.config.layers_per_block + 1
     where, number, kind, place, rest = re.fullmatch(
         r"(?:(down|up)_blocks\.(\d+)|mid_block)\.(\w+)\.(\d+)\.(.+)", key
     ).groups()
@@ -48,11 +48,11 @@ def unet_name(key, unet):
         return f"middle_block.{2 * int(place) if kind == 'resnets' else 1}.{rest}"
     block, place = int(number), int(place)
     if kind == "downsamplers":
-        return f"input_blocks.{(block + 1) * each}.0.{rest.replace('conv', 'op')}"
+        return f"input_blocks.{(block + 1) * stride}.0.{rest.replace('conv', 'op')}"
     if kind == "upsamplers":
         after = 2 if getattr(unet.up_blocks[block], "attentions", None) else 1
-        return f"output_blocks.{block * each + each - 1}.{after}.{rest}"
-    first = 1 + block * each if where == "down" else block * each
+        return f"output_blocks.{block * stride + stride - 1}.{after}.{rest}"
+    first = 1 + block * stride if where == "down" else block * stride
     return f"{'input' if where == 'down' else 'output'}_blocks.{first + place}.{int(kind == 'attentions')}.{rest}"
 
 
@@ -63,7 +63,7 @@ def vae_name(key, blocks):
             key = key.replace(f".{ours}.", f".{original}.")
     key = key.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
     key = key.replace("mid_block.attentions.0", "mid.attn_1")
-    key = re.sub(r"mid_block\.resnets\.(\d)", lambda found: f"mid.block_{int(found[1]) + 1}", key)
+    key = re.sub(r"mid_block\.resnets\.(\d)", lambda match: f"mid.block_{int(match[1]) + 1}", key)
     key = re.sub(r"down_blocks\.(\d)", r"down.\1", key)
-    key = re.sub(r"up_blocks\.(\d)", lambda found: f"up.{blocks - 1 - int(found[1])}", key)
+    key = re.sub(r"up_blocks\.(\d)", lambda match: f"up.{blocks - 1 - int(match[1])}", key)
     return key.replace("resnets", "block").replace("samplers.0.conv", "sample.conv")

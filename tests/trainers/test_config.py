@@ -19,9 +19,9 @@ from diffusion_blend.trainers.settings.rules import RULES, check
 
 def test_every_setting_is_explained_with_its_default():
     text = settings_help(Config, PRESETS, "Presets", RULES)
-    for key, each in fields(Config):
-        assert len(each.metadata["help"]) > 20 and each.metadata["help"].endswith(".")
-        assert f"  {key} = " in text and each.metadata["help"] in text
+    for key, setting in fields(Config):
+        assert len(setting.metadata["help"]) > 20 and setting.metadata["help"].endswith(".")
+        assert f"  {key} = " in text and setting.metadata["help"] in text
 
 
 def values_out_of(entry):
@@ -89,8 +89,8 @@ def test_unreadable_and_unknown_files_are_refused(tmp_path):
 @pytest.mark.parametrize("name", sorted(file.stem for file in PRESETS.glob("*.toml")))
 def test_presets_need_only_what_a_person_must_choose(name):
     missing = {"base__path": "somewhere", "prompts__file": "prompts.txt", "reward__name": "brightness"}
-    given = to_flat(read_config([name]))
-    chosen = {key: value for key, value in missing.items() if not given[key.replace("__", ".")]}
+    preset = to_flat(read_config([name]))
+    chosen = {key: value for key, value in missing.items() if not preset[key.replace("__", ".")]}
     assert chosen and check(read_config([name], **chosen)) is None  # it raises for the first complaint
 
 

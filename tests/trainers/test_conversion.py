@@ -33,8 +33,8 @@ def lora_network(rank=4, alpha=8):
 
 def deltas(adapter, network):
     return {
-        name: each.scale * (each.up.double() @ each.down.double().flatten(1))
-        for name, each in by_module(adapter, network).items()
+        name: factors.scale * (factors.up.double() @ factors.down.double().flatten(1))
+        for name, factors in by_module(adapter, network).items()
     }
 
 

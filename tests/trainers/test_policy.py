@@ -168,11 +168,12 @@ def test_the_file_is_read_whole_and_is_pefts_delta(policy, tmp_path):
     path = tmp_path / "lora.safetensors"
     export.save_lora(path, tensors, {})
     adapter = read_adapter(path)
-    factors, report = resolve(adapter, target_index(network_of(policy.base.pipe)))
+    resolved, report = resolve(adapter, target_index(network_of(policy.base.pipe)))
     assert report.matched == report.in_file > 0 and report.scale_source.startswith("scale 1.0")
     layers = dict(policy.unwrapped.named_modules())
-    for target, each in factors.items():
-        delta = each.scale * each.up @ each.down
+    for target, change in resolved.items():
+        factors = change.factors
+        delta = factors.scale * factors.up @ factors.down
         expected = layers[target.module.removesuffix(".base_layer")].get_delta_weight("default")
         torch.testing.assert_close(delta, expected, rtol=1e-6, atol=1e-7)
 

@@ -323,10 +323,10 @@ def test_a_network_that_is_shared_out_by_fsdp_learns_the_same_and_goes_on_exactl
         assert "parameters are {'DTensor'}" in said and "on 2 process(es)" in said
     assert "going on after 1 epochs" in said
     same(one, tmp_path / "two" / "brightness.safetensors", tolerance=2e-5)  # an update moves each weight by 1e-3
-    alone, shared = (read_log(tmp_path / name / "log.jsonl") for name in ("one", "two"))
-    assert [line["epoch"] for line in shared] == [line["epoch"] for line in alone] == [-1, 0, 1]
+    single_run, shared = (read_log(tmp_path / name / "log.jsonl") for name in ("one", "two"))
+    assert [line["epoch"] for line in shared] == [line["epoch"] for line in single_run] == [-1, 0, 1]
     for name in ("reward", "path_kl", "gradient_norm", "valid_brightness"):
-        assert shared[-1][name] == pytest.approx(alone[-1][name], rel=1e-3, abs=1e-6)
+        assert shared[-1][name] == pytest.approx(single_run[-1][name], rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
@@ -425,26 +425,26 @@ def scalars(folder: Path) -> dict[tuple[str, int], float]:
     """By name and step, from the event files of a folder: length, checksum, data, checksum."""
     from tensorboardX.proto.event_pb2 import Event
 
-    found = {}
+    figures = {}
     for file in folder.glob("events.out.tfevents.*"):
         content, place = file.read_bytes(), 0
         while place < len(content):
             (length,) = struct.unpack_from("<Q", content, place)
             event = Event.FromString(content[place + 12 : place + 12 + length])
-            found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+            figures |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
             place += 12 + length + 4
-    return found
+    return figures
 
 
 def test_tensorboard_gets_the_figures_of_the_log(bases, tmp_path):
     pytest.importorskip("tensorboardX")
     options = {"output__trackers": ("tensorboard",), "output__validate_every": 2, "output__validation_images": 4}
     train(settings(bases["sd15"], tmp_path / "run", **QUICK | options))
-    found = scalars(tmp_path / "run" / "diffusion-blend")
+    figures = scalars(tmp_path / "run" / "diffusion-blend")
     for line in read_log(tmp_path / "run" / "log.jsonl"):
         for name in line.keys() - {"epoch"}:
-            assert found[name, line["epoch"]] == pytest.approx(line[name], rel=1e-6)
-    assert {("reward", 0), ("path_kl", 1), ("valid_brightness", -1), ("valid_path_kl", 1)} <= found.keys()
+            assert figures[name, line["epoch"]] == pytest.approx(line[name], rel=1e-6)
+    assert {("reward", 0), ("path_kl", 1), ("valid_brightness", -1), ("valid_path_kl", 1)} <= figures.keys()
 
 
 def test_a_tracker_without_its_package_is_refused_before_anything_loads(bases, tmp_path, monkeypatch):

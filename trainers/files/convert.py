@@ -37,21 +37,22 @@ def by_module(adapter: Adapter, network: nn.Module | None) -> dict[str, Factors]
     Raises BlendError where paths cannot be told from the file alone, modules do not fit the network, or the file holds
     other kinds than LoRA.
     """
-    plain(adapter.modules.values(), f"{adapter.label}: another spelling")
+    what = f"{adapter.label}: another spelling"
+    factors = plain(adapter.modules, what)
     if network is not None:
-        factors, report = resolve(adapter, target_index(network))
-        if report.matched != report.in_file or any(target.rows for target in factors):
+        resolved, report = resolve(adapter, target_index(network))
+        if report.matched != report.in_file or any(target.rows for target in resolved):
             raise BlendError(
                 f"{adapter.label}: {report.matched} of {report.in_file} modules fit the base, or some are slices of a "
                 "fused weight. Give the base the LoRA was trained on."
             )
-        return {target.module: factor for target, factor in factors.items()}
-    if not all("." in name for name in adapter.modules):
+        return plain({target.module: change for target, change in resolved.items()}, what)
+    if not all("." in name for name in factors):
         raise BlendError(
             f"{adapter.path} has kohya's names, whose underscores hide the module paths. Give --base: the model it "
             "was trained on."
         )
-    return dict(adapter.modules)
+    return factors
 
 
 def spelled(modules: Mapping[str, Factors], spelling: str, component: str = "unet") -> dict[str, Tensor]:

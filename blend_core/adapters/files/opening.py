@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from torch import Tensor
@@ -72,7 +73,13 @@ def _joined(shards: Sequence[WeightFile]) -> WeightFile:
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """The file's SHA-256, in hexadecimal."""
+    """The file's SHA-256, in hexadecimal; read again only where the file changed."""
+    facts = os.stat(path)
+    return _sha256(os.fspath(path), facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache(maxsize=256)
+def _sha256(path: str, changed: int, size: int) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 24):
