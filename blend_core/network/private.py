@@ -22,7 +22,7 @@ def padding_of(convolution: nn.modules.conv._ConvNd) -> Sequence[int]:
 
 def add_to_all(tensors: list[Tensor], others: list[Tensor], alpha: float) -> None:
     """tensors[i] += alpha * others[i] in place, all of them in one launch."""
-    torch._foreach_add_(tensors, others, alpha=alpha)
+    torch.ops.aten._foreach_add_.List(tensors, others, alpha=alpha)
 
 
 def is_compiled(module: nn.Module) -> bool:

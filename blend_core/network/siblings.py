@@ -46,8 +46,8 @@ class JointOutputs:
         if self._checks is not None:
             self._look(site, x, self._checks)
             return None
-        siblings = self._siblings and self._siblings.get(site)
-        return siblings.output(site, x) if siblings else None
+        siblings = (self._siblings or {}).get(site)
+        return None if siblings is None else siblings.output(site, x)
 
     def _look(self, site: Site, x: Tensor, checks: list[Tensor]) -> None:
         total = x.sum(dtype=torch.float32)
