@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from comfy_api.latest import io
 from torch import Tensor
@@ -22,6 +23,7 @@ from .types import Basis, BlendSocket, LoRABlend, LoRAStackSocket, RewardLoRA, R
 
 MOST_BASES = 16
 MOST_ROWS = 8
+NO_FILE = "none"
 WAYS = {"exact": exact, "merged": merged}
 
 
@@ -243,11 +245,7 @@ class ApplyRewardLoRAs(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's inputs and outputs."""
-        rows = io.DynamicCombo.Input(
-            "loras",
-            options=[io.DynamicCombo.Option(str(count), _rows(count)) for count in range(1, MOST_ROWS + 1)],
-            tooltip="How many rows of a file and its weight there are.",
-        )
+        names = [NO_FILE, *lora_names()]
         return io.Schema(
             node_id="DiffusionBlendApplyLoRAs",
             display_name="Apply Reward LoRAs",
@@ -273,7 +271,7 @@ class ApplyRewardLoRAs(io.ComfyNode):
                     "merged: all are added up in one prediction, as stacked LoRAs are, at the cost of none. Apply "
                     "Blend has more.",
                 ),
-                rows,
+                *(entry for i in range(1, MOST_ROWS + 1) for entry in _row_inputs(i, names)),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="Connect to any sampler."),
@@ -289,20 +287,20 @@ class ApplyRewardLoRAs(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, strength: float, evaluation: str, loras: dict) -> io.NodeOutput:
+    def execute(cls, model, strength: float, evaluation: str, **rows) -> io.NodeOutput:
         """Load the rows that are on, blend them by their weights, and apply the blend."""
-        rows = [(name, weight) for name, on, weight in _read(loras) if on]
-        if not rows:
-            raise BlendError("no row of loras is on, so that nothing is blended. Switch at least one on.")
-        bases = tuple(reward_lora(name) for name, _ in rows)
-        blend = LoRABlend.of(bases, normalised([weight for _, weight in rows]), alignment=strength)
+        chosen = list(_rows_in_use(rows))
+        if not chosen:
+            raise BlendError("no row has a file and is on, so that nothing is blended. Choose a file in one of them.")
+        bases = tuple(reward_lora(name) for name, _ in chosen)
+        blend = LoRABlend.of(bases, normalised([weight for _, weight in chosen]), alignment=strength)
         applied = apply_blend(model, blend, WAYS[evaluation], "auto", seed=0)
         return shown(applied.report, applied.model, blend, tags(blend))
 
     @classmethod
-    def fingerprint_inputs(cls, loras: dict | None = None, **_) -> tuple:
+    def fingerprint_inputs(cls, **rows) -> tuple:
         """Changes when a file of a row that is on does."""
-        return tuple(file_facts(name) for name, on, _ in _read(loras or {}) if on and name)
+        return tuple(file_facts(name) for name, _ in _rows_in_use(rows))
 
 
 def tags(blend: LoRABlend) -> str:
@@ -315,27 +313,26 @@ def tags(blend: LoRABlend) -> str:
     return f'{line}\nLora hashes: "{hashes}"'
 
 
-def _rows(count: int) -> list[io.Input]:
-    names = lora_names()
-    rows = []
-    for i in range(1, count + 1):
-        rows += [
-            io.Combo.Input(f"lora_{i}", options=names, tooltip="A file in models/loras."),
-            io.Boolean.Input(f"on_{i}", default=True, tooltip="Off: this row is left out, and its weight with it."),
-            io.Float.Input(
-                f"weight_{i}",
-                default=1.0,
-                min=0.0,
-                max=100.0,
-                step=0.05,
-                tooltip="How much of this reward. The weights of the rows that are on are divided by their sum, so "
-                "that 1, 1 is half of each.",
-            ),
-        ]
-    return rows
+def _row_inputs(i: int, names: list[str]) -> list[io.Input]:
+    """The row's file, whether it is on, and its weight."""
+    return [
+        io.Combo.Input(f"lora_{i}", options=names, tooltip="A file in models/loras; none: no LoRA in this row."),
+        io.Boolean.Input(f"on_{i}", default=True, tooltip="Off: this row is left out, and its weight with it."),
+        io.Float.Input(
+            f"weight_{i}",
+            default=1.0,
+            min=0.0,
+            max=100.0,
+            step=0.05,
+            tooltip="How much of this reward. The weights of the rows that are on are divided by their sum, so that "
+            "1, 1 is half of each.",
+        ),
+    ]
 
 
-def _read(loras: dict) -> Iterator[tuple[str, bool, float]]:
-    """(file, on, weight) of every row."""
-    for i in range(1, int(loras.get("loras") or 0) + 1):
-        yield loras[f"lora_{i}"], loras[f"on_{i}"], loras[f"weight_{i}"]
+def _rows_in_use(rows: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """(file, weight) of every row that has a file and is on."""
+    for i in range(1, MOST_ROWS + 1):
+        name = rows.get(f"lora_{i}") or NO_FILE
+        if name != NO_FILE and rows.get(f"on_{i}", True):
+            yield name, rows.get(f"weight_{i}", 1.0)

@@ -13,9 +13,10 @@ from ..blend_core.diagnostics import Diagnosis, Disagreement, disagreement, prob
 from ..blend_core.estimators import exact
 from ..blend_core.pictures.diagnosis import draw
 from .host.apply import sample
+from .host.both_ways import BothWays
 from .host.posterior import Probe
 from .host.reward_models import RewardModel
-from .inputs import BLEND_TOOLTIP, CATEGORY, blend_input, execution_input, ksampler_inputs, model_input
+from .inputs import BLEND_TOOLTIP, CATEGORY, blend_input, execution_input, ksampler_inputs, model_input, rewards_input
 from .output import CACHED_TOO, as_image, shown
 from .types import Basis, LoRABlend, RewardModelSocket, blend_of
 
@@ -30,8 +31,9 @@ class Diagnostics(io.ComfyNode):
             node_id="DiffusionBlendDiagnostics",
             display_name="Blend Diagnostics",
             category=CATEGORY,
-            description="Samples a blend and says whether to trust it: how far its reward LoRAs disagree at every step "
-            "and, with a reward model, how large the error is that blending neglects.",
+            description="Samples a blend and says whether to trust it, and whether merged evaluation would do: how far "
+            "its reward LoRAs disagree at every step, how far merged is from exact, which of them rewards prefer, and "
+            "how large the error is that blending neglects.",
             search_aliases=["diagnose", "trust", "disagreement", "jensen gap", "diffusion blend"],
             **CACHED_TOO,
             inputs=[
@@ -45,7 +47,7 @@ class Diagnostics(io.ComfyNode):
                     tooltip="The reward that one of the reward LoRAs was trained on. It scores samples of the base "
                     "model, which takes samples x probes further runs. Not connected: disagreement alone.",
                 ),
-                io.Vae.Input("vae", optional=True, tooltip="Decodes the samples that the reward model scores."),
+                io.Vae.Input("vae", optional=True, tooltip="Decodes what rewards score."),
                 io.String.Input(
                     "reward_of",
                     default="",
@@ -79,6 +81,27 @@ class Diagnostics(io.ComfyNode):
                     advanced=True,
                     tooltip="How many steps are probed, at equal distances. 1: the first, where the gap is largest.",
                 ),
+                io.String.Input(
+                    "reward_weights",
+                    default="",
+                    optional=True,
+                    tooltip="One number per reward in rewards, in the order of the slots. Empty: equal shares. Rewards "
+                    "have different scales: see their usual ranges.",
+                ),
+                io.Int.Input(
+                    "images",
+                    default=16,
+                    min=1,
+                    max=1024,
+                    optional=True,
+                    tooltip="Seeds from which rewards compare merged with exact, a picture of each way from each. 16 "
+                    "for a first look, 64 for small differences. At least 8 pictures of each way.",
+                ),
+                rewards_input(
+                    "What decides between merged and exact evaluation: pictures of both are made from the same noise "
+                    "and scored. Not connected: the distance between both alone.",
+                    optional=True,
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="picture", tooltip="Curves over the steps, and the verdict."),
@@ -101,9 +124,12 @@ class Diagnostics(io.ComfyNode):
         prompt: str = "",
         samples: int = 16,
         probes: int = 3,
+        reward_weights: str = "",
+        images: int = 16,
+        rewards: dict[str, RewardModel | None] | None = None,
         **ksampler,
     ) -> io.NodeOutput:
-        """Sample and record, probe where a reward is connected, then draw."""
+        """Sample and record, probe and compare where rewards are connected, then draw."""
         blend = blend_of(blend)
         if blend.regions:
             raise BlendError(
@@ -111,6 +137,9 @@ class Diagnostics(io.ComfyNode):
                 "region alone."
             )
         probe = None if reward_model is None else Probe.of(blend, reward_of, reward_model, vae, prompt, latent_image)
+        judges = [judge for judge in (rewards or {}).values() if judge is not None]
+        batch = latent_image["samples"].shape[0]
+        compared = BothWays.of(blend, judges, reward_weights, vae, prompt, images, batch) if judges else None
         recorder = Recorder()
         result = sample(model, blend, exact, execution, latent_image, record=recorder, **ksampler)
         if not recorder.steps:
@@ -119,12 +148,15 @@ class Diagnostics(io.ComfyNode):
         places = [] if probe is None else probed_steps(count, probes)
         gaps = [] if probe is None else probe.gaps(model, recorder.steps, recorder.states, places, samples, ksampler)
         plain = round(result.calls / count * blend.evaluated(count))
-        spent = plain + count * (1 + len(blend.bases)) + samples * sum(count - k for k in places)
+        looked_at = count * (1 + len(blend.bases)) + sum(step.merged is not None for step in recorder.steps)
+        spent = plain + looked_at + samples * sum(count - k for k in places)
+        scores, more = compared.scored(model, blend, execution, latent_image, ksampler) if compared else ((), 0)
         formula = blend.schedule.formula()
-        diagnosis = Diagnosis(blend.names, formula, tuple(recorder.steps), tuple(gaps), spent, plain)
+        diagnosis = Diagnosis(blend.names, formula, tuple(recorder.steps), tuple(gaps), spent + more, plain, scores)
         picture = as_image(draw(diagnosis))
         text = f"{diagnosis.describe()}\n\n{result.report}"
-        return shown(str(diagnosis.verdict), picture, text, diagnosis.to_json(), result.latent)
+        said = "\n".join(filter(None, (str(diagnosis.verdict), diagnosis.way)))
+        return shown(said, picture, text, diagnosis.to_json(), result.latent)
 
 
 class Recorder:
@@ -135,8 +167,14 @@ class Recorder:
         self.states: list[Tensor] = []
 
     def __call__(
-        self, step: int, sigma: float, x: Tensor, denoised: list[Tensor], coefficients: Sequence[float]
+        self,
+        step: int,
+        sigma: float,
+        x: Tensor,
+        denoised: list[Tensor],
+        coefficients: Sequence[float],
+        together: Tensor | None,
     ) -> None:
-        """Keep one step. x (batch, ...); denoised: (1 + m) of its shape, base first."""
-        self.steps.append(disagreement(x, torch.stack(denoised), coefficients, step, sigma))
+        """Keep one step. x (batch, ...); denoised: (1 + m) of its shape, base first; together: see host.run.Record."""
+        self.steps.append(disagreement(x, torch.stack(denoised), coefficients, step, sigma, together))
         self.states.append(x.cpu())

@@ -82,9 +82,11 @@ def ksampler_inputs(choose_sampler: bool = True) -> list[io.Input]:
     return [entry for entry in inputs if choose_sampler or entry.id != "sampler_name"]
 
 
-def rewards_input(tooltip: str) -> io.Input:
+def rewards_input(tooltip: str, **options) -> io.Input:
     """Growing slots of reward models."""
     slot = RewardModelSocket.Input("reward", tooltip=tooltip)
     return io.Autogrow.Input(
-        "rewards", template=io.Autogrow.TemplatePrefix(slot, prefix="reward_", min=1, max=MOST_REWARDS)
+        "rewards",
+        template=io.Autogrow.TemplatePrefix(slot, prefix="reward_", min=1, max=MOST_REWARDS),
+        **options,
     )

@@ -20,19 +20,26 @@ from .measures import (
     probed_steps,
 )
 from .verdict import MOST_BEND, OPPOSED, Diagnosis, Verdict, sole_variant
+from .ways import FEWEST_PAIRS, SAME, Estimate, ScoredWays, check_pairs, way_to_take
 
 __all__ = [
+    "FEWEST_PAIRS",
     "MOST_BEND",
     "MOST_VARIATION",
     "OPPOSED",
+    "SAME",
     "Diagnosis",
     "Disagreement",
+    "Estimate",
     "Gap",
+    "ScoredWays",
     "Verdict",
+    "check_pairs",
     "disagreement",
     "gap_at",
     "jensen_gap",
     "posterior_samples",
     "probed_steps",
     "sole_variant",
+    "way_to_take",
 ]

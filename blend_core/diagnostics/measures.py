@@ -30,6 +30,7 @@ class Disagreement:
     cosines: one per pair of bases, in the order of itertools.combinations; 0 where a basis is the base.
     bend: of the blend, |sum_i c_i Delta_i| / |x - D_0|.  reach: the same over the longest |Delta_i|.
     merged: |M - D| / |D - D_0| of the blend D and the prediction M of all LoRAs added up; None where none was made.
+    merged_cosine: of M - D and D - D_0: 1 where merged goes further from the base, -1 where less far, 0 sideways.
     """
 
     step: int
@@ -40,6 +41,7 @@ class Disagreement:
     bend: float
     reach: float
     merged: float | None = None
+    merged_cosine: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,6 @@ def disagreement(
     weights = torch.as_tensor(coefficients[1:]).to(pulls).view(-1, 1, 1)
     blend = (weights * pulls).sum(0)
     blended = blend.norm(dim=1)
-    lacking = None if merged is None else ((merged - denoised[0]).flatten(1) - blend).norm(dim=1)
     units = pulls / lengths.clamp(min=_TINY)[..., None]
     cosines = [(units[i] * units[j]).sum(1).mean().item() for i, j in combinations(range(len(pulls)), 2)]
     return Disagreement(
@@ -100,8 +101,16 @@ def disagreement(
         tuple(cosines),
         (blended / direction).mean().item(),
         (blended / lengths.amax(0).clamp(min=_TINY)).mean().item(),
-        None if lacking is None else (lacking / blended.clamp(min=_TINY)).mean().item(),
+        *(() if merged is None else _merged_gap((merged - denoised[0]).flatten(1), blend)),
     )
+
+
+def _merged_gap(merged: Tensor, blend: Tensor) -> tuple[float, float]:
+    """(|M - D| / |D - D_0|, cosine of M - D and D - D_0) of two ways from the base, M - D_0 and D - D_0 (batch, n)."""
+    apart, way = merged - blend, blend.norm(dim=1).clamp(min=_TINY)
+    length = apart.norm(dim=1)
+    cosine = (apart * blend).sum(1) / (length.clamp(min=_TINY) * way)
+    return (length / way).mean().item(), cosine.mean().item()
 
 
 def posterior_samples(

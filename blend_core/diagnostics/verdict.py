@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 
 from .measures import MOST_VARIATION, Disagreement, Gap
+from .ways import SCORE_HEADING, ScoredWays, way_to_take
 
 # Below this many samples that count, one of them decides: G is then a lower bound, and its error is not known.
 FEWEST_COUNTING = 4.0
@@ -17,7 +18,6 @@ MOST_BEND = 0.5
 # A blend inside the hull of its bases goes where some training has been. The longest pull of a basis is the last length
 # that was trained; 5% are left for rounding and for blends that touch it.
 MOST_REACH = 1.05
-SAME = 0.05  # of the blend's way from the base: below it merged and exact give the same image to the eye
 OPPOSED = -0.5  # a cosine below it: more than half of the shorter pull is undone by the other
 
 
@@ -36,7 +36,7 @@ class Verdict:
 class Diagnosis:
     """All that was measured of a run. names: of the bases.  evaluations: of the guided model, per image.
 
-    blend_evaluations: what the same run costs without diagnosis.
+    blend_evaluations: what the same run costs without diagnosis.  scores: of images made by exact and by merged.
     """
 
     names: tuple[str, ...]
@@ -45,6 +45,7 @@ class Diagnosis:
     gaps: tuple[Gap, ...]
     evaluations: int
     blend_evaluations: int
+    scores: tuple[ScoredWays, ...] = ()
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -67,37 +68,29 @@ class Diagnosis:
     @property
     def way(self) -> str:
         """In words, whether merged evaluation would do; an empty text where it was not measured."""
-        gaps = [(step.merged, step) for step in self.steps if step.merged is not None and any(step.coefficients[1:])]
-        if not gaps:
-            return ""
-        gap, most = max(gaps, key=lambda pair: pair[0])
-        if gap <= SAME:
-            return (
-                f"Merged or exact: they differ by at most {gap:.1%} of the blend's way from the base. Both are "
-                "equal here: take merged, it costs one evaluation per step."
-            )
-        return (
-            f"Merged or exact: they differ by up to {gap:.0%} of the blend's way from the base (at step "
-            f"{most.step + 1}), so their images are not the same. Which one scores higher does not follow from that: "
-            "compare them on some prompts (diffusion-blend evaluate, methods merged and mpa)."
-        )
+        return way_to_take(self.steps, self.scores)
 
     def rows(self) -> list[list[str]]:
-        """A heading, then one row per step: its number from 1, sigma, bends, the blend's, cosines, merged's gap."""
+        """A heading, then one row per step: its number from 1, sigma, bends, the blend's, cosines, merged's."""
         pairs = [f"cos {a}, {b}" for a, b in self.pairs]
         is_measured = any(step.merged is not None for step in self.steps)
-        heading = ["step", "sigma", *self.names, "blend", *pairs, *["merged - exact"] * is_measured]
-        return [heading, *(_row(step) for step in self.steps)]
+        heading = ["step", "sigma", *self.names, "blend", *pairs, *["merged - exact", "its cosine"] * is_measured]
+        return [heading, *(_row(step, is_measured) for step in self.steps)]
 
     def gap_rows(self) -> list[list[str]]:
         """A heading, then one row per probed step and reward."""
         heading = ["step", "sigma", "reward", "KL weight", "G (nats)", "standard error", "variation", "too strong by"]
         return [heading, *(_gap_row(gap) for gap in self.gaps)]
 
+    def score_rows(self) -> list[list[str]]:
+        """A heading, then one row per reward: what exact and merged score, and their difference."""
+        return [SCORE_HEADING, *(score.row() for score in self.scores)]
+
     def describe(self) -> str:
         """Everything as plain text."""
         parts = [self.formula, str(self.verdict), *[self.way] * bool(self.way), _aligned(self.rows())]
         parts += [f"Jensen gap\n{_aligned(self.gap_rows())}"] if self.gaps else []
+        parts += [f"Rewards of images made both ways\n{_aligned(self.score_rows())}"] if self.scores else []
         spent = f"{self.evaluations} evaluations per image ({self.blend_evaluations} without diagnosis)"
         return "\n\n".join([*parts, spent])
 
@@ -181,10 +174,11 @@ def _listed(steps: Sequence[Disagreement]) -> str:
     return f"At step{'s' if len(numbers) > 1 else ''} {text}"
 
 
-def _row(step: Disagreement) -> list[str]:
+def _row(step: Disagreement, with_merged: bool) -> list[str]:
     bends = [f"{100 * bend:.1f}%" for bend in (*step.bends, step.bend)]
-    merged = [] if step.merged is None else [f"{100 * step.merged:.1f}%"]
-    return [str(step.step + 1), f"{step.sigma:.3g}", *bends, *(f"{cosine:+.2f}" for cosine in step.cosines), *merged]
+    merged = ["-", "-"] if step.merged is None else [f"{100 * step.merged:.1f}%", f"{step.merged_cosine:+.2f}"]
+    cosines = [f"{cosine:+.2f}" for cosine in step.cosines]
+    return [str(step.step + 1), f"{step.sigma:.3g}", *bends, *cosines, *merged * with_merged]
 
 
 def _gap_row(gap: Gap) -> list[str]:

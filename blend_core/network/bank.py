@@ -219,13 +219,14 @@ class Attachment:
     def watching(self) -> Iterator[set[int]]:
         """While open, the network is the base, bit for bit, and every module is looked at.
 
-        The set holds, afterwards, the variants that change a module which ran or was read. Raises BlendError as `using`
-        does.
+        The set holds, afterwards, the variants that change a module which ran or was read, mixtures of these with them.
+        Raises BlendError as `using` does.
         """
         variants: set[int] = set()
         with self._installed(self._sites, self._selection_of((0,)), None):
             yield variants
             variants.update(v for site in self._sites if site.touched for v in site.changes.variants)
+            variants.update([v for v, mixture in self._mixtures.items() if not variants.isdisjoint(mixture)])
 
     def _selection_of(self, variants: tuple[int, ...]) -> Selection:
         if variants not in self._selections:

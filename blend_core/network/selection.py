@@ -46,11 +46,12 @@ class Selection:
 
         A row that is a mixture has its coefficients in the place of 1; where all are the same mixture, over `size`.
 
-        Raises BlendError where it is unknown which row is whose; see `times`.
+        Raises BlendError where it is unknown which row is whose, see `times`; rows that are all one mixture are known.
         """
-        times, key = self.times(x), ("mask", layer.variants, layer.rank, x.shape[0], x.device, x.dtype)
+        variants, times = (self.variants, self.times(x)) if self.mixture is None else (self.variants[:1], x.shape[0])
+        key = ("mask", layer.variants, layer.rank, x.shape[0], x.device, x.dtype)
         if key not in self._tensors:
-            rows = [[self._share(variant, other) for other in layer.variants] for variant in self.variants]
+            rows = [[self._share(variant, other) for other in layer.variants] for variant in variants]
             of_row = torch.tensor(rows, dtype=torch.float64)
             whole = of_row.repeat_interleave(times, 0).repeat_interleave(layer.rank, 1)
             self._tensors[key] = whole.to(x.dtype).to(x.device)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from ..diagnostics import MOST_BEND, MOST_VARIATION, OPPOSED, Diagnosis
+from ..diagnostics import MOST_BEND, MOST_VARIATION, OPPOSED, SAME, Diagnosis
 from .paper import COLOURS, FAINT, GREY, INK, Paper, even_ticks
 
 LEVELS = {"exact": "#3a9a5b", "fair": "#2c6fbb", "doubtful": "#c5425c"}
@@ -58,8 +58,9 @@ class PlotPanel:
 
 def draw(diagnosis: Diagnosis) -> Image.Image:
     """The picture, RGB, WIDTH pixels wide."""
-    panels = [_bends(diagnosis), *_cosines(diagnosis), *_gaps(diagnosis)]
-    reasons = [line for reason in diagnosis.verdict.reasons for line in textwrap.wrap(f"- {reason}", 128)]
+    panels = [_bends(diagnosis), *_cosines(diagnosis), *_merged(diagnosis), *_gaps(diagnosis)]
+    sentences = [*diagnosis.verdict.reasons, *diagnosis.way.splitlines()]
+    reasons = [line for sentence in sentences for line in textwrap.wrap(f"- {sentence}", 128)]
     top = 84
     bottom = top + len(panels) * (PANEL + BETWEEN)
     paper = Paper(WIDTH, bottom + 22 * (len(reasons) + 1) + 16)
@@ -98,6 +99,16 @@ def _cosines(diagnosis: Diagnosis) -> list[PlotPanel]:
     title = "Do reward LoRAs agree? 1: the same pull, 0: independent, -1: opposite (cosine)"
     marks = [(0.0, ""), (OPPOSED, "they cancel")]
     return [PlotPanel(title, lines, -1.0, 1.0, marks, ticks=(-1, -0.5, 0, 0.5, 1))] if lines else []
+
+
+def _merged(diagnosis: Diagnosis) -> list[PlotPanel]:
+    points = [(step.step + 1, step.merged) for step in diagnosis.steps if step.merged is not None]
+    if not points:
+        return []
+    high = max(1.15 * max(gap for _, gap in points), 2 * SAME)
+    title = "Merged or exact? Their distance, over the blend's way from the base"
+    line = Line("merged - exact", COLOURS[2], points, width=3)
+    return [PlotPanel(title, [line], 0.0, high, [(SAME, "equal")], percent=True, ticks=even_ticks(0.0, high))]
 
 
 def _gaps(diagnosis: Diagnosis) -> list[PlotPanel]:

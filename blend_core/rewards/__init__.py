@@ -8,6 +8,7 @@ from .combined import SCALES, Rescaled, RewardScale, WeightedSum, rescaled, weig
 from .contract import IMAGES_PER_PASS, Card, Reward, check_images
 from .files import Library, RewardFile
 from .image import colourfulness, jpeg_compressibility
+from .paired import Draws, estimate, scored_ways
 from .table import DTYPES, installed_rewards, load_reward, reward_cards
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "IMAGES_PER_PASS",
     "SCALES",
     "Card",
+    "Draws",
     "Library",
     "Rescaled",
     "Reward",
@@ -23,10 +25,12 @@ __all__ = [
     "WeightedSum",
     "check_images",
     "colourfulness",
+    "estimate",
     "installed_rewards",
     "jpeg_compressibility",
     "load_reward",
     "rescaled",
     "reward_cards",
+    "scored_ways",
     "weighted",
 ]

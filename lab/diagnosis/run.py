@@ -4,36 +4,23 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from ...blend_core import BlendError, LoRABank, read_adapter
 from ...blend_core.adapters import Adapter
-from ...blend_core.diagnostics import (
-    Diagnosis,
-    Disagreement,
-    Gap,
-    disagreement,
-    gap_at,
-    posterior_samples,
-    probed_steps,
-)
+from ...blend_core.diagnostics import Diagnosis, Gap, gap_at, probed_steps
 from ...blend_core.estimators import merged
-from ...blend_core.gaussian import reverse_step
-from ...blend_core.network.selection import Mixtures
 from ...blend_core.pictures.diagnosis import draw
 from ...blend_core.rewards import Library, Rescaled, Reward, RewardScale, load_reward
 from ...pipelines import Sampling, load_base, match
 from ...pipelines.loading import hide_loading_bars
 from ...trainers.model.base import Base
 from ...trainers.places import stated_reward
-from ...trainers.seeding import stream
 from ...trainers.settings.config import SamplingSettings
 from ..chain import Sampler
 from ..files import write, write_json
@@ -41,6 +28,10 @@ from ..generation.record import Request
 from ..generation.run import blend_of, check
 from ..options import dtype_of
 from ..toy import place
+from .blend_run import BlendRun
+from .comparison import Comparison, runs_of
+
+NO_COMPARISON = Comparison()
 
 
 @dataclass(frozen=True)
@@ -77,7 +68,9 @@ class GapProbe:
         return stated
 
 
-def run(request: Request, probe: GapProbe, library: Library, out: Path) -> Diagnosis:
+def run(
+    request: Request, probe: GapProbe, library: Library, out: Path, comparison: Comparison = NO_COMPARISON
+) -> Diagnosis:
     """Diagnose, and write diagnosis.json and diagnosis.png into `out`.
 
     Raises BlendError for input that cannot be used, before any model is loaded where that can be known.
@@ -92,19 +85,24 @@ def run(request: Request, probe: GapProbe, library: Library, out: Path) -> Diagn
         label: Rescaled(load_reward(name, library, request.device), RewardScale(probed_adapters[label].reward_factor))
         for label, name in probe.rewards.items()
     }
-    sampler, bank = _opened(request, adapters)
     coefficients = blend.coefficients
-    probed = probed_steps(request.steps, probe.steps) if rewards else []
     together = merged(coefficients, 1, [0]).mixtures  # all LoRAs added up; none where it is the base or one LoRA
+    comparison.check(request, together)
+    judges = {reward.label: reward.opened(library, request.device) for reward in comparison.rewards}
+    sampler, bank = _opened(request, adapters)
+    probed = probed_steps(request.steps, probe.steps) if rewards else []
     variants = len(coefficients) + len(together)
     evaluations = request.steps * variants + probe.samples * sum(request.steps - k for k in probed)
+    evaluations += comparison.evaluations(request.steps, coefficients)
     with tqdm(total=evaluations, unit="evaluation") as progress, torch.no_grad():
-        blend_run = _BlendRun(sampler, bank, together, progress.update)
+        blend_run = BlendRun(sampler, bank, together, progress.update)
         steps, states = blend_run.recorded(coefficients, request.eta)
         gaps = [gap for k in probed for gap in _gaps(blend_run, k, states[k], rewards, kl_weights, coefficients, probe)]
+        run_of = runs_of(sampler, bank, together, request, progress.update)
+        scores = comparison.scored(run_of, request, judges, coefficients)
     spent = request.steps * sum(c != 0 for c in coefficients)
-    diagnosis = Diagnosis(tuple(labels), blend.formula(), tuple(steps), tuple(gaps), evaluations, spent)
-    _write(diagnosis, request, probe, out)
+    diagnosis = Diagnosis(tuple(labels), blend.formula(), tuple(steps), tuple(gaps), evaluations, spent, scores)
+    _write(diagnosis, request, probe, comparison, out)
     return diagnosis
 
 
@@ -121,58 +119,10 @@ def _opened(request: Request, adapters: Sequence[Adapter]) -> tuple[Sampler, LoR
     return Sampler(base, steps, prompts, seeds, request.cfg), LoRABank(factors).to(request.device)
 
 
-class _BlendRun:
-    """A blend's run in the coordinates of blend_core/gaussian, x = x0 + sigma n or flow's, down to sigma 0.
-
-    together: the variant that is all LoRAs added up, with its coefficients; none where it is the base or one LoRA.
-    progress: is called with the number of evaluations done.
-    """
-
-    def __init__(self, sampler: Sampler, bank: LoRABank, together: Mixtures, progress: Callable[[int], object]):
-        self.sampler, self.together, self.progress = sampler, together, progress
-        self.evaluate = sampler.evaluation_of(bank, together)
-        levels = sampler.levels[:-1]
-        self.scales = [level.scale(sampler.family) for level in levels]
-        self.sigmas = [*(level.sigma(sampler.family) for level in levels), 0.0]
-
-    def base_denoised(self, x: Tensor, k: int) -> Tensor:
-        """The base model's guided prediction of x0 before step k, shaped as x."""
-        return self.denoised(x, k, (0,))[0]
-
-    def denoised(self, x: Tensor, k: int, variants: Sequence[int]) -> Tensor:
-        """The guided predictions of x0 by variants (0: the base) before step k, (variants, n, ...)."""
-        numbers = torch.tensor(variants)[:, None].expand(-1, len(x))
-        predictions = self.sampler.denoised(self.evaluate, x * self.scales[k], k, numbers)
-        self.progress(len(variants))
-        return predictions
-
-    def recorded(self, coefficients: Sequence[float], eta: float) -> tuple[list[Disagreement], list[Tensor]]:
-        """The blend's run: how the bases disagree before every step, and the states before it."""
-        noise, family = self.sampler.noise(), self.sampler.family
-        x = noise() * (1 / self.scales[0])
-        disagreements, states = [], []
-        multipliers = torch.tensor(coefficients, dtype=x.dtype, device=x.device).view(-1, *[1] * x.dim())
-        for k, (sigma, sigma_next) in enumerate(pairwise(self.sigmas)):
-            denoised = self.denoised(x, k, range(len(coefficients)))
-            at_once = self.denoised(x, k, tuple(self.together))[0] if self.together else None
-            disagreements.append(disagreement(x, denoised, coefficients, k, sigma, at_once))
-            states.append(x)
-            x, spread = reverse_step(x, (multipliers * denoised).sum(0), sigma, sigma_next, eta, family)
-            x = x + spread * noise() if spread > 0 else x
-        return disagreements, states
-
-    def posterior_images(self, x: Tensor, k: int, number: int) -> Tensor:
-        """Images (n, 3, h, w) of the base model given the states x before step k, one each; number: of the draw."""
-        seeds = enumerate(self.sampler.seeds)
-        noise = self.sampler.noise([stream(seed, "posterior", k, number, i) for i, seed in seeds])
-        latents = posterior_samples(self.base_denoised, x, self.sigmas, k, self.sampler.family, noise)
-        return self.sampler.base_model.decode(latents)
-
-
 def _gaps(
-    blend_run: _BlendRun,
+    blend_run: BlendRun,
     k: int,
-    x: Tensor,
+    x: torch.Tensor,
     rewards: dict[str, Reward],
     kl_weights: dict[str, float],
     coefficients: Sequence[float],
@@ -190,10 +140,15 @@ def _gaps(
     ]
 
 
-def _write(diagnosis: Diagnosis, request: Request, probe: GapProbe, out: Path) -> None:
+def _write(diagnosis: Diagnosis, request: Request, probe: GapProbe, comparison: Comparison, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     rewards = {label: stated_reward(name, out) for label, name in probe.rewards.items()}
     said = {"request": asdict(request.stated(out)), "probe": asdict(replace(probe, rewards=rewards))}
+    said["comparison"] = {
+        "rewards": [stated_reward(reward.name, out) for reward in comparison.rewards],
+        "weights": comparison.weights,
+        "images": comparison.images if comparison.rewards else 0,
+    }
     content = {**said, **json.loads(diagnosis.to_json())}
     write_json(out / "diagnosis.json", content)
     buffer = io.BytesIO()

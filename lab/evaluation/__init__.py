@@ -6,7 +6,6 @@ host.py        the models, and the images of a pass with their scores and path K
 methods.py     the methods, one function each
 queue.py       the passes of an evaluation, shared out over processes and recorded as they come
 memory.py      the most memory that a pass takes
-bootstrap.py   95% intervals over prompts and seeds
 summary.py     tables: means, intervals, hypervolume, methods at equal path KL
 report.py      plots and the HTML report
 """

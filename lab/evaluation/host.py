@@ -27,6 +27,7 @@ from ...trainers.seeding import ImageNoise, stream
 from ...trainers.settings.config import SamplingSettings
 from ..chain import Sampler
 from .memory import Peak
+from .soup import soup_of_factors
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Host:
         self.chain: list[Step] = base.chain(sampling)
         self.bank = self._bank(loras.factors)
         self._oracles: dict[tuple[float, ...], LoRABank] = {}
+        self._soups: dict[tuple[float, ...], LoRABank] = {}
 
     @property
     def has_kl(self) -> bool:
@@ -75,6 +77,12 @@ class Host:
         if preference not in self._oracles:
             self._oracles[preference] = self._bank([self.loras.oracles[preference]])
         return self._oracles[preference]
+
+    def soup(self, weights: tuple[float, ...]) -> LoRABank:
+        """A bank whose variant 1 has the averaged factors of the LoRAs."""
+        if weights not in self._soups:
+            self._soups[weights] = self._bank([soup_of_factors(self.loras.names, self.loras.factors, weights)])
+        return self._soups[weights]
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """(n,) of each reward."""

@@ -2,7 +2,8 @@
 
 base         the pretrained model
 basis        each reward LoRA alone
-merged       the LoRAs added up in one network, as stacked LoRAs are (rewarded soup)
+merged       the LoRAs added up in one network, as stacked LoRAs are (soup of deltas)
+soup_factors the paper's soup: the LoRAs' factors A and B averaged separately (soup.py)
 mpa          DB-MPA (arXiv 2505.18547): predictions blended by the preference
 kla          DB-KLA: the same at every alignment
 random       DB-MPA-LS: one LoRA per step, drawn
@@ -83,6 +84,11 @@ def evaluated(evaluation: str) -> Callable[[Batch, EvaluationPoint], Tensor]:
 def rlg(batch: Batch, point: EvaluationPoint) -> Tensor:
     """base + scale * (basis - base) at a one-hot preference; scale is the point's alignment."""
     return _planned(batch, batch.host.bank, rlg_coefficients(point.preference, point.alignment), point.until)
+
+
+def soup_factors(batch: Batch, point: EvaluationPoint) -> Tensor:
+    """One LoRA of the averaged factors."""
+    return _planned(batch, batch.host.soup(coefficients_of(batch.host.loras, point)[1:]), (0.0, 1.0), point.until)
 
 
 def oracle(batch: Batch, point: EvaluationPoint) -> Tensor:
@@ -224,6 +230,7 @@ METHODS: dict[str, Method] = {
     "oracle": Method("MORL oracle", oracle, _with_oracles),
     "merged_dial": Method("soup, dial", evaluated("merged"), _dial),
     "oracle_dial": Method("oracle, dial", oracle, _oracle_dial),
+    "soup_factors": Method("soup of factors", soup_factors, _preferences),
 }
 
 

@@ -22,6 +22,7 @@ from ..toy import MARK, place
 from .evaluation import Evaluation
 from .host import Host, LoRAs
 from .protocol import Protocol
+from .soup import equal_factors
 
 
 def open_host(evaluation: Evaluation, device: str) -> Host:
@@ -34,6 +35,8 @@ def open_host(evaluation: Evaluation, device: str) -> Host:
     models = protocol.models
     pipe = load_base(place(models.base), models.config or None, dtype_of(models.dtype)).to(device)
     factors, _ = match(pipe, list(adapters.values()))
+    if "soup_factors" in protocol.methods:
+        equal_factors(tuple(adapters), factors)
     oracle_factors, _ = match(pipe, list(oracles.values()))
     loras = LoRAs(
         tuple(adapters),

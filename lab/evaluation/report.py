@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
+from ...blend_core.diagnostics import Estimate
 from ..files import write
 from ..tables import as_csv, as_markdown
-from .bootstrap import Estimate
 from .evaluation import Evaluation
 from .methods import DIALS, METHODS, title_of
 from .queue import PICTURES, RECORD, finished
@@ -31,7 +31,7 @@ TEMPLATE = Path(__file__).parent / "report.html"
 _TAB10 = plt.get_cmap("tab10").colors
 PALETTE = (*_TAB10[:7], *_TAB10[8:], *plt.get_cmap("Dark2").colors)  # without grey, which is the base's
 COLOURS = dict(zip(METHODS, PALETTE, strict=False)) | {"base": "#777777", "basis": "#222222"}
-MARKERS = dict(zip(METHODS, "osDvPX^>pd*hH8+x", strict=True))  # methods may coincide
+MARKERS = dict(zip(METHODS, "osDvPX^>pd*hH8+x<", strict=True))  # methods may coincide
 SWEPT = (*DIALS, "rlg")  # over alignment
 Series = tuple[str, float]
 """A method and its `until`: a line of the plots."""

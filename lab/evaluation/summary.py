@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pyarrow as pa
 
+from ...blend_core.diagnostics import Estimate
 from ...blend_core.pareto import hypervolume
-from .bootstrap import Draws, Estimate
+from ...blend_core.rewards import Draws, estimate
 from .evaluation import Evaluation, Pass
 from .methods import DIALS, title_of
 
@@ -139,7 +140,7 @@ def _volume(cells: Sequence[_Cell], reference: Sequence[float], draws: Draws) ->
     """The hypervolume of a method's means; in draws it is above the same reference."""
     drawn = np.stack([draws.means(cell.scores) for cell in cells])  # (points, rewards, count)
     volumes = [hypervolume(drawn[..., i].tolist(), reference) for i in range(drawn.shape[-1])]
-    return Estimate.of(hypervolume([cell.scores.mean((1, 2)).tolist() for cell in cells], reference), np.array(volumes))
+    return estimate(hypervolume([cell.scores.mean((1, 2)).tolist() for cell in cells], reference), np.array(volumes))
 
 
 def _at_equal_kl(cells: Sequence[_Cell], preference: tuple[float, ...], draws: Draws) -> Iterator[AtKL]:
@@ -155,8 +156,8 @@ def _at_equal_kl(cells: Sequence[_Cell], preference: tuple[float, ...], draws: D
         kla = values.get(("kla", 1.0))
         for series, (value, drawn) in values.items():
             is_compared = kla is not None and series != ("kla", 1.0)
-            against = Estimate.of(value - kla[0], drawn - kla[1]) if is_compared else None
-            yield AtKL(preference, of, _distance(level), *series, Estimate.of(value, drawn), against)
+            against = estimate(value - kla[0], drawn - kla[1]) if is_compared else None
+            yield AtKL(preference, of, _distance(level), *series, estimate(value, drawn), against)
 
 
 class _Curve:
@@ -266,7 +267,7 @@ def _oracle_share(
     gain, most = draws.means(weighted - start), draws.means(end - start)
     if (end - start).mean() <= 0 or most.min() <= 0:
         return None  # a share of nothing
-    return Estimate.of((weighted - start).mean() / (end - start).mean(), gain / most)
+    return estimate((weighted - start).mean() / (end - start).mean(), gain / most)
 
 
 def _cell_of(cells: Sequence[_Cell], method: str, preference: tuple[float, ...]) -> _Cell | None:

@@ -50,6 +50,10 @@ class Chosen:
     model: Reward | None = None
     sources: list | None = None
 
+    def opened(self, library: Library, device: str) -> Reward:
+        """The reward, loaded in float32 where it is not yet."""
+        return self.model or load_reward(self.name, library, device)
+
 
 def library_of(folders: Sequence[Path], download: bool = False) -> Library:
     """Where weights lie; without folders in those of the ComfyUIs found here."""
@@ -103,7 +107,7 @@ def _weight(option: str, text: str) -> float:
     except ValueError:
         weight = math.nan
     if not math.isfinite(weight):
-        raise BlendError(f"--reward is {option!r}: {text!r} is no weight. Write NAME=WEIGHT, such as pickscore=0.5.")
+        raise BlendError(f"the reward is {option!r}: {text!r} is no weight. Write NAME=WEIGHT, such as pickscore=0.5.")
     return weight
 
 

@@ -148,17 +148,22 @@ def _bank(blend: LoRABlend, index: TargetIndex, every: bool) -> tuple[LoRABank, 
     return LoRABank(adapters), reports
 
 
-def _most_per_pass(blend: LoRABlend, estimator: Estimator) -> int:
-    """The most variants that may share a pass at some step.
-
-    Raises BlendError for coefficients, regions and bases that this evaluation cannot take, before anything runs.
-    """
+def check_bases(blend: LoRABlend, estimator: Estimator) -> None:
+    """Raise BlendError for bases that an evaluation cannot take."""
     whole = [basis.label for basis in blend.bases if not isinstance(basis, RewardLoRA)]
     if estimator is merged and whole:
         raise BlendError(
             f"{', '.join(whole)} is a whole model, and the evaluation merged adds LoRAs within one network. Choose "
             "exact, stratified or budget, or load a LoRA in its place."
         )
+
+
+def _most_per_pass(blend: LoRABlend, estimator: Estimator) -> int:
+    """The most variants that may share a pass at some step.
+
+    Raises BlendError for coefficients, regions and bases that this evaluation cannot take, before anything runs.
+    """
+    check_bases(blend, estimator)
     if blend.regions and estimator is not exact:
         raise BlendError(
             "a region needs every reward at every step, but this evaluates one per step. Use Blended KSampler, or set "

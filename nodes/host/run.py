@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ import torch
 from comfy.model_base import BaseModel
 
 from ...blend_core import BlendError, LoRABank, Plan
-from ...blend_core.estimators import Estimator, exact
+from ...blend_core.estimators import Estimator, exact, merged
 from ...blend_core.network.bank import Attachment
 from ...blend_core.network.execution import evaluate_variants, mixed
 from ...blend_core.parameterization import State
@@ -34,8 +34,9 @@ log = logging.getLogger(__name__)
 MEMORY_MARGIN = 1.5  # the factor ComfyUI itself applies to its estimate before it batches conditionings
 
 _WHOLE_JOB = Job()
-Record = Callable[[int, float, torch.Tensor, list[torch.Tensor], list[float]], None]
-"""record(step, sigma, x, denoised, coefficients): the guided prediction of every variant at x, base first."""
+Record = Callable[[int, float, torch.Tensor, list[torch.Tensor], list[float], torch.Tensor | None], None]
+"""record(step, sigma, x, denoised, coefficients, together): the guided prediction of every variant at x, base first.
+together: that of all LoRAs added up; None where it is one of the variants, or a basis is a whole model."""
 Steering = Callable[[int, torch.Tensor], Plan | None]
 """steering(step, denoised): called between two steps with the number of the one that begins and the guided prediction
 of the one before, (batch, ...) latents as a VAE takes them. Returns the plan from here on, or None to keep it."""
@@ -90,6 +91,7 @@ class BlendedRun:
         self.bank = bank
         self.networks = networks  # of the variants that are whole models
         self.settings = settings
+        self.together = merged(coefficients, len(coefficients), [0]) if settings.record and not networks else plan
         self.step = 0
         self.noise = 0.0  # of the evaluation
         self.recorded: set[int] = set()  # steps
@@ -119,10 +121,18 @@ class BlendedRun:
 
     def every_variant(self, predict: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
         """The same under every variant, base first, whatever its coefficient; the run's caches see nothing of it."""
-        variants = torch.arange(1 + len(self.settings.blend.bases))[:, None]
+        return self._aside(range(1 + len(self.settings.blend.bases)), predict)
+
+    def all_at_once(self, predict: Callable[[], torch.Tensor]) -> torch.Tensor | None:
+        """The same under all LoRAs added up at this step's coefficients, in passes of its own; see Record."""
+        variant = int(self.together.variants[self.step, 0, 0])
+        return self._aside([variant], predict)[0] if variant in self.together.mixtures else None
+
+    def _aside(self, variants: Sequence[int], predict: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
+        column = torch.tensor(variants)[:, None]
         caches, self.caches = self.caches, Caches()
         try:
-            return self._in_turn(len(variants), lambda images: variants.expand(-1, images), predict)
+            return self._in_turn(len(column), lambda images: column.expand(-1, images), predict)
         finally:
             self.caches = caches
 
@@ -171,7 +181,7 @@ class BlendedRun:
             self._banks.append(bank)
             dtype = dtype if dtype.itemsize > 1 else None
             self._attachments[id(network)] = bank.attach(network, dtype, PARAMETERS)
-            self._attachments[id(network)].mix(self.plan.mixtures)
+            self._attachments[id(network)].mix(self.together.mixtures)
         return self._attachments[id(network)]
 
     def unused(self) -> dict[str, list[str]]:

@@ -168,7 +168,8 @@ class Wrappers:
         if self.settings.record is not None and run.step not in run.recorded:
             run.recorded.add(run.step)
             coefficients = run.coefficients[run.step].tolist()
-            self.settings.record(run.step, float(timestep.max()), x, run.every_variant(predict), coefficients)
+            predictions = run.every_variant(predict), coefficients, run.all_at_once(predict)
+            self.settings.record(run.step, float(timestep.max()), x, *predictions)
         if self.last.steering is None:
             return predict()
         if begins:

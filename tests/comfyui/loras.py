@@ -48,12 +48,12 @@ class RandomLoRA:
             differences.setdefault(layer.module, {})[rows] = layer.reorder(delta) if layer.reorder else delta
         return differences
 
-    def merge_into(self, base_model: nn.Module) -> nn.Module:
-        """Add this LoRA to the weights of `base_model`, which is returned."""
+    def merge_into(self, base_model: nn.Module, strength: float = 1.0) -> nn.Module:
+        """Add this LoRA, times `strength`, to the weights of `base_model`, which is returned."""
         for module, deltas in self.deltas().items():
             weight = base_model.diffusion_model.get_submodule(module).weight.data
             for (offset, length), delta in deltas.items():
-                weight[offset : offset + length] += delta
+                weight[offset : offset + length] += strength * delta
         return base_model
 
 

@@ -16,7 +16,7 @@ BlendError = host.submodule("blend_core").BlendError
 
 def rows(files, weights, on=None):
     """The rows as the editor hands them over."""
-    entries = {"loras": str(len(files))}
+    entries = {}
     for i, (file, weight) in enumerate(zip(files, weights, strict=True), start=1):
         entries |= {f"lora_{i}": file, f"on_{i}": on is None or on[i - 1], f"weight_{i}": weight}
     return entries
@@ -27,7 +27,7 @@ def apply(nodes):
     """apply(model, rows, strength, evaluation): (model, blend, loras)."""
 
     def run(model, loras, strength=1.0, evaluation="exact"):
-        return nodes["ApplyRewardLoRAs"].execute(model, strength, evaluation, loras).result
+        return nodes["ApplyRewardLoRAs"].execute(model, strength, evaluation, **loras).result
 
     return run
 
@@ -44,8 +44,8 @@ def test_a_row_that_is_off_is_left_out_with_its_weight(graph, base, files, apply
     model, *_ = apply(base, rows(files, (1.0, 5.0, 1.0), on=(True, False, True)))
     expected = graph.blend([files[0], files[2]], "0.5, 0.5")
     assert torch.equal(graph.plain(model), graph.plain(graph.applied(base, expected, "auto")))
-    with pytest.raises(BlendError, match="no row of loras is on"):
-        apply(base, rows(files[:1], (1.0,), on=(False,)))
+    with pytest.raises(BlendError, match="no row has a file and is on"):
+        apply(base, rows([files[0], "none"], (1.0, 1.0), on=(False, True)))
 
 
 def test_the_text_names_files_coefficients_and_hashes(base, files, apply):
@@ -61,7 +61,7 @@ def test_the_text_names_files_coefficients_and_hashes(base, files, apply):
 def test_another_file_under_the_name_is_noticed(nodes, files):
     node, loras = nodes["ApplyRewardLoRAs"], rows(files[:2], (1.0, 1.0), on=(True, False))
     paths = [Path(folder_paths.get_full_path("loras", file)) for file in files[:2]]
-    before = node.fingerprint_inputs(loras=loras)
+    before = node.fingerprint_inputs(**loras)
     for path, seen in ((paths[1], False), (paths[0], True)):
         os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
-        assert (node.fingerprint_inputs(loras=loras) != before) == seen
+        assert (node.fingerprint_inputs(**loras) != before) == seen

@@ -6,14 +6,17 @@ from itertools import pairwise
 import comfy.samplers
 import comfy.sd
 import comfy.taesd.taesd
+import comfy.utils
 import pytest
 import torch
+from comfy.model_management import InterruptProcessingException
 from comfy_extras.nodes_custom_sampler import BasicScheduler, SamplerCustom
 
 from . import networks
 from .graphs import SAMPLING, Graph, latent
 from .host import submodule
 from .reference import _apply, _replaced, assert_differ, assert_equal
+from .test_faults import interrupt
 
 WEIGHTS = "0.6, 0.3, 0.1"
 COEFFICIENTS = (0.0, 0.6, 0.3, 0.1)
@@ -28,7 +31,7 @@ def diagnose(graph, model, blend, execution="batched", reward=None, **inputs):
     return picture, text, json.loads(written), made["samples"]
 
 
-def euler_of_copies(graph, model, copies, **inputs):
+def euler_of_copies(graph, model, copies, coefficients=COEFFICIENTS, **inputs):
     """[(sigma, x, predictions (1 + m, ...))] of an Euler run of the blend, each copy guided on its own."""
     active, recorded = {}, []
     switching = _replaced(model, lambda call: _apply(active["copy"], call))
@@ -40,7 +43,7 @@ def euler_of_copies(graph, model, copies, **inputs):
                 active["copy"] = copy
                 predictions.append(model(x, now * x.new_ones(len(x)), **extra_args))
             recorded.append((float(now), x, torch.stack(predictions)))
-            denoised = sum(c * d for c, d in zip(COEFFICIENTS, predictions, strict=True))
+            denoised = sum(c * d for c, d in zip(coefficients, predictions, strict=True))
             x = x + (x - denoised) / now * (after - now)
         return x
 
@@ -78,9 +81,29 @@ def test_the_numbers_are_those_of_merged_copies(graph, base, files, merged, cfg,
         assert step["cosines"] == pytest.approx(cosines, abs=1e-4)
         assert step["bend"] == pytest.approx(bend, rel=1e-4)
     assert torch.equal(samples, graph.blended(base, blend, execution, **inputs))
-    assert read["blend_evaluations"] == 3 * 3 and read["evaluations"] == 3 * (3 + 4)
+    assert read["blend_evaluations"] == 3 * 3 and read["evaluations"] == 3 * (3 + 4 + 1)  # base, three LoRAs, merged
     assert picture.shape[0] == 1 and picture.shape[2:] == (1000, 3) and 0 < picture.std() < 1
     assert "Verdict: " in text and "everything" not in text.split("\n")[0]
+
+
+@pytest.mark.parametrize("execution", ["batched", "sequential"])
+def test_the_gap_of_merged_is_that_of_a_copy_with_all_loras(graph, base, files, reward_loras, merged, execution):
+    """At the states that the blend goes through."""
+    inputs = {"cfg": 7.0, "latent_image": latent(batch=2)}
+    _, text, read, _ = diagnose(graph, base, graph.blend(files, WEIGHTS), execution, **inputs)
+    stack = networks.load(networks.unet()).model
+    for (lora, _), coefficient in zip(reward_loras, COEFFICIENTS[1:], strict=True):
+        lora.merge_into(stack, coefficient)
+    recorded = euler_of_copies(graph, base, [*merged, stack], coefficients=(*COEFFICIENTS, 0.0), **inputs)
+    for step, (_, _, predictions) in zip(read["steps"], recorded, strict=True):
+        blend = sum(c * d for c, d in zip(COEFFICIENTS, predictions, strict=False))
+        apart, way = ((d - of).flatten(1) for d, of in ((predictions[-1], blend), (blend, predictions[0])))
+        cosine = torch.nn.functional.cosine_similarity(apart, way).mean().item()
+        gap = (apart.norm(dim=1) / way.norm(dim=1)).mean().item()
+        # The difference of two predictions is a tenth of them: their rounding weighs ten times as much in it.
+        assert step["merged"] == pytest.approx(gap, rel=1e-3) and gap > 0
+        assert step["merged_cosine"] == pytest.approx(cosine, abs=1e-3)
+    assert read["way"].startswith("Merged or exact: they differ by ") and read["way"] in text
 
 
 @pytest.mark.parametrize("sampler_name", ["heun", "dpmpp_2m", "euler_ancestral"])
@@ -135,7 +158,7 @@ def test_the_probe_is_finite_and_leaves_the_model_as_it_was(graph, base, files, 
     assert readings[1e-7]["gaps"][0]["gap"] > readings[1e3]["gaps"][0]["gap"]
     assert any("KL weight 1e-07 is too small" in reason for reason in readings[1e-7]["verdict"]["reasons"])
     assert not any("KL weight" in reason for reason in readings[1e3]["verdict"]["reasons"])
-    assert readings[1e3]["evaluations"] == 3 * (2 + 3) + 4 * (3 + 2)
+    assert readings[1e3]["evaluations"] == 3 * (2 + 3 + 1) + 4 * (3 + 2)
     assert torch.equal(samples, graph.blended(base, blend))
     after = base.model.state_dict()
     assert all(torch.equal(weight, after[name]) for name, weight in before.items())
@@ -201,3 +224,84 @@ def test_what_cannot_be_diagnosed_is_refused(graph, base, files, reward, change,
     options = reward | {name: value for name, value in change.items() if name in ("vae", "reward_of")}
     with pytest.raises(ValueError, match=message):
         diagnose(graph, base, blend, reward=options, **inputs)
+
+
+@pytest.fixture
+def judges(nodes, vae):
+    """Inputs that let two rewards decide between merged and exact; 5 seeds of 2 images."""
+    options = {"device": "default", "precision": "auto", "scale": "none", "allow_download": False}
+    names = ("brightness", "contrast")
+    slots = {
+        f"reward_{i}": nodes["LoadRewardModel"].execute(reward_name=name, **options).result[0]
+        for i, name in enumerate(names)
+    }
+    return {"rewards": slots, "reward_weights": "0.75, 0.25", "vae": vae, "images": 5}
+
+
+def test_rewards_score_what_both_evaluations_make_from_the_same_seeds(graph, base, files, vae, judges):
+    inputs = {"latent_image": latent(batch=2), "seed": 7, "sampler_name": "euler_ancestral"}
+    blend = graph.blend(files, WEIGHTS)
+    picture, text, read, samples = diagnose(graph, base, blend, reward=judges, **inputs)
+    assert torch.equal(samples, graph.blended(base, blend, **inputs))
+    ways = {}
+    for way in ("exact", "merged"):
+        applied = graph.applied(base, blend, "batched", way)
+        runs = [graph.plain(applied, **inputs | {"seed": 7 + i}) for i in range(5)]
+        pixels = vae.decode(torch.cat(runs)).movedim(-1, 1)
+        scores = [reward.reward(pixels, [""]) for reward in judges["rewards"].values()]
+        ways[way] = [*scores, 0.75 * scores[0] + 0.25 * scores[1]]
+    assert [score["name"] for score in read["scores"]] == ["brightness", "contrast", "the weighted reward"]
+    for score, exact, merged in zip(read["scores"], *ways.values(), strict=True):
+        assert score["pairs"] == 10 and score["exact"] == pytest.approx(exact.mean().item(), rel=1e-4)
+        assert score["merged"] == pytest.approx(merged.mean().item(), rel=1e-4)
+        expected = submodule("blend_core.rewards").Draws(1, 10).mean((exact - merged)[None].double().numpy())
+        assert score["difference"] == pytest.approx(vars(expected), abs=1e-5)
+    assert read["evaluations"] == 3 * (3 + 4 + 1) + 5 * 3 * (3 + 1)
+    assert "10 pairs of images" in read["way"] and read["way"] in text and "exact - merged" in text
+    assert picture.shape[1] > diagnose(graph, base, blend, **inputs)[0].shape[1]  # room for what rewards say
+
+
+def test_progress_runs_once_over_all_pictures_and_an_interruption_leaves_no_hook(graph, base, files, judges):
+    seen = []
+
+    def hook(value, total, preview=None, node_id=None):
+        seen.append((value, total))
+        if stop and len(seen) > 20:
+            interrupt()
+
+    before = comfy.utils.PROGRESS_BAR_HOOK
+    comfy.utils.set_progress_bar_global_hook(hook)
+    try:
+        stop = False
+        diagnose(graph, base, graph.blend(files, WEIGHTS), reward=judges | {"images": 8})
+        compared = [value for value, total in seen if total == 8 * 2 * SAMPLING["steps"]]
+        assert compared == sorted(compared) and compared[-1] == 8 * 2 * SAMPLING["steps"]
+        seen, stop = [], True
+        with pytest.raises(InterruptProcessingException):
+            diagnose(graph, base, graph.blend(files, WEIGHTS), reward=judges | {"images": 8})
+        assert comfy.utils.PROGRESS_BAR_HOOK is hook
+    finally:
+        comfy.utils.set_progress_bar_global_hook(before)
+
+
+@pytest.mark.parametrize(
+    ("change", "weights", "message"),
+    [
+        ({"vae": None}, WEIGHTS, "rewards are connected, but no VAE"),
+        ({"images": 7}, WEIGHTS, "7 images of each way are to be scored, expected 8 or more"),
+        ({"images": 8}, "1, 0, 0", "merged and exact are the same here"),
+        ({"images": 8, "reward_weights": "1"}, WEIGHTS, "2 rewards"),
+    ],
+)
+def test_what_rewards_cannot_compare_is_refused_before_anything_is_sampled(
+    graph, base, files, judges, monkeypatch, change, weights, message
+):
+    monkeypatch.setattr(submodule("nodes.diagnostics"), "sample", lambda *_: pytest.fail("sampled"))
+    with pytest.raises(ValueError, match=message):
+        diagnose(graph, base, graph.blend(files, weights), reward=judges | change)
+
+
+def test_a_whole_model_is_not_compared_with_merged(graph, base, files, judges):
+    blend = graph.blend([graph.whole(base), files[1]])
+    with pytest.raises(ValueError, match="whole is a whole model"):
+        diagnose(graph, base, blend, reward=judges | {"images": 8})

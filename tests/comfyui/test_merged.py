@@ -11,6 +11,7 @@ from safetensors import safe_open
 from nodes import LoraLoaderModelOnly
 
 from . import loras
+from .every_family import EVERY, empty, flat, present
 from .families import named
 from .graphs import Graph, latent
 from .host import submodule
@@ -93,3 +94,17 @@ def test_what_no_file_can_hold_is_refused(kind_case, nodes):
         save(model=this.model, blend=whole, filename_prefix="x")
     with pytest.raises(error, match="DoRA came"):
         save(model=this.model, blend=kind_case("SD 1.5", "dora_of_columns").blend(), filename_prefix="x")
+
+
+@pytest.mark.parametrize("family", present([family for family in EVERY if family.before]))
+def test_merged_prepares_the_prompt_under_all_loras_at_once(family, nodes, lora_folder):
+    model, graph = family.load(), Graph(nodes, family.prompt(51), family.prompt(52))
+    layers = [layer for layer in family.layers(model) if layer.module.split(".")[0] in family.before]
+    made = [loras.random_lora(f"before_{family.kind}_{i}", layers, rank=2, alpha=2.0, seed=i) for i in range(2)]
+    files = [loras.write_native(lora, lora_folder) for lora in made]
+    inputs = {"latent_image": empty(family, 1), "cfg": 3.0, "steps": 2}
+    expected = flat(graph.plain(stacked(model, files, STRENGTHS), **inputs))
+    assert_differ(expected, flat(graph.plain(model, **inputs)))
+    blend = graph.blend(files, "0.6, 0.4", alignment=ALIGNMENT)
+    merged = graph.plain(graph.applied(model, blend, "batched", "merged"), **inputs)
+    assert_equal(flat(merged), expected, ROUNDING * family.rounding)

@@ -251,6 +251,8 @@ def test_diagnostics_see_a_whole_model_as_its_lora(sd15, twins):
     for step, expected in zip(mixed[2]["steps"], of_loras[2]["steps"], strict=True):
         assert step["bends"] == pytest.approx(expected["bends"], rel=1e-3)
         assert step["cosines"] == pytest.approx(expected["cosines"], abs=1e-3)
+        assert step["merged"] is None and expected["merged"] > 0  # a whole model adds up with no LoRA
+    assert mixed[2]["way"] == "" and "Merged or exact" in of_loras[1]
 
 
 # --- LoRAs in it, copies of it, twice the same

@@ -34,6 +34,7 @@ MATHS = (
     "diagnostics/__init__",
     "diagnostics/measures",
     "diagnostics/verdict",
+    "diagnostics/ways",
     "plan",
     "control_variates",
     "duels",

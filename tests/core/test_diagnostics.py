@@ -19,6 +19,7 @@ from diffusion_blend.blend_core.diagnostics import (
     sole_variant,
 )
 from diffusion_blend.blend_core.gaussian import reverse_step
+from diffusion_blend.blend_core.rewards import Draws, scored_ways
 
 from .worlds import FAMILIES, gaussian, normal, seeded, signal
 
@@ -159,18 +160,37 @@ def test_the_gap_of_merged_is_relative_to_the_blends_way_from_the_base():
     x = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
     denoised = torch.tensor([[[1.0, 1.0]], [[2.0, 1.0]], [[1.0, 3.0]]], dtype=torch.float64)
     at = torch.tensor([[1.5, 2.3]], dtype=torch.float64)  # the blend is (1.5, 2)
-    assert disagreement(x, denoised, HALF, 0, 1.0, at).merged == pytest.approx(0.3 / math.hypot(0.5, 1))
+    step = disagreement(x, denoised, HALF, 0, 1.0, at)
+    assert step.merged == pytest.approx(0.3 / math.hypot(0.5, 1))
+    assert step.merged_cosine == pytest.approx(1 / math.hypot(0.5, 1))  # (0, 0.3) beside (0.5, 1)
     assert disagreement(x, denoised, HALF, 0, 1.0).merged is None
 
 
-@pytest.mark.parametrize(("gaps", "said"), [((0.02, 0.04, 0.01), "take merged"), ((0.02, 0.31, 0.4), "31%")])
-def test_the_diagnosis_says_whether_merged_would_do_and_leaves_steps_of_the_base_out(gaps, said):
+@pytest.mark.parametrize(
+    ("gaps", "cosine", "said"),
+    [
+        ((0.02, 0.04, 0.01), 0.9, "take merged"),
+        ((0.02, 0.31, 0.4), 0.9, "31% of the blend's way from the base (at step 2, where merged goes further"),
+        ((0.02, 0.31, 0.4), -0.9, "merged goes less far from the base, cosine -0.90"),
+        ((0.02, 0.31, 0.4), 0.1, "merged goes sideways, cosine +0.10"),
+    ],
+)
+def test_the_diagnosis_says_whether_merged_would_do_and_leaves_steps_of_the_base_out(gaps, cosine, said):
     diagnosis = diagnosed((0.0, 0.5, 0.5))
     assert diagnosis.way == "" and "merged - exact" not in diagnosis.rows()[0]
-    *blended, last = (replace(step, merged=gap) for step, gap in zip(diagnosis.steps, gaps, strict=True))
+    measured = [replace(step, merged_cosine=cosine) for step in diagnosis.steps]
+    *blended, last = (replace(step, merged=gap) for step, gap in zip(measured, gaps, strict=True))
     cut = replace(diagnosis, steps=(*blended, replace(last, coefficients=(1.0, 0.0, 0.0))))
     assert said in cut.way and cut.way in cut.describe() and json.loads(cut.to_json())["way"] == cut.way
-    assert [row[-1] for row in cut.rows()] == ["merged - exact", *(f"{100 * gap:.1f}%" for gap in gaps)]
+    assert [row[-2] for row in cut.rows()] == ["merged - exact", *(f"{100 * gap:.1f}%" for gap in gaps)]
+    assert [row[-1] for row in cut.rows()] == ["its cosine", *[f"{cosine:+.2f}"] * 3]
+
+
+def test_steps_that_have_no_merged_prediction_leave_their_place_in_the_table_empty():
+    first, *others = diagnosed(HALF).steps
+    mixed = replace(diagnosed(HALF), steps=(replace(first, merged=0.1, merged_cosine=0.2), *others))
+    assert [row[-2:] for row in mixed.rows()[1:]] == [["10.0%", "+0.20"], ["-", "-"], ["-", "-"]]
+    assert "sideways" in mixed.describe()
 
 
 def test_a_step_of_the_base_alone_raises_no_doubt():
@@ -279,3 +299,80 @@ def test_a_diagnosis_goes_to_json_and_to_text():
 def test_probes_that_mean_nothing_are_refused(scores, kl_weight, message):
     with pytest.raises(BlendError, match=message):
         jensen_gap(torch.zeros(scores, 1), kl_weight)
+
+
+# --- merged or exact, by rewards
+
+
+def both_ways(difference, prompts=4, seeds=16, spread=0.1, seed=5):
+    """Scores (prompts, seeds) by exact and by merged: the same images' noise in both, and a difference that varies."""
+    merged = 20 + normal(prompts, seeds, seed=seed)
+    return merged + difference + spread * normal(prompts, seeds, seed=seed + 1), merged
+
+
+def test_paired_scores_find_a_difference_that_is_small_beside_the_images_own():
+    exact, merged = both_ways(0.2)
+    (comparison,) = scored_ways({"calm": exact}, {"calm": merged}, [1.0])
+    assert comparison.pairs == 64 and comparison.difference.mean == pytest.approx((exact - merged).mean().item())
+    assert comparison.exact - comparison.merged == pytest.approx(comparison.difference.mean)
+    assert comparison.difference.low < 0.2 < comparison.difference.high
+    assert comparison.difference.high - comparison.difference.low < 0.2  # 64 pairs of images whose own spread is 1
+    assert comparison.better == "exact"
+
+
+def test_the_interval_is_that_of_evaluations():
+    exact, merged = both_ways(0.2)
+    (comparison,) = scored_ways({"calm": exact}, {"calm": merged}, [1.0])
+    assert comparison.difference == Draws(4, 16).mean((exact - merged).numpy())
+
+
+def test_of_several_rewards_the_weighted_one_comes_last_and_decides():
+    calm, vivid = both_ways(0.3), both_ways(-0.1, seed=8)
+    scores = scored_ways({"calm": calm[0], "vivid": vivid[0]}, {"calm": calm[1], "vivid": vivid[1]}, [0.25, 0.75])
+    assert [score.name for score in scores] == ["calm", "vivid", "the weighted reward"]
+    assert [score.better for score in scores[:2]] == ["exact", "merged"]
+    mean = 0.25 * scores[0].difference.mean + 0.75 * scores[1].difference.mean
+    assert scores[2].difference.mean == pytest.approx(mean)
+    text = measured(0.3, scores).way
+    for score in scores[:2]:
+        assert f"{score.name}: {score.better} scores higher by {abs(score.difference.mean):.3g} (" in text
+    assert text.splitlines()[-1].startswith("By the weighted reward these images show no difference: take merged")
+
+
+def measured(gap, scores=()):
+    """A diagnosis whose merged predictions are `gap` of the way from the exact ones at every step."""
+    diagnosis = diagnosed(HALF)
+    steps = tuple(replace(step, merged=gap, merged_cosine=0.0) for step in diagnosis.steps)
+    return replace(diagnosis, steps=steps, scores=scores)
+
+
+@pytest.mark.parametrize(
+    ("difference", "gap", "said"),
+    [
+        (0.2, 0.3, "Take exact: by calm it is better than merged"),
+        (-0.2, 0.3, "Take merged: by calm it is better than exact, and it costs one evaluation"),
+        (0.0, 0.3, "take merged, it costs one evaluation per step. More images narrow the interval"),
+        (0.2, 0.01, "Take exact"),  # what was scored goes before what was measured in steps
+    ],
+)
+def test_the_interval_decides_which_way_to_take(difference, gap, said):
+    exact, merged = both_ways(difference)
+    diagnosis = measured(gap, scored_ways({"calm": exact}, {"calm": merged}, [1.0]))
+    assert said in diagnosis.way.splitlines()[-1] and diagnosis.way in diagnosis.describe()
+    score = diagnosis.scores[0]
+    low, high = score.difference.low, score.difference.high
+    ends = {0.2: f"({low:.3g} to {high:.3g}", 0.0: f": {low:+.3g} to {high:+.3g}", -0.2: f"({-high:.3g} to {-low:.3g}"}
+    assert ends[difference] in diagnosis.way and "64 pairs of images" in diagnosis.way
+    assert diagnosis.score_rows()[1][0] == "calm" and f"{score.exact:.4g}" in diagnosis.describe()
+    assert json.loads(diagnosis.to_json())["scores"][0]["difference"] == pytest.approx(vars(score.difference))
+
+
+def test_images_that_are_the_same_show_no_difference():
+    _, merged = both_ways(0.0)
+    (comparison,) = scored_ways({"calm": merged}, {"calm": merged}, [1.0])
+    assert comparison.better == "" and (comparison.difference.low, comparison.difference.high) == (0, 0)
+
+
+def test_too_few_pairs_for_an_interval_are_refused():
+    with pytest.raises(BlendError, match="7 images of each way are to be scored, expected 8 or more"):
+        scored_ways({"calm": torch.zeros(1, 7)}, {"calm": torch.zeros(1, 7)}, [1.0])

@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
-from diffusion_blend.blend_core import LoRABank
+from diffusion_blend.blend_core import Blend, LoRABank
 from diffusion_blend.blend_core.diagnostics import disagreement
 from diffusion_blend.blend_core.estimators import exact, merged
+from diffusion_blend.blend_core.rewards import Draws, load_reward
 from diffusion_blend.lab.cli import main
-from diffusion_blend.pipelines import blended, load_base, load_factors
+from diffusion_blend.pipelines import BlendEvaluation, Sampling, blended, generate, load_base, load_factors
 from PIL import Image
 
 from ..lora_files import random_lora, write_lora
@@ -70,7 +71,7 @@ def test_the_numbers_are_those_of_the_pipeline(studio, tmp_path, capsys):
     assert read["steps"][0]["bend"] == pytest.approx(expected.bend, rel=1e-4)
     assert len(read["steps"]) == STEPS
     assert read["evaluations"] == (3 + 1) * STEPS and read["blend_evaluations"] == 2 * STEPS  # merged comes too
-    assert read["request"]["prompts"] == PROMPTS and read["gaps"] == []
+    assert read["request"]["prompts"] == PROMPTS and read["gaps"] == read["scores"] == []
     with Image.open(tmp_path / "out" / "diagnosis.png") as picture:
         assert picture.width == 1000
     printed = capsys.readouterr().out
@@ -83,8 +84,10 @@ def test_the_gap_of_merged_evaluation_is_that_of_the_first_step_of_both_ways(stu
     _, denoised = first_predictions(studio)
     together = first_predictions(studio, merged((0.0, 0.6, 0.4), 1, [0, 0]))[1][0]
     blend = 0.6 * denoised[1] + 0.4 * denoised[2]
-    gap = ((together - blend).flatten(1).norm(dim=1) / (blend - denoised[0]).flatten(1).norm(dim=1)).mean()
+    apart, way = (together - blend).flatten(1), (blend - denoised[0]).flatten(1)
+    gap, cosine = (apart.norm(dim=1) / way.norm(dim=1)).mean(), torch.cosine_similarity(apart, way).mean()
     assert read["steps"][0]["merged"] == pytest.approx(gap.item(), rel=1e-3)
+    assert read["steps"][0]["merged_cosine"] == pytest.approx(cosine.item(), abs=1e-3)
     assert 0 < gap < 1 and "Merged or exact: they differ by" in read["way"] and read["way"] in capsys.readouterr().out
 
 
@@ -92,6 +95,33 @@ def test_of_one_lora_there_is_no_gap_to_measure(studio, tmp_path):
     status, read = diagnose(studio, tmp_path / "out", "--weights=1, 0")
     assert status == 0 and read["way"] == "" and {step["merged"] for step in read["steps"]} == {None}
     assert read["evaluations"] == 3 * STEPS
+
+
+def test_score_compares_the_images_that_generate_makes_either_way(studio, tmp_path, capsys):
+    options = ["--score=brightness=0.75", "--score=contrast=0.25", "--images=4"]
+    status, read = diagnose(studio, tmp_path / "out", *options)
+    names = [score["name"] for score in read["scores"]]
+    assert status == 0 and names == ["brightness", "contrast", "the weighted reward"]
+    pipe = load_base(str(studio / "base"))
+    factors, _ = load_factors(pipe, [studio / "first.safetensors", studio / "second.safetensors"])
+    pairs = [(text, SEED + i) for text in PROMPTS for i in range(4)]
+    prompts, seeds = zip(*pairs, strict=True)
+    expected = {}
+    for way in ("exact", "merged"):
+        evaluation = BlendEvaluation.of(way, Blend(("first", "second"), (0.6, 0.4)), factors)
+        images = generate(pipe, evaluation, prompts, seeds, Sampling(STEPS, 1.0, CFG))
+        brightness, contrast = (load_reward(name)(images, prompts) for name in ("brightness", "contrast"))
+        expected[way] = [brightness, contrast, 0.75 * brightness + 0.25 * contrast]
+    for score, exact_scores, merged_scores in zip(read["scores"], *expected.values(), strict=True):
+        assert score["pairs"] == 8 and score["exact"] == pytest.approx(exact_scores.mean().item(), abs=1e-4)
+        assert score["merged"] == pytest.approx(merged_scores.mean().item(), abs=1e-4)
+        by_prompt = (exact_scores - merged_scores).reshape(2, 4).numpy()
+        assert score["difference"] == pytest.approx(vars(Draws(2, 4).mean(by_prompt)), abs=1e-4)
+    assert read["evaluations"] == (3 + 1) * STEPS + 4 * (2 + 1) * STEPS
+    assert read["comparison"] == {"rewards": ["brightness", "contrast"], "weights": [0.75, 0.25], "images": 4}
+    printed = capsys.readouterr().out
+    assert read["way"] in printed and "by the weighted reward" in read["way"].splitlines()[-1].lower()
+    assert "exact - merged" in printed
 
 
 @pytest.mark.parametrize("kind", ["sd3", "flux", "schnell"])
@@ -135,6 +165,9 @@ def test_one_reward_alone_is_exact(studio, tmp_path):
         (["--reward-model=brightness=third"], "NAME one of first, second"),
         (["--reward-model=brightness=first"], "does not state the KL weight"),
         (["--steps=7"], "divisor"),
+        (["--score=brightness", "--images=3"], "6 images of each way are to be scored, expected 8 or more"),
+        (["--score=brightness", "--weights=1, 0"], "merged and exact are the same here"),
+        (["--score=magic"], "magic"),
     ],
 )
 def test_what_cannot_be_used_is_refused(studio, tmp_path, capsys, options, message):

@@ -14,9 +14,8 @@ import torch
 from diffusers import DDIMScheduler
 from diffusion_blend.blend_core import Blend, BlendError
 from diffusion_blend.blend_core.estimators import exact
-from diffusion_blend.blend_core.rewards import reward_cards
+from diffusion_blend.blend_core.rewards import Draws, reward_cards
 from diffusion_blend.lab.cli import main
-from diffusion_blend.lab.evaluation.bootstrap import Draws
 from diffusion_blend.lab.evaluation.evaluation import Evaluation
 from diffusion_blend.lab.evaluation.host import Batch
 from diffusion_blend.lab.evaluation.methods import (
@@ -34,6 +33,7 @@ from diffusion_blend.lab.toy.results import filled
 from diffusion_blend.lab.toy.rewards import toy_rewards
 from diffusion_blend.pipelines import BlendEvaluation, Sampling, generate, load_base, load_factors
 from diffusion_blend.trainers.model.rollout import rollout
+from safetensors.torch import load_file, save_file
 
 from ..lora_files import random_lora, write_lora
 from ..pipelines.worlds import tiny_pipeline
@@ -44,7 +44,9 @@ STEPS = 4
 FIRST = (1.0, 0.0)
 HALF = (0.5, 0.5)
 PROTOCOL = """
-methods = ["base", "mpa", "merged", "stratified", "best_of_n", "kla", "oracle", "merged_dial", "oracle_dial"]
+methods = [
+  "base", "mpa", "merged", "soup_factors", "stratified", "best_of_n", "kla", "oracle", "merged_dial", "oracle_dial",
+]
 preferences = [[1.0, 0.0], [0.5, 0.5]]
 dial_preferences = [[0.5, 0.5]]
 alignments = [0.0, 1.0, 1.5]
@@ -125,10 +127,44 @@ def test_a_one_hot_preference_is_that_basis_bit_for_bit(host, method):
     assert torch.equal(outcome(host, method, FIRST).images, outcome(host, "basis", FIRST).images)
 
 
-def test_the_oracle_of_a_basis_is_that_basis_to_rounding(host):
+@pytest.mark.parametrize("method", ["oracle", "soup_factors"])
+def test_the_oracle_of_a_basis_and_the_soup_of_one_lora_are_that_basis_to_rounding(host, method):
     """A bank of one LoRA joins narrower products than one of two, which a CPU adds up in another order."""
-    images, expected = outcome(host, "oracle", FIRST).images, outcome(host, "basis", FIRST).images
+    images, expected = outcome(host, method, FIRST).images, outcome(host, "basis", FIRST).images
     torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
+
+
+def test_the_soup_of_factors_is_a_file_whose_a_and_b_were_averaged_by_hand(studio, host, tmp_path):
+    first, second = (load_file(studio / f"{name}.safetensors") for name in ("first", "second"))
+    save_file({key: 0.25 * factor + 0.75 * second[key] for key, factor in first.items()}, tmp_path / "soup.safetensors")
+    pipe = load_base(str(studio / "base"))
+    factors, _ = load_factors(pipe, [tmp_path / "soup.safetensors"])
+    one = BlendEvaluation.of("exact", Blend(("soup",), (1.0,)), factors)
+    expected = generate(pipe, one, *PAIRS, Sampling(STEPS, 1.0, 2.0))
+    soup, merged = outcome(host, "soup_factors", (0.25, 0.75)), outcome(host, "merged", (0.25, 0.75))
+    torch.testing.assert_close(soup.images, expected, atol=2e-4, rtol=0)
+    assert (soup.images - merged.images).abs().max() > 10 * 2e-4  # the deltas averaged are another network
+    assert soup.evaluations == merged.evaluations == STEPS and (soup.kl > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "extra", "message"),
+    [
+        ({"rank": 3}, {}, "of first and second came: their ranks at .* are 2 and 3"),
+        ({}, {"alpha": torch.tensor(1.0)}, "of first and second came: their scales at .* are 1 and 0.5"),
+        ({"skip": lambda name: name.endswith("to_q")}, {}, "of first and second came: only one of them changes .*to_q"),
+        ({}, {"dora_scale": torch.ones(64, 1)}, r"soup_factors \(second\) needs low-rank .* DoRA came"),
+    ],
+)
+def test_factors_that_have_no_average_are_refused_by_name(studio, tmp_path, options, extra, message):
+    pairs = random_lora(tiny_pipeline().unet, 32, size=0.02, **options)
+    tensors = load_file(write_lora(tmp_path / "second.safetensors", pairs))
+    layer = next(key for key in tensors if "attn1.to_k" in key).partition(".lora_")[0]
+    save_file(tensors | {f"{layer}.{role}": tensor for role, tensor in extra.items()}, tmp_path / "second.safetensors")
+    loras = [f"first={studio}/first.safetensors", f"second={tmp_path}/second.safetensors"]
+    protocol = read_protocol([studio / "protocol.toml"], [f"models.loras={loras}"])
+    with pytest.raises(BlendError, match=message):
+        open_host(Evaluation.of(protocol), "cpu")
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.3, 1.0, 1.7])
@@ -174,7 +210,7 @@ def test_the_best_of_n_is_no_worse_than_the_base_image_by_image(host):
     assert (total[1] >= total[0]).all() and (total[1] > total[0]).any()
 
 
-@pytest.mark.parametrize("method", ["mpa", "merged", "random", "budget", "oracle", "rlg"])
+@pytest.mark.parametrize("method", ["mpa", "merged", "soup_factors", "random", "budget", "oracle", "rlg"])
 def test_after_until_the_base_is_alone_at_one_evaluation_and_no_kl(host, method):
     """Cut before the last two of four steps: the path KL is that of the first two, and the images are others."""
     preference = FIRST if method in ("oracle", "rlg") else HALF
@@ -251,7 +287,7 @@ def test_every_point_has_every_prompt_and_seed_once(studio, whole):
 def test_the_summary_compares_with_mpa_and_the_oracle_pair_by_pair(whole):
     rows = json.loads((whole / "summary.json").read_text())["rows"]
     seen = {(row["method"], tuple(row["preference"]), row["alignment"]): row for row in rows}
-    assert len(seen) == len(rows) == 2 + 2 * 5 + 3 * 3  # the base with each preference, three dials
+    assert len(seen) == len(rows) == 2 + 2 * 6 + 3 * 3  # the base with each preference, three dials
     assert seen["mpa", HALF, 1.0]["against_mpa"] is None
     assert seen["merged", FIRST, 1.0]["against_mpa"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
     base = seen["kla", HALF, 0.0]["against_mpa"]
@@ -343,7 +379,7 @@ def test_the_report_has_everything_in_it(whole):
             sources.extend(value for name, value in attributes if name in ("src", "href"))
 
     Reader().feed(text)
-    assert len(sources) == 3 + 1 + 2 * 5 + 3 * 3  # plots, then a picture per point
+    assert len(sources) == 3 + 1 + 2 * 6 + 3 * 3  # plots, then a picture per point
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert all(METHODS[name].title in text for name in ("base", "mpa", "merged", "stratified", "best_of_n", "kla"))
     assert {"summary.md", "summary.csv", "pareto.png", "alignment.png", "kl.png"} <= {f.name for f in whole.iterdir()}
