@@ -71,12 +71,10 @@ def counted(call):
     return launches.count, launches.read_back
 
 
-@pytest.fixture(scope="module")
-def world():
-    torch.manual_seed(0)
-    network = Network().requires_grad_(False)
+def adapters_of(network):
+    """Two LoRAs of all its linear layers."""
     layers = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
-    adapters = [
+    return [
         {
             Target(name, tuple(layer.weight.shape)): Change(
                 Factors(torch.randn(RANK, layer.in_features), torch.randn(layer.out_features, RANK) / 10, 0.5)
@@ -85,7 +83,14 @@ def world():
         }
         for _ in range(2)
     ]
-    return network, adapters, len(layers)
+
+
+@pytest.fixture(scope="module")
+def world():
+    torch.manual_seed(0)
+    network = Network().requires_grad_(False)
+    adapters = adapters_of(network)
+    return network, adapters, len(adapters[0])
 
 
 def step_of(world, way):
