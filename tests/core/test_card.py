@@ -1,4 +1,4 @@
-"""The engine on a card that is not there: tensors of the device `meta`, whose numbers nobody can read, stand for a card's.
+"""The engine on a card that is not there: tensors of the device `meta`, whose numbers nobody can read, stand in for it.
 
 Tensors of two devices never meet; copies to the card and numbers that are read back are counted, and held.
 """
