@@ -122,7 +122,7 @@ class TrackedPlan(Plan):
 
     def is_blend(self, step: int) -> bool:
         """Whether `step` blends several variants; else it asks one, and nothing of it is remembered."""
-        return int((self.coefficients[step] != 0).sum()) > 1
+        return sum(map(bool, self.coefficients[step].tolist())) > 1
 
     def single(self, evaluate: Evaluate, step: int, images: int) -> Tensor:
         """The prediction, (rows, ...), of a step that is no blend."""
@@ -216,7 +216,7 @@ class TrackedPlan(Plan):
         back = torch.where(extending, (ages - 1) * (2 * ages - 1) / (6 * ages), (ages - 1) / 2)
         track.known = track.known.index_put(asked, predictions)
         track.slope = track.slope.index_put(asked, slope)
-        signed = bool((self.coefficients[self.memory.step] < 0).any())
+        signed = min(self.coefficients[self.memory.step].tolist()) < 0
         coefficients = self.coefficients[self.memory.step].to(predictions.device, predictions.dtype)
         paid = (_wide(coefficients[asked[0]] * back, missed) * missed).sum(0)
         estimate = weighed(coefficients, foreseen) + paid

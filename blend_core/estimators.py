@@ -169,27 +169,31 @@ def _diffused(shares: Tensor, generator: torch.Generator) -> Tensor:
         choices = shares.argmax(1)
         choices[several] = _diffused(shares[several], generator)
         return choices
-    steps, variants = shares.shape
+    variants = shares.shape[1]
     offset = torch.empty(variants, dtype=shares.dtype).exponential_(generator=generator)
-    offset = offset / offset.sum()  # uniform on the simplex
-    until = shares.cumsum(0)
-    owed = (until + 1e-9).floor()
-    counts, choices = torch.zeros_like(offset), []
-    for step in range(steps):
-        deficit = until[step] - counts
-        order = torch.argsort(deficit + offset, descending=True, stable=True).tolist()
-        eligible = [i for i in order if deficit[i] > 1e-9]
-        steps_left = torch.arange(steps - step, dtype=torch.float64)
-        choice = next(i for i in eligible if _feasible(counts, i, owed[step:], steps_left))
+    offset = (offset / offset.sum()).tolist()  # uniform on the simplex
+    until = shares.cumsum(0).tolist()
+    owed = [[math.floor(share + 1e-9) for share in row] for row in until]
+    counts, choices = [0] * variants, []
+    for step, row in enumerate(until):
+        deficit = [share - count for share, count in zip(row, counts, strict=True)]
+        order = sorted(range(variants), key=lambda i: deficit[i] + offset[i], reverse=True)
+        choice = next(i for i in order if deficit[i] > 1e-9 and _feasible(counts, i, owed[step:]))
         counts[choice] += 1
         choices.append(choice)
     return torch.tensor(choices, dtype=torch.long)
 
 
-def _feasible(counts: Tensor, choice: int, owed: Tensor, steps_left: Tensor) -> bool:
-    after = counts.clone()
-    after[choice] += 1
-    return bool(((owed - after).clamp(min=0).sum(-1) <= steps_left).all())
+def _feasible(counts: Sequence[int], choice: int, owed: Sequence[Sequence[int]]) -> bool:
+    """Whether what is owed after a step that takes `choice` fits. owed: until this step, the next one, ..."""
+    after = [count + (i == choice) for i, count in enumerate(counts)]
+    for steps_left, row in enumerate(owed):
+        debts = [whole - count for whole, count in zip(row, after, strict=True)]
+        if min(debts) >= 0:  # nothing ran ahead: what is owed in all are no more than the steps until then, as later
+            return True
+        if sum(debt for debt in debts if debt > 0) > steps_left:
+            return False
+    return True
 
 
 def _check_probabilities(coefficients: Tensor) -> None:

@@ -126,7 +126,8 @@ class Plan:
         call: which one it is, for plans that remember. Variants of weight 0 at this step cost nothing.
         """
         variants, weights = self.active(step, images)
-        return weighed(weights, evaluate(variants))
+        predictions = evaluate(variants)
+        return predictions[0] if weights.tolist() == [1.0] else weighed(weights, predictions)
 
     @property
     def most_per_step(self) -> int:
@@ -142,8 +143,9 @@ class Plan:
 
     def active(self, step: int, images: int | None = None) -> tuple[Tensor, Tensor]:
         """The variants (k, images) whose weight is not 0 at `step`, and those weights (k,)."""
-        used = self.weights[step] != 0
-        return self.for_images(step, images or self.batch)[used], self.weights[step, used]
+        variants, weights = self.for_images(step, images or self.batch), self.weights[step]
+        used = [place for place, weight in enumerate(weights.tolist()) if weight]
+        return (variants, weights) if len(used) == len(weights) else (variants[used], weights[used])
 
 
 @dataclass(frozen=True)

@@ -155,8 +155,8 @@ class Diagnostics(io.ComfyNode):
         diagnosis = Diagnosis(blend.names, formula, tuple(recorder.steps), tuple(gaps), spent + more, plain, scores)
         picture = as_image(draw(diagnosis))
         text = f"{diagnosis.describe()}\n\n{result.report}"
-        said = "\n".join(filter(None, (str(diagnosis.verdict), diagnosis.way)))
-        return shown(said, picture, text, diagnosis.to_json(), result.latent)
+        words = "\n".join(filter(None, (str(diagnosis.verdict), diagnosis.way)))
+        return shown(words, picture, text, diagnosis.to_json(), result.latent)
 
 
 class Recorder:

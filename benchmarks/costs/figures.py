@@ -34,22 +34,29 @@ class Figures:
         """Keep a section of costs, in the place of one of the same network, size, dtype and machine."""
         size = section["settings"]["size"]
         self.sections[f"{section['network']}, {size}, {section['dtype']}, {section['machine']}"] = section
-        self._write()
+        self._write(costs=True)
 
     def add_launches(self, network: str, counted: dict) -> None:
         """Keep what was counted of a network."""
         self.launches[network] = counted
-        self._write()
+        self._write(launches=True)
 
     def add_file(self, file: Path) -> None:
         """Keep what another run, on another machine maybe, left in its file."""
         other = Figures.of(file, self.page)
         self.sections |= other.sections
         self.launches |= other.launches
-        self._write()
+        self._write(bool(other.sections), bool(other.launches))
 
-    def _write(self) -> None:
+    def _write(self, costs: bool = False, launches: bool = False) -> None:
+        """The file, and those parts of the page; the other part stays as it is."""
         self.out.parent.mkdir(parents=True, exist_ok=True)
         kept = {"format": FORMAT, "sections": self.sections, "launches": self.launches}
         self.out.write_text(json.dumps(kept, indent=1))
-        self.page.write_text(report.rendered(list(self.sections.values()), self.launches), "utf8")
+        written = self.page.read_text("utf8") if self.page.is_file() else ""
+        first, title, last = written.partition(report.LAUNCHES_TITLE)
+        if costs:
+            first = report.costs_page(self.sections.values())
+        if launches:
+            title, last = "", report.launches_page(self.launches)
+        self.page.write_text(first + title + last, "utf8")

@@ -23,7 +23,8 @@ bfloat16, on a CPU small. Stock KSampler (Euler, normal schedule), one image, ra
 attention projections, even weights. Every mode runs beside a plain run, round after round in one process. Times are
 medians; *times plain* is the median of side-by-side ratios, lowest and highest in brackets.
 """
-_LAUNCHES = """## Launches per step
+LAUNCHES_TITLE = "## Launches per step"
+_LAUNCHES = f"""{LAUNCHES_TITLE}
 
 At batch 1 a fast card waits for its host, so the number of operations that a step launches counts. Counted by
 `python benchmarks/run.py launches` on a CPU: every operation of torch but views and allocations, between the fourth
@@ -59,10 +60,14 @@ network's dtype; of a small network they are more.
 """
 
 
-def rendered(sections: Iterable[dict], launches: Mapping[str, dict]) -> str:
-    """The document."""
-    costs = "\n".join([_INTRODUCTION, *map(section_text, sections)]) + _COSTS_END.format(tries=TRIES)
-    return "\n".join([costs, _LAUNCHES, *map(launches_text, launches.items())])
+def costs_page(sections: Iterable[dict]) -> str:
+    """The page up to the launches."""
+    return "\n".join([_INTRODUCTION, *map(section_text, sections)]) + _COSTS_END.format(tries=TRIES) + "\n"
+
+
+def launches_page(launches: Mapping[str, dict]) -> str:
+    """The rest of the page."""
+    return "\n".join([_LAUNCHES, *map(launches_text, launches.items())])
 
 
 def launches_text(counted: tuple[str, dict]) -> str:

@@ -81,13 +81,13 @@ def way_to_take(steps: Sequence[Disagreement], scores: Sequence[ScoredWays] = ()
     if not measured:
         return ""
     most = max(measured, key=lambda step: step.merged or 0.0)
-    alike = (most.merged or 0.0) <= SAME
-    apart = f"at most {most.merged:.1%}" if alike else f"up to {most.merged:.0%}"
-    where = "" if alike else f" (at step {most.step + 1}, where {_direction(most.merged_cosine or 0.0)})"
+    same = (most.merged or 0.0) <= SAME
+    apart = f"at most {most.merged:.1%}" if same else f"up to {most.merged:.0%}"
+    where = "" if same else f" (at step {most.step + 1}, where {_direction(most.merged_cosine or 0.0)})"
     distance = f"Merged or exact: they differ by {apart} of the blend's way from the base{where}."
     if scores:
         return "\n".join([distance, *map(str, scores), _decided(scores[-1])])
-    return f"{distance} {EQUAL if alike else _UNDECIDED}"
+    return f"{distance} {EQUAL if same else _UNDECIDED}"
 
 
 _UNDECIDED = (

@@ -28,13 +28,24 @@ def weighted(hidden: Tensor, weights: Tensor, axis: int) -> Tensor:
     return hidden * (weights.view(-1, columns, *between) if axis == 1 else weights.view(-1, *between, columns))
 
 
+def folded(down: Tensor, weights: Tensor) -> Tensor:
+    """The factors (columns, in, ...) of hidden * weights; weights: (columns,)."""
+    return down * weights.view(-1, *[1] * (down.dim() - 1))
+
+
 def add_linear(out: Tensor, x: Tensor, hidden: Tensor, up: Tensor, alpha: float) -> Tensor:
     """out + alpha * hidden up', (rows, ..., out); up: (out, columns)."""
     flat = hidden.reshape(-1, hidden.shape[-1])
-    if _is_fresh(out, x):
+    if is_fresh(out, x):
         out.view(-1, out.shape[-1]).addmm_(flat, up.t(), alpha=alpha)
         return out
     return torch.addmm(out.reshape(-1, out.shape[-1]), flat, up.t(), alpha=alpha).view(out.shape)
+
+
+def add_made(out: Tensor, x: Tensor, made: Tensor, alpha: float) -> Tensor:
+    """out + alpha * made, (rows, ..., out); made: (tokens of all rows, out)."""
+    made = made.view(out.shape)
+    return out.add_(made, alpha=alpha) if is_fresh(out, x) else torch.add(out, made, alpha=alpha)
 
 
 def add_linear_by_row(out: Tensor, x: Tensor, down: Tensor, up: Tensor, weights: Tensor) -> Tensor:
@@ -50,7 +61,7 @@ def add_linear_by_row(out: Tensor, x: Tensor, down: Tensor, up: Tensor, weights:
 def add_convolution(out: Tensor, x: Tensor, hidden: Tensor, up: Tensor, alpha: float) -> Tensor:
     """out + alpha * up hidden, (rows, out, ...); up: (out, columns)."""
     delta = CONVOLUTIONS[hidden.dim()](hidden, up.view(*up.shape, *[1] * (hidden.dim() - 2)))
-    return out.add_(delta, alpha=alpha) if _is_fresh(out, x) else torch.add(out, delta, alpha=alpha)
+    return out.add_(delta, alpha=alpha) if is_fresh(out, x) else torch.add(out, delta, alpha=alpha)
 
 
 def convolved(x: Tensor, weight: Tensor, module: nn.Module, groups: int = 1) -> Tensor:
@@ -62,6 +73,6 @@ def convolved(x: Tensor, weight: Tensor, module: nn.Module, groups: int = 1) -> 
     return CONVOLUTIONS[x.dim()](x, weight, None, layer.stride, padding, layer.dilation, groups)
 
 
-def _is_fresh(out: Tensor, x: Tensor) -> bool:
+def is_fresh(out: Tensor, x: Tensor) -> bool:
     """Whether `out` is a fresh tensor that may be written to: without it, one copy more."""
     return out.is_contiguous() and not out.requires_grad and out is not x

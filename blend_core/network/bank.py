@@ -25,7 +25,8 @@ from .low_rank import LowRank
 from .module_changes import ModuleChanges
 from .private import CONVOLUTION, is_compiled
 from .selection import Mixtures, Selection
-from .shared_inputs import SharedInput, refuse_written_inputs, shared_inputs
+from .shared_inputs import SharedInput, shared_inputs
+from .siblings import JointOutputs, refuse_written_inputs
 from .site import OWN, Parameters, Site
 
 _MOST_SELECTIONS = 64  # of which the tensors are kept; a run with more choices makes some again
@@ -130,6 +131,7 @@ class Attachment:
         self._selections: dict[tuple[int, ...], Selection] = {}
         layers = {site.name: site.changes.low_rank for site in self._sites if site.changes.low_rank is not None}
         self._shared: list[SharedInput] = shared_inputs(layers, modules)
+        self._joint = [JointOutputs(shared, self._sites) for shared in self._shared]
         self._checked: set[frozenset[int]] = set()  # sets of variants in whose passes inputs were looked at
         self.selection: Selection | None = None
         self._mixtures: Mixtures = {}
@@ -163,7 +165,7 @@ class Attachment:
         """Let go of tensors that runs left behind."""
         self._selections.clear()
         for shared in self._shared:
-            shared.end()
+            shared.release()
 
     @contextmanager
     def using(self, variants: Sequence[int], device: torch.device | None = None) -> Iterator[None]:
@@ -183,16 +185,16 @@ class Attachment:
                 site.changes.low_rank.weigh(selection)
         check = bool(active) and not whole and active not in self._checked
         try:
-            for shared in self._shared:
-                shared.begin(check)
+            for joint in self._joint:
+                joint.begin(check)
             with self._installed(sites, selection, device):
                 yield
             if check:
                 self._checked.add(active)
-                refuse_written_inputs(self._shared)
+                refuse_written_inputs(self._joint)
         finally:
-            for shared in self._shared:
-                shared.end()
+            for joint in self._joint:
+                joint.end()
 
     @contextmanager
     def _installed(self, sites: Sequence[Site], selection: Selection, device: torch.device | None) -> Iterator[None]:

@@ -71,14 +71,13 @@ def evaluate_variants(
     batch = variants.shape[1]
     blocks = _blocks(variants, None if apart else frozenset(unmixed))
     predictions = None
+    if len(blocks) == 1:
+        return _passes(call, inputs, rows, variants.split(1 if apart else group), attachment)
     for places, images in blocks:
         own_rows = (torch.arange(0, rows, batch)[:, None] + torch.tensor(images)).flatten()
         block_inputs = take_rows(inputs, rows, own_rows)
         parts = variants[places][:, images].split(1 if apart else group)
-        passes = [_one_pass(call, block_inputs, len(own_rows), part, attachment) for part in parts]
-        block_predictions = torch.cat(passes)
-        if len(blocks) == 1:
-            return block_predictions
+        block_predictions = _passes(call, block_inputs, len(own_rows), parts, attachment)
         if predictions is None:
             predictions = block_predictions.new_empty(len(variants), rows, *block_predictions.shape[2:])
         predictions[torch.tensor(places)[:, None], own_rows] = block_predictions
@@ -98,6 +97,11 @@ def _blocks(variants: Tensor, unmixed: frozenset[int] | None) -> list[tuple[list
             images = tuple(image for image, image_kind in enumerate(kinds) if image_kind == kind)
             blocks.setdefault((kind, images), []).append(place)
     return [(places, list(images)) for (_, images), places in blocks.items()]
+
+
+def _passes(call: Call, inputs: Any, rows: int, parts: Sequence[Tensor], attachment: Attachment) -> Tensor:
+    passes = [_one_pass(call, inputs, rows, part, attachment) for part in parts]
+    return passes[0] if len(passes) == 1 else torch.cat(passes)
 
 
 def _one_pass(call: Call, inputs: Any, rows: int, variants: Tensor, attachment: Attachment) -> Tensor:

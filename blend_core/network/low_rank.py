@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Protocol
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..adapters import Factors, Target
-from .add import add_convolution, add_linear, add_linear_by_row, convolved, weighted
+from .add import add_convolution, add_linear, add_linear_by_row, add_made, convolved, folded, is_fresh, weighted
 from .selection import Selection
 
 MOST_COLUMNS = 128
@@ -27,14 +27,11 @@ KERNEL_RANK, KERNEL_ELEMENTS = 32, 2**23
 (docs/costs.md)."""
 
 
-def kernel_for(out: Tensor, x: Tensor, rank: int) -> ModuleType | None:
-    """kernel.py, where it can take these tensors and is the faster way; else None."""
-    plain = type(x) is Tensor and type(out) is Tensor and x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)
-    if not plain or rank > KERNEL_RANK or x.numel() > KERNEL_ELEMENTS:
-        return None
-    if torch.compiler.is_compiling() or out.requires_grad:
-        return None
-    return _kernel() if x.is_contiguous() and out.is_contiguous() and out is not x else None
+def kernel_takes(x: Tensor, rank: int) -> bool:
+    """Whether kernel.py can take this input, and is the faster way."""
+    plain = type(x) is Tensor and x.is_cuda and x.dtype in (torch.float16, torch.bfloat16) and x.is_contiguous()
+    small = rank <= KERNEL_RANK and x.numel() <= KERNEL_ELEMENTS
+    return plain and small and not torch.compiler.is_compiling() and _kernel() is not None
 
 
 @functools.cache
@@ -53,8 +50,12 @@ class JointProjection(Protocol):
         """The member's hidden vectors of x."""
         ...
 
-    def end(self) -> None:
-        """Let go of what a pass made."""
+    def addition(self, member: LowRank, x: Tensor, selection: Selection) -> Tensor | None:
+        """What the member's columns add for x, (tokens, out), where one product makes it for several members."""
+        ...
+
+    def release(self) -> None:
+        """Let go of what a run made."""
         ...
 
     def part(self) -> None:
@@ -89,6 +90,7 @@ class LowRank(nn.Module):
         self.shared: JointProjection | None = None
         self.row_weights: Tensor | None = None  # (rows, columns) of the pass, for a compiled network
         self._placed: _Placed | None = None
+        self.folded = Folded()
 
     def _stacked(self, fused) -> tuple[Tensor, Tensor]:
         down = torch.cat([_padded(down, 0, self.rank) for down, _, _ in fused])
@@ -98,6 +100,13 @@ class LowRank(nn.Module):
     def columns(self) -> int:
         """Columns of all variants."""
         return len(self.variants) * self.rank
+
+    def columns_of(self, selection: Selection) -> slice:
+        """Those that a pass computes with: of the one variant of all rows, or all."""
+        if selection.only is None:
+            return slice(0, self.columns)
+        place = self.variants.index(selection.only)
+        return slice(place * self.rank, place * self.rank + self.ranks[place])
 
     def keep_as(self, dtype: torch.dtype) -> None:
         """Keep the factors in the dtype of the computation alone, where they are."""
@@ -111,15 +120,16 @@ class LowRank(nn.Module):
         """Let go of copies in the dtype of a computation, and of what was made of an input."""
         self.forget_place()
         if self.shared is not None:
-            self.shared.end()
+            self.shared.release()
 
     def forget_place(self) -> None:
         """Let go of the copies alone."""
         self._placed = None
+        self.folded.forget()
 
     def _part(self) -> None:
         """Before the factors are replaced: no copy of the old ones is kept."""
-        self._placed = None
+        self.forget_place()
         if self.shared is not None:
             self.shared.part()
 
@@ -132,21 +142,34 @@ class LowRank(nn.Module):
         placed = self.placed(x)
         if (only := selection.only) is not None and only not in placed.of:
             return out
-        rank = self.rank if selection.mixture is None else self.columns
-        if placed.down.dim() == 2 and (kernel := kernel_for(out, x, rank)) is not None:
-            return self._add_at_once(kernel, out, x, selection, placed)
+        alpha = self.alpha_of(selection)
+        if alpha is not None and (shared := self._sharing) is not None:
+            made = shared.addition(self, x, selection)
+            if made is not None:
+                return add_made(out, x, made, alpha)
+        if self.takes_kernel(x, selection) and type(out) is Tensor and is_fresh(out, x):
+            return self._add_at_once(_kernel(), out, x, selection, placed)
         mixed = only is None and selection.mixture is None
         if mixed and self.columns > MOST_COLUMNS and placed.down.dim() == 2:
             return self._add_by_row(out, x, selection, placed)
-        if only is not None:
-            down, up, weights, alpha = placed.of[only]
-        else:
-            down, up, alpha = placed.down, placed.up, 1.0 if self.alpha is None else self.alpha
-            weights = self.weights(selection, x)
-        if down.dim() > 2:
-            hidden = convolved(x, down, module)
-            return add_convolution(out, x, hidden if weights is None else weighted(hidden, weights, 1), up, alpha)
-        return add_linear(out, x, self._hidden(x, down, weights, selection), up, alpha)
+        up = placed.up if only is None else placed.of[only][1]
+        add = add_linear if placed.down.dim() == 2 else add_convolution
+        return add(out, x, self._hidden(x, selection, placed, module), up, 1.0 if alpha is None else alpha)
+
+    def takes_kernel(self, x: Tensor, selection: Selection) -> bool:
+        """Whether both products are one launch for this input."""
+        rank = self.rank if selection.mixture is None else self.columns
+        return self.down.dim() == 2 and kernel_takes(x, rank)
+
+    @property
+    def _sharing(self) -> JointProjection | None:
+        return None if torch.compiler.is_compiling() else self.shared  # a compiler joins products by itself
+
+    def alpha_of(self, selection: Selection) -> float | None:
+        """The one number that all columns of a pass are multiplied with; None: theirs are in their weights."""
+        if selection.only is not None:
+            return self.alphas[self.variants.index(selection.only)]
+        return selection.size if self.alpha is None else self.alpha * selection.size
 
     def weights(self, selection: Selection, x: Tensor) -> Tensor:
         """(rows, columns): 0 in the columns of other variants than a row's own, and the scales that `alpha` is not."""
@@ -166,13 +189,12 @@ class LowRank(nn.Module):
     def weigh(self, selection: Selection) -> None:
         """Set `row_weights` for the rows of a pass."""
         key = torch.empty(len(selection.variants), 1, 1, dtype=torch.float32, device=self.down.device)
-        self.row_weights = selection.mask(self, self._scales.float().to(key.device), key)
+        self.row_weights = selection.mask(self, self._scales.float().to(key.device) * selection.size, key)
 
     def _add_at_once(self, kernel, out: Tensor, x: Tensor, selection: Selection, placed: _Placed) -> Tensor:
         """Both products in one launch."""
         if selection.mixture is not None:  # one addition of all columns
-            weights = self.weights(selection, x)[0]
-            alpha = 1.0 if self.alpha is None else self.alpha
+            weights, alpha = self.weights(selection, x)[0], self.alpha_of(selection)
             return kernel.add(out, x, placed.down, placed.up, self.columns, weights, alpha, 0)
         if selection.only is not None:
             place, places = self.variants.index(selection.only), None
@@ -183,13 +205,20 @@ class LowRank(nn.Module):
         alpha = 1.0 if alpha is None else alpha
         return kernel.add(out, x, placed.down, placed.up, self.rank, scales, alpha, place, places)
 
-    def _hidden(self, x: Tensor, down: Tensor, weights: Tensor | None, selection: Selection) -> Tensor:
+    def _hidden(self, x: Tensor, selection: Selection, placed: _Placed, module: nn.Module) -> Tensor:
         """weights * down x, from the product that several layers share where they do."""
-        compiling = torch.compiler.is_compiling()  # which joins products by itself
-        if self.shared is not None and not compiling:
-            hidden = self.shared.hidden(self, x, selection)
-            return hidden if weights is None or selection.only is None else weighted(hidden, weights, -1)
-        return F.linear(x, down) if weights is None else weighted(F.linear(x, down), weights, -1)
+        down, weights = placed.down, None
+        if selection.only is not None:
+            down, _, weights = placed.of[selection.only]
+        if (shared := self._sharing) is not None:
+            hidden = shared.hidden(self, x, selection)
+        else:
+            if selection.mixture is not None:
+                down = self.folded.of(selection, down, lambda: self.weights(selection, x)[0])
+            elif selection.only is None:
+                weights = self.weights(selection, x)
+            hidden = F.linear(x, down) if down.dim() == 2 else convolved(x, down, module)
+        return hidden if weights is None else weighted(hidden, weights, -1 if down.dim() == 2 else 1)
 
     def _add_by_row(self, out: Tensor, x: Tensor, selection: Selection, placed: _Placed) -> Tensor:
         places = selection.places(self.variants, x)
@@ -213,14 +242,34 @@ class LowRank(nn.Module):
         return placed
 
 
+class Folded:
+    """Factors `down` that are multiplied with a mixture's weights, kept while it is the same one.
+
+    `Selection.size` keeps the largest weight at 1: what a small one loses in half precision is small beside that.
+    """
+
+    def __init__(self):
+        self._kept: tuple[Selection, Tensor, Tensor] | None = None
+
+    def of(self, selection: Selection, down: Tensor, weights: Callable[[], Tensor]) -> Tensor:
+        """down * weights(), (columns, in, ...)."""
+        if self._kept is None or self._kept[0] is not selection or self._kept[1] is not down:
+            self._kept = selection, down, folded(down, weights())
+        return self._kept[2]
+
+    def forget(self) -> None:
+        """Let go of them."""
+        self._kept = None
+
+
 @dataclass(frozen=True)
 class _Placed:
-    """Factors where they are used. of: (down, up, weights, alpha) of each variant, for add.py's functions."""
+    """Factors where they are used. of: (down, up, weights) of each variant, for add.py's functions."""
 
     down: Tensor
     up: Tensor
     scales: Tensor
-    of: Mapping[int, tuple[Tensor, Tensor, Tensor | None, float]]
+    of: Mapping[int, tuple[Tensor, Tensor, Tensor | None]]
 
     @classmethod
     def of_module(cls, module: LowRank, x: Tensor) -> _Placed:
@@ -229,7 +278,7 @@ class _Placed:
         for i, (variant, rank, alpha) in enumerate(zip(module.variants, module.ranks, module.alphas, strict=True)):
             columns = slice(i * module.rank, i * module.rank + rank)
             weights = scales[columns] if alpha is None else None
-            of[variant] = down[columns], up[:, columns], weights, 1.0 if alpha is None else alpha
+            of[variant] = down[columns], up[:, columns], weights
         return cls(down, up, scales, of)
 
 

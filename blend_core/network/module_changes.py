@@ -53,6 +53,11 @@ class ModuleChanges(nn.Module):
         return self.low_rank is not None or self.changed is not None
 
     @property
+    def by_additions(self) -> bool:
+        """Whether plain additions to the output are all."""
+        return self.low_rank is not None and self.changed is None and not self.by_parameter
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The parameters that change."""
         return (*(("weight", "bias") if self.by_output else ()), *self.by_parameter)

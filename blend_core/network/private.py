@@ -20,6 +20,11 @@ def padding_of(convolution: nn.modules.conv._ConvNd) -> Sequence[int]:
     return convolution._reversed_padding_repeated_twice
 
 
+def add_to_all(tensors: list[Tensor], others: list[Tensor], alpha: float) -> None:
+    """tensors[i] += alpha * others[i] in place, all of them in one launch."""
+    torch.ops.aten._foreach_add_.List(tensors, others, alpha=alpha)
+
+
 def is_compiled(module: nn.Module) -> bool:
     """Whether Module.compile() was called."""
     return module._compiled_call_impl is not None

@@ -28,8 +28,8 @@ class Selection:
     """Row i of a call is variant variants[i]. Rows may stand several times each: frames of a video in the batch.
 
     mixtures: variants that are several at once, each at its coefficient.  only: the variant, where all rows have the
-    same one and it is no mixture; else None.  mixture: the same of a mixture, (variant: coefficient).  members: all
-    variants in it, those of mixtures one by one.
+    same one and it is no mixture; else None.  mixture: the same of a mixture, (variant: coefficient).  size: of its
+    largest coefficient, 1 without a mixture.  members: all variants in it, those of mixtures one by one.
     """
 
     def __init__(self, variants: tuple[int, ...], mixtures: Mixtures | None = None):
@@ -37,13 +37,14 @@ class Selection:
         same = variants[0] if len(set(variants)) == 1 else None
         self.mixture = None if same is None else self._mixtures.get(same)
         self.only = same if self.mixture is None else None
+        self.size = 1.0 if self.mixture is None else max(map(abs, self.mixture.values()))
         self.members = frozenset(v for variant in set(variants) for v in self._mixtures.get(variant, (variant,)))
         self._tensors: dict[tuple, Tensor] = {}
 
     def mask(self, layer: Columns, scales: Tensor | None, x: Tensor) -> Tensor:
         """(rows, columns) of x's dtype: 1 in the columns of a row's own variant, else 0; times `scales` (columns,).
 
-        A row that is a mixture has its coefficients in the place of 1.
+        A row that is a mixture has its coefficients in the place of 1; where all are the same mixture, over `size`.
 
         Raises BlendError where it is unknown which row is whose, see `times`; rows that are all one mixture are known.
         """
@@ -63,7 +64,7 @@ class Selection:
 
     def _share(self, variant: int, other: int) -> float:
         """How much of `other` a row of `variant` has."""
-        return self._mixtures.get(variant, {variant: 1.0}).get(other, 0.0)
+        return self._mixtures.get(variant, {variant: 1.0}).get(other, 0.0) / self.size
 
     def joined(self, layers: Sequence[Layer], make: Callable[[Layer], Tensor], x: Tensor) -> Tensor:
         """make(layer) of several layers, (rows, columns) each, next to each other."""

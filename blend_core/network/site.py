@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,15 @@ from .low_rank import precise
 from .module_changes import ModuleChanges
 from .private import places_of_attributes
 from .selection import Selection
+
+
+class Joint(Protocol):
+    """What computes the outputs of several layers at once; see siblings.py."""
+
+    def output(self, site: Site, x: Tensor) -> Tensor | None:
+        """The site's output for x with its addition; None where the site has to compute it."""
+        ...
+
 
 _STACK = "_diffusion_blend_sites"  # what is ours in a module's dictionary while its parameters are replaced
 
@@ -100,9 +109,14 @@ class Site:
         self._running = self._reading = 0  # the module's own forward; the host, for us
         self.touched = self.read = False
         self._had_own = False
+        self.joint: Joint | None = None
 
         def forward(x, *args, **kwargs):  # one function object for ever, so that torch.compile traces it once
-            out = self._inner(x, *args, **kwargs)
+            plain = not (args or kwargs or self._reading or torch.compiler.is_compiling())
+            if plain and self.joint is not None and (out := self.joint.output(self, x)) is not None:
+                self.touched = True
+                return out
+            out = self.inner(x, *args, **kwargs)
             return out if self._reading else self._added(out, x, args, kwargs)
 
         self._forward = forward
@@ -117,7 +131,8 @@ class Site:
 
     # --- the module's output
 
-    def _inner(self, x: Tensor, *args, **kwargs) -> Tensor:
+    def inner(self, x: Tensor, *args, **kwargs) -> Tensor:
+        """The output without the changes."""
         self._running += 1
         try:
             return self._original(x, *args, **kwargs)
@@ -137,7 +152,7 @@ class Site:
 
     def _slowly(self, changed: Changed, out: Tensor, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
         def again(other: Tensor) -> Tensor:
-            return self._inner(other, *args, **kwargs)
+            return self.inner(other, *args, **kwargs)
 
         self._reading += 1  # the changes look at the module's own bias
         try:

@@ -216,7 +216,7 @@ DIALS = {"kla": "mpa", "merged_dial": "merged", "oracle_dial": "oracle"}  # at a
 METHODS: dict[str, Method] = {
     "base": Method("base", base, _once, cuts=False),
     "basis": Method("one LoRA", blended, _one_hot),
-    "merged": Method("rewarded soup", evaluated("merged"), _preferences),
+    "merged": Method("merged (delta soup)", evaluated("merged"), _preferences),
     "mpa": Method("DB-MPA", blended, _preferences),
     "kla": Method("DB-KLA", blended, _dial),
     "random": Method("DB-MPA-LS", evaluated("random"), _preferences),

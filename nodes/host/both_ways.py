@@ -65,8 +65,8 @@ class BothWays:
                     run = sample(model, blend, estimator, execution, latent_image, **options)
                 of_way.append(self._scores(run.latent["samples"]))
                 spent += run.calls * (run.plan.evaluations_per_step if run.plan else 0)
-        ways = (self._by_reward(of_way) for of_way in scores.values())
-        return scored_ways(*ways, self.weights), round(spent)
+        by_exact, by_merged = (self._by_reward(of_way) for of_way in scores.values())
+        return scored_ways(by_exact, by_merged, self.weights), round(spent)
 
     def _scores(self, latents: Tensor) -> Tensor:
         """(rewards, batch)"""

@@ -255,7 +255,7 @@ class _ModelCall:
         run, images = self.run, inputs["rows"][: variants.shape[1]]
         basis = (id(self.network), tuple(variants.flatten().tolist()), tuple(images.tolist()))
         options = self.options | {"uuids": [_uuid_of(u, basis[1:]) for u in self.options.get("uuids", [])]}
-        network = run.networks.get(int(variants[0, 0]))
+        network = run.networks.get(variants[0].tolist()[0])
         executor = self.executor if network is None else moved(self.executor, network)
         x, *others = inputs["args"]
         with run.caches.of(basis, network or self.network, options):
