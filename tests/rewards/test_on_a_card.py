@@ -6,7 +6,8 @@ from diffusion_blend.blend_core.rewards import load_reward, reward_cards
 
 from ..core.test_card import CARD, counted
 
-NAMES = sorted(name for name in reward_cards() if not name.startswith("jpeg_"))  # whose files the host writes
+ON_THE_HOST = ("jpeg_", "ocr")  # files are written there, text is read there
+NAMES = sorted(name for name in reward_cards() if not name.startswith(ON_THE_HOST))
 MOST_COPIES = 3  # a prompt's tokens and their masks
 READ = {"imagereward": 1}  # its attention's mask
 
