@@ -13,6 +13,7 @@ from torch import Tensor
 from ..blend_core import BlendError
 from ..blend_core.adapters import mixed_experts
 from ..blend_core.adapters.files import sha256
+from ..blend_core.adapters.routing import routed, without_auto
 from ..blend_core.blend import normalised, parse_numbers, parse_weights, shares
 from ..blend_core.estimators import exact, merged
 from .host.apply import apply_blend
@@ -49,15 +50,8 @@ class BlendWeights(io.ComfyNode):
             category=CATEGORY,
             description="How much of each reward: 0.6, 0.4 is 60% of the first and 40% of the second.",
             search_aliases=[
-                "blend weights",
-                "preference",
-                "reward weights",
-                "DB-MPA",
-                "mix lora",
-                "merge lora",
-                "multi lora",
-                "lora stack",
-                "rlhf",
+                *("blend weights", "preference", "reward weights", "DB-MPA", "rlhf"),
+                *("mix lora", "merge lora", "multi lora", "lora stack"),
             ],
             **CACHED_TOO,
             inputs=[
@@ -66,7 +60,8 @@ class BlendWeights(io.ComfyNode):
                     default="",
                     tooltip="One number per reward LoRA, in the order of the slots, such as 0.6, 0.4. 0 leaves a "
                     "reward out, 1, 0 is the first alone. Empty: equal weights. Below 0 needs normalise off. The "
-                    "number of a bypassed or muted LoRA stays and is left out.",
+                    "number of a bypassed or muted LoRA stays and is left out. auto before the numbers, or alone: "
+                    "prompt raises the rewards it asks for.",
                 ),
                 io.Boolean.Input(
                     "normalise",
@@ -90,6 +85,14 @@ class BlendWeights(io.ComfyNode):
                     "The KL weight to blend for, when every LoRA states its own: smaller is further from the base. 0: "
                     "the average of the LoRAs', by their weights."
                 ),
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="For weights that begin with auto, the text of positive: quoted text raises the LoRA "
+                    "labelled text or ocr, numbers and relations the one labelled geneval or composition.",
+                ),
             ],
             outputs=[BlendSocket.Output(display_name="blend", tooltip="Connect to a sampler, or to KL Interpolate.")],
         )
@@ -102,8 +105,10 @@ class BlendWeights(io.ComfyNode):
         normalise: bool,
         target_kl_weight: float = 0.0,
         lora_stack: list[tuple[str, float, float]] | None = None,
+        prompt: str = "",
     ) -> io.NodeOutput:
-        """Build the blend and show its coefficients."""
+        """Build the blend and show its coefficients. Raises BlendError for weights that make none."""
+        auto, weights = without_auto(weights)
         slots = {slot: lora for slot, lora in loras.items() if lora is not None}
         stack = stacked(lora_stack)
         bases = (*slots.values(), *stack)
@@ -111,12 +116,16 @@ class BlendWeights(io.ComfyNode):
         numbers = parse_weights(
             weights, len(bases), slots=_numbered(list(slots), len(stack)), names=[*names, *(s.label for s in stack)]
         )
+        route = ""
+        if auto:
+            if not prompt.strip():
+                raise BlendError("weights say auto, but prompt is empty. Write the text of positive there, or numbers.")
+            numbers, route = routed(prompt, [basis.label for basis in bases], numbers)
         preference = normalised(numbers) if normalise else shares(numbers)
         alignment = 1.0 if normalise else math.fsum(map(abs, numbers))
         blend = LoRABlend.of(bases, preference, alignment=alignment, target_kl_weight=target_kl_weight or None)
         warning = mixed_experts(basis.adapter for basis in bases if isinstance(basis, RewardLoRA))
-        lines = [blend.describe(), *blend.strengths(), *([warning] if warning else [])]
-        return shown("\n".join(lines), blend)
+        return shown("\n".join(filter(None, [blend.describe(), route, *blend.strengths(), warning])), blend)
 
     @classmethod
     def validate_inputs(
@@ -129,11 +138,12 @@ class BlendWeights(io.ComfyNode):
         ComfyUI would put an answer to each of the two inputs.
         """
         slots = list(loras or {})
-        numbers = parse_numbers(weights or "", "weights", "reward LoRA", "0.6, 0.4")
+        weights = without_auto(weights or "")[1]
+        numbers = parse_numbers(weights, "weights", "reward LoRA", "0.6, 0.4")
         if numbers:
             (normalised if normalise else shares)(numbers)
         if len(numbers) < len(slots):
-            parse_weights(weights or "", len(slots), names=slots)
+            parse_weights(weights, len(slots), names=slots)
         return True
 
 

@@ -99,9 +99,10 @@ function rewardNames(node, count) {
 
 /** The text that is run: without the numbers of LoRAs that are off, which ComfyUI leaves out. */
 function withoutThoseOff(node, text) {
-  const [numbers, slots] = [parse(String(text)), slotsOf(node)];
+  const [, auto, written] = /^(\s*auto\b[\s:,]*)?(.*)$/is.exec(String(text));
+  const [numbers, slots] = [parse(written), slotsOf(node)];
   if (!numbers || numbers.length < slots.length || !slots.some(({ off }) => off)) return text;
-  return numbers.filter((_, i) => !slots[i]?.off).join(", ");
+  return (auto ?? "") + numbers.filter((_, i) => !slots[i]?.off).join(", ");
 }
 
 const short = (name) => (name.length > 16 ? `${name.slice(0, 15)}…` : name);

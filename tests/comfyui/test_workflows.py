@@ -12,7 +12,8 @@ from .host import REPOSITORY
 
 WORKFLOWS = sorted((REPOSITORY / "example_workflows").glob("*.json"))
 SUBGRAPHS = sorted((REPOSITORY / "subgraphs").glob("*.json"))
-OPEN_LISTS = {"lora_name", "reward_name", "sampler_name", "scheduler"}  # files, and what ComfyUI offers
+OPEN_LISTS = {"lora_name", *(f"lora_{i}" for i in range(1, 9)), "reward_name", "sampler_name", "scheduler"}
+"""Of files, and of what ComfyUI offers."""
 
 
 @pytest.fixture(scope="module")
