@@ -25,6 +25,7 @@ NODE_IDS = {
     "DiffusionBlendRegion",
     "DiffusionBlendWindow",
     "DiffusionBlendApply",
+    "DiffusionBlendApplyLoRAs",
     "DiffusionBlendKSampler",
     "DiffusionBlendStochasticLS",
     "DiffusionBlendDiagnostics",
@@ -35,6 +36,7 @@ NODE_IDS = {
     "DiffusionBlendRewardScorer",
     "DiffusionBlendPickBest",
     "DiffusionBlendSweep",
+    "DiffusionBlendSweepGrid",
     "DiffusionBlendParetoPlot",
     "DiffusionBlendSaveLoRA",
 }
