@@ -133,7 +133,7 @@ def test_one_variant_per_step_equals_the_networks_switched(case, kind, evaluatio
     estimators = submodule("blend_core.estimators")
     inputs = {**case.inputs, "steps": STEPS, "latent_image": latent(3, case.family.latent)}
     seeds = [estimators.image_seed(SEED, image) for image in range(3)]
-    estimator = {"stratified": estimators.stratified, "random": estimators.sampled}[evaluation]
+    estimator = {"stratified": estimators.stratified, "random": estimators.random}[evaluation]
     choices = estimator(coefficients, STEPS, seeds).variants[:, 0].T
     whole = (choices == (1 if kind == "alone" else 2)).sum(0)
     assert ((whole > 0) & (whole < 3)).any(), "no pass has to be split"
