@@ -13,7 +13,6 @@ from ..blend_core.blend import parse_weights
 from ..blend_core.rewards import (
     BUCKETS,
     SCALES,
-    StoredScores,
     Thresholds,
     as_bytes,
     check_images,
@@ -22,6 +21,7 @@ from ..blend_core.rewards import (
     needed_files,
     reward_cards,
     store_scores,
+    stored_entries,
     weighted,
 )
 from .host.interface import blocked, image_metadata, progress_of
@@ -303,18 +303,6 @@ def score_rows(names: list[str], scores: list[Tensor], total: Tensor, order: lis
     """A heading, and one row per image, best first: its number (from 0), each reward's score, the weighted score."""
     rows = [[str(i), *(_number(column[i].item()) for column in (*scores, total))] for i in order]
     return [["image", *names, "weighted"], *rows]
-
-
-def stored_entries(
-    names: list[str], scores: list[Tensor], total: Tensor, buckets: Sequence[str | None]
-) -> list[StoredScores]:
-    """What the metadata is to say of each image, in the order they came; a name that comes again is numbered."""
-    labels = [f"{name} ({seen + 1})" if (seen := names[:i].count(name)) else name for i, name in enumerate(names)]
-    columns = dict(zip(labels, (column.tolist() for column in scores), strict=True))
-    return [
-        StoredScores({name: column[i] for name, column in columns.items()}, score, buckets[i])
-        for i, score in enumerate(total.tolist())
-    ]
 
 
 def _number(score: float) -> str:

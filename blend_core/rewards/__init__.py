@@ -1,11 +1,20 @@
 """Rewards: images (batch, 3, height, width) in [0, 1] and prompts -> one score per image, (batch,), higher is better.
 
-`load_reward(name)` finds them. contract.py says what every reward is; image.py has those without weights; clip.py,
-blip.py, siglip.py and ocr.py the learned ones; custom.py the user's own; buckets.py keeps
-scores with the images.
+`load_reward(name)` finds them. contract.py says what every reward is; image.py has those without weights, learned/ the
+learned ones, custom.py the user's own; buckets.py keeps scores with the images.
 """
 
-from .buckets import BUCKETS, KEY, StoredScores, Thresholds, as_bytes, image_key, store_scores, stored_scores
+from .buckets import (
+    BUCKETS,
+    KEY,
+    StoredScores,
+    Thresholds,
+    as_bytes,
+    image_key,
+    store_scores,
+    stored_entries,
+    stored_scores,
+)
 from .combined import SCALES, Rescaled, RewardScale, WeightedSum, rescaled, weighted
 from .contract import IMAGES_PER_PASS, Card, Reward, check_images
 from .files import Library, RewardFile
@@ -42,6 +51,7 @@ __all__ = [
     "reward_cards",
     "scored_ways",
     "store_scores",
+    "stored_entries",
     "stored_scores",
     "weighted",
 ]

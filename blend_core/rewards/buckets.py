@@ -100,3 +100,15 @@ def image_key(pixels: Tensor) -> str:
     """What the bytes (height, width, 3) of an image are known by: the same for the image that is read from its PNG."""
     shape = "x".join(map(str, pixels.shape)).encode()
     return hashlib.sha256(shape + pixels.contiguous().numpy().tobytes()).hexdigest()[:32]
+
+
+def stored_entries(
+    names: list[str], scores: list[Tensor], total: Tensor, buckets: Sequence[str | None]
+) -> list[StoredScores]:
+    """What the metadata is to say of each image, in the order they came; a name that comes again is numbered."""
+    labels = [f"{name} ({seen + 1})" if (seen := names[:i].count(name)) else name for i, name in enumerate(names)]
+    columns = dict(zip(labels, (column.tolist() for column in scores), strict=True))
+    return [
+        StoredScores({name: column[i] for name, column in columns.items()}, score, buckets[i])
+        for i, score in enumerate(total.tolist())
+    ]

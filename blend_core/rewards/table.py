@@ -14,12 +14,12 @@ from types import MappingProxyType
 import torch
 
 from ..errors import BlendError
-from . import blip, clip, ocr, siglip
 from .combined import rescaled
 from .contract import Card, Reward
 from .custom import Custom, is_custom, load_custom
 from .files import Library
 from .image import FORMULAS, Formula
+from .learned import blip, clip, ocr, siglip
 
 ENTRY_POINTS = "diffusion_blend.rewards"
 DTYPES = MappingProxyType({"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16})

@@ -21,9 +21,9 @@ def read(folder: Path, recursive: bool) -> tuple[Scored, list[str]]:
 
     Raises BlendError where no image does, and as find_items.
     """
-    found = [(item, read_stored_scores(item)) for item in find_items(folder, recursive)]
-    images = [(item, stored) for item, stored in found if stored is not None]
-    without = [item.file for item, stored in found if stored is None]
+    items = [(item, read_stored_scores(item)) for item in find_items(folder, recursive)]
+    images = [(item, stored) for item, stored in items if stored is not None]
+    without = [item.file for item, stored in items if stored is None]
     if not images:
         raise BlendError(
             f"no image holds scores of its pixels: {listed(without)}. Save images that come out of Reward Scorer or "

@@ -40,7 +40,7 @@ def clipscore(weights_folder, monkeypatch):
     """The files of a tiny CLIPScore; the tokenizer is the one that ComfyUI ships."""
     from transformers import CLIPConfig, CLIPModel
 
-    clip = submodule("blend_core.rewards.clip")
+    clip = submodule("blend_core.rewards.learned.clip")
     small = SIZES | {"projection_dim": 8}
     config = CLIPConfig(
         vision_config=small | {"patch_size": 14, "image_size": 28}, text_config=dict(small), projection_dim=8

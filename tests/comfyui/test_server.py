@@ -230,7 +230,7 @@ def test_saved_images_hold_their_own_scores_and_the_count_of_those_that_pass_goe
     assert text.startswith("3 of 3 pass: great 0, ok 3, bad 0\n")
     shown = [float(total) for total in re.findall(r"image \d: (\S+)", text)]
     rewards = host.submodule("blend_core.rewards")
-    own = []
+    weighted_scores = []
     for image in outputs["saved"]["images"]:
         path = server.folder / "output" / image["filename"]
         information = Image.open(path).info
@@ -238,8 +238,9 @@ def test_saved_images_hold_their_own_scores_and_the_count_of_those_that_pass_goe
         key = rewards.image_key(torch.from_numpy(pixels(path).copy()))
         stored = rewards.stored_scores(information[rewards.KEY], key)
         assert stored.scores == {"colourfulness": stored.weighted} and stored.bucket == "ok"
-        own.append(stored.weighted)
-    assert own == pytest.approx(shown, rel=1e-3) and own == sorted(own, reverse=True)  # best first, as they were saved
+        weighted_scores.append(stored.weighted)
+    assert weighted_scores == pytest.approx(shown, rel=1e-3)
+    assert weighted_scores == sorted(weighted_scores, reverse=True)  # best first, as they were saved
     for image in outputs["inverted"]["images"]:  # the same metadata, but of other pixels
         path = server.folder / "output" / image["filename"]
         key = rewards.image_key(torch.from_numpy(pixels(path).copy()))

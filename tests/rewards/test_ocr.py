@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusion_blend.blend_core import BlendError
 from diffusion_blend.blend_core.rewards import Library, WeightedSum, load_reward, reward_cards
-from diffusion_blend.blend_core.rewards.ocr import edit_distance, quoted_text, readable_share
+from diffusion_blend.blend_core.rewards.learned.ocr import edit_distance, quoted_text, readable_share
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy import array

@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("transformers")
 
-from diffusion_blend.blend_core.rewards import Library, blip, clip, load_reward, networks, preprocessing, siglip
-from diffusion_blend.blend_core.rewards.text import clip_tokens
+from diffusion_blend.blend_core.rewards import Library, load_reward
+from diffusion_blend.blend_core.rewards.learned import blip, clip, networks, preprocessing, siglip
+from diffusion_blend.blend_core.rewards.learned.text import clip_tokens
 from transformers import BlipTextModel, BlipVisionModel, CLIPModel, SiglipVisionModel
 
 PACKAGES = Path(sys.prefix) / "originals"

@@ -8,7 +8,8 @@ import string
 from pathlib import Path
 
 import torch
-from diffusion_blend.blend_core.rewards import Library, blip, clip, siglip
+from diffusion_blend.blend_core.rewards import Library
+from diffusion_blend.blend_core.rewards.learned import blip, clip, siglip
 from safetensors.torch import save_file
 from transformers import BlipTextModel, BlipVisionModel, CLIPConfig, CLIPModel, SiglipVisionModel
 

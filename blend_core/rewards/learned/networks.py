@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..errors import BlendError
-from .contract import Network, frozen
+from ...errors import BlendError
+from ..contract import Network, frozen
 
 PLACES = "position_ids"  # counts 0, 1, 2...; old files store it, new modules make it
 

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import BlendError
-from .contract import Card, Reward, frozen
-from .files import RewardFile, read_state_dict
+from ...errors import BlendError
+from ..contract import Card, Reward, frozen
+from ..files import RewardFile, read_state_dict
 from .networks import filled, square, starting
 from .preprocessing import CLIP_MEAN, CLIP_STD, cropped, cropped_low, normalised, padded
 from .text import CLIP_FILES, Tokens, clip_tokens

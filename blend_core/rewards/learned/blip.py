@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ..errors import BlendError
+from ...errors import BlendError
+from ..contract import Card, Reward
+from ..files import RewardFile, read_state_dict
 from .clip import activation_bytes, affine, clip_input, folded
-from .contract import Card, Reward
-from .files import RewardFile, read_state_dict
 from .networks import PLACES, filled, square
 from .preprocessing import cropped
 from .text import BERT_FILE, Tokens, bert_tokens

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from ..contract import Card, Reward
+from ..files import RewardFile, read_state_dict
 from .clip import activation_bytes, affine, folded, unit
-from .contract import Card, Reward
-from .files import RewardFile, read_state_dict
 from .networks import filled, square, starting
 from .preprocessing import HALF, normalised, squashed
 

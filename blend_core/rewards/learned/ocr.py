@@ -10,8 +10,8 @@ import torch
 from numpy import ndarray
 from torch import Tensor
 
-from ..errors import BlendError, first_line
-from .contract import Card, Reward
+from ...errors import BlendError, first_line
+from ..contract import Card, Reward
 
 QUOTED = re.compile('["“”](.*?)["“”]', re.DOTALL)
 
@@ -47,13 +47,13 @@ class ReadText(Reward):
 
 def quoted_text(prompt: str) -> str:
     """The first text between double quotes. Raises BlendError where there is none."""
-    found = QUOTED.search(prompt)
-    if found is None or not _plain(found[1]):
+    match = QUOTED.search(prompt)
+    if match is None or not _plain(match[1]):
         raise BlendError(
             f"ocr looks for the text that the prompt puts between double quotes, and {prompt!r} quotes none. Write it "
             'as in: a shop sign that says "OPEN". Or choose a reward that compares the whole prompt, such as clipscore.'
         )
-    return found[1]
+    return match[1]
 
 
 def readable_share(read: str, quoted: str) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .files import RewardFile
+from ..files import RewardFile
 
 CLIP_FILES = tuple(
     RewardFile("openai/clip-vit-large-patch14", name, also=("sd1_tokenizer",))  # ComfyUI ships it under that name

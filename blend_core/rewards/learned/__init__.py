@@ -1,0 +1,1 @@
+"""Rewards that networks with weights of their own give: each one's files, networks and preprocessing."""
