@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from . import test_launches as launches
 
+pytestmark = pytest.mark.slow
 CARD, STEPS, IMAGES, ROWS = "meta", 6, 2, 4
 COEFFICIENTS = [0.0, 0.4, 0.6]
 READING = {"_local_scalar_dense", "item", "is_nonzero"}  # within inference mode some come whole

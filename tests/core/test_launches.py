@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 BLOCKS, WIDTH, PROMPT, RANK = 70, 8, 12, 2
 FREE = {"empty", "empty_strided", "empty_like", "detach", "alias"}
 READ_BACK = {"_local_scalar_dense", "item", "equal", "nonzero", "is_nonzero"}
+pytestmark = pytest.mark.slow
 WAYS = {"exact, one batch": (exact, 2, 2.0), "stratified": (stratified, 1, 1.4), "merged": (merged, 1, 1.4)}
 
 
