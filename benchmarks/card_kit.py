@@ -21,7 +21,8 @@ from host import HINT, version_of, workspaces  # noqa: E402
 
 KIT = REPOSITORY / "build" / "card"
 MOST = 60 * 2**20  # bytes
-PACK = ("__init__.py", "pyproject.toml", "blend_core", "nodes", "pipelines", "trainers", "lab", "benchmarks", "tests")
+PACK = ("__init__.py", "pyproject.toml", "blend_core", "nodes", "pipelines", "trainers", "lab", "benchmarks", "tests",
+        "subgraphs")  # fmt: skip
 PACK_LEFT_OUT = ("studio", "browser", "docs", "__pycache__", "out", "recording.json")
 COMFYUI = [
     "comfy", "comfy_api", "comfy_config", "comfy_execution", "comfy_extras", "app", "middleware", "utils",
