@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..blend_core import BlendError
 from ..blend_core.adapters import mixed_experts
 from ..blend_core.adapters.files import sha256
-from ..blend_core.adapters.routing import routed, without_auto
+from ..blend_core.adapters.routing import check_prompt, routed, without_auto
 from ..blend_core.blend import normalised, parse_numbers, parse_weights, shares
 from ..blend_core.estimators import exact, merged
 from .host.apply import apply_blend
@@ -118,8 +118,6 @@ class BlendWeights(io.ComfyNode):
         )
         route = ""
         if auto:
-            if not prompt.strip():
-                raise BlendError("weights say auto, but prompt is empty. Write the text of positive there, or numbers.")
             numbers, route = routed(prompt, [basis.label for basis in bases], numbers)
         preference = normalised(numbers) if normalise else shares(numbers)
         alignment = 1.0 if normalise else math.fsum(map(abs, numbers))
@@ -129,7 +127,11 @@ class BlendWeights(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, weights: str | None = None, normalise: bool | None = None, loras: dict | None = None
+        cls,
+        weights: str | None = None,
+        normalise: bool | None = None,
+        loras: dict | None = None,
+        prompt: str | None = None,
     ) -> bool:
         """Refuse weights that make no blend, before anything runs; None where a link brings them, or what is on.
 
@@ -138,7 +140,9 @@ class BlendWeights(io.ComfyNode):
         ComfyUI would put an answer to each of the two inputs.
         """
         slots = list(loras or {})
-        weights = without_auto(weights or "")[1]
+        auto, weights = without_auto(weights or "")
+        if auto and prompt is not None:
+            check_prompt(prompt)
         numbers = parse_numbers(weights, "weights", "reward LoRA", "0.6, 0.4")
         if numbers:
             (normalised if normalise else shares)(numbers)
@@ -285,9 +289,7 @@ class ApplyRewardLoRAs(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="Connect to any sampler."),
-                BlendSocket.Output(
-                    display_name="blend", tooltip="The same as a blend, for Blend Sweep and the others."
-                ),
+                BlendSocket.Output(display_name="blend", tooltip="The same as a blend, for Blend Sweep and others."),
                 io.String.Output(
                     display_name="loras",
                     tooltip="<lora:name:weight> of every row that is on, and the files' hashes, as sites for sharing "
@@ -305,7 +307,8 @@ class ApplyRewardLoRAs(io.ComfyNode):
         bases = tuple(reward_lora(name) for name, _ in chosen)
         blend = LoRABlend.of(bases, normalised([weight for _, weight in chosen]), alignment=strength)
         applied = apply_blend(model, blend, WAYS[evaluation], "auto", seed=0)
-        return shown(applied.report, applied.model, blend, tags(blend))
+        (coefficients,) = blend.coefficients(1)
+        return shown(applied.report, applied.model, blend, tags(bases, coefficients[0, 1:].tolist()))
 
     @classmethod
     def fingerprint_inputs(cls, **rows) -> tuple:
@@ -313,13 +316,11 @@ class ApplyRewardLoRAs(io.ComfyNode):
         return tuple(file_facts(name) for name, _ in _rows_in_use(rows))
 
 
-def tags(blend: LoRABlend) -> str:
-    """A line of <lora:name:coefficient> of the blend's LoRAs, and one with the first ten digits of their SHA-256."""
-    (coefficients,) = blend.coefficients(1)
-    adapters = [basis.adapter for basis in blend.bases if isinstance(basis, RewardLoRA)]
-    numbers = coefficients[0, 1:].tolist()
-    line = " ".join(f"<lora:{a.label}:{number:.4g}>" for a, number in zip(adapters, numbers, strict=True))
-    hashes = ", ".join(f"{a.label}: {sha256(a.path)[:10]}" for a in adapters)
+def tags(loras: Sequence[RewardLoRA], coefficients: Sequence[float]) -> str:
+    """A line of <lora:name:coefficient>, and one with the first ten digits of the files' SHA-256."""
+    pairs = zip((lora.adapter.label for lora in loras), coefficients, strict=True)
+    line = " ".join(f"<lora:{label}:{coefficient:.4g}>" for label, coefficient in pairs)
+    hashes = ", ".join(f"{lora.adapter.label}: {sha256(lora.adapter.path)[:10]}" for lora in loras)
     return f'{line}\nLora hashes: "{hashes}"'
 
 
@@ -344,5 +345,5 @@ def _rows_in_use(rows: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """(file, weight) of every row that has a file and is on."""
     for i in range(1, MOST_ROWS + 1):
         name = rows.get(f"lora_{i}") or NO_FILE
-        if name != NO_FILE and rows.get(f"on_{i}", True):
+        if name != NO_FILE and rows.get(f"on_{i}") is not False:  # None where a link brings it
             yield name, rows.get(f"weight_{i}", 1.0)

@@ -214,7 +214,8 @@ def files_like(pattern: str) -> list[str]:
     names = lora_names()
     chosen: dict[str, None] = {}
     for part in filter(None, map(str.strip, re.split(r"[,\n]", pattern))):
-        matches = [name for name in names if fnmatchcase(name.replace("\\", "/"), part.replace("\\", "/"))]
+        wanted = part.replace("\\", "/").replace("[", "[[]")  # brackets are letters of a name
+        matches = [name for name in names if fnmatchcase(name.replace("\\", "/"), wanted)]
         if not matches:
             raise BlendError(
                 f"files has {part!r}, which is no file in models/loras. Write names as Load Reward LoRA lists them, "
@@ -239,7 +240,7 @@ def file_facts(lora_name: str) -> tuple:
 
 def _counted(name: str) -> list[str | int]:
     """A sort key that takes numbers as numbers."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
 
 
 _Row = tuple[str, float]

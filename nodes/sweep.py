@@ -155,6 +155,8 @@ def by_file(blend: LoRABlend, lora: int, files: str) -> list[tuple[str, LoRABlen
     names = files_like(files)
     if not names:
         raise BlendError("files is empty, expected names in models/loras such as run/checkpoint-*. Write at least one.")
+    if len(names) > MOST_BLENDS:
+        raise BlendError(f"files names {len(names)} files, more than {MOST_BLENDS}. Write a narrower pattern.")
     stems = [Path(name.replace("\\", "/")).stem for name in names]
     labels = stems if len(set(stems)) == len(stems) else names
     swept = ((label, another_file(basis, name)) for label, name in zip(labels, names, strict=True))

@@ -6,6 +6,7 @@ import { isLinked, widgetOf } from "./parts.js";
 
 const PARTS = ["lora", "on", "weight"];
 const NO_FILE = "none";
+const heights = new WeakMap(); // what each node's rows needed when they were last shown
 
 function rowsOf(node) {
   const rows = [];
@@ -22,7 +23,10 @@ function show(node) {
       widget.options.hidden = widget.hidden; // as Nodes 2.0 reads it
     }
   }
-  node.setSize([node.size[0], node.computeSize()[1]]);
+  const tight = node.size[1] <= heights.get(node) + 2; // a node that was drawn larger keeps its size
+  const high = node.computeSize()[1];
+  heights.set(node, high);
+  node.setSize([node.size[0], tight ? high : Math.max(node.size[1], high)]);
   node.setDirtyCanvas(true, true);
 }
 
@@ -44,6 +48,7 @@ app.registerExtension({
         configured?.apply(this, values);
         show(node);
       };
+      heights.set(node, node.computeSize()[1]);
       show(node);
     } catch (error) {
       console.warn("Diffusion Blend: all rows of Apply Reward LoRAs are shown.", error);

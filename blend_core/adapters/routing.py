@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from ..errors import BlendError
+
 AUTO = "auto"
 RULES = Path(__file__).with_name("prompt_rules.json")
 
@@ -37,12 +39,22 @@ def without_auto(weights: str) -> tuple[bool, str]:
     return (False, weights) if match is None else (True, match[1])
 
 
+def check_prompt(prompt: str) -> None:
+    """Raise BlendError for a prompt that is empty, which nothing can be read from."""
+    if not prompt.strip():
+        raise BlendError("weights say auto, but prompt is empty. Write the text of positive there, or numbers.")
+
+
 def routed(prompt: str, labels: Sequence[str], weights: Sequence[float]) -> tuple[list[float], str]:
-    """(the weights, those of the LoRAs raised that the prompt asks for; a line that says which rule raised which)."""
+    """(the weights, those of the LoRAs raised that the prompt asks for; a line that says which rule raised which).
+
+    Raises BlendError for an empty prompt.
+    """
+    check_prompt(prompt)
+    words = [re.findall(r"[^\W\d_]+", label.lower()) for label in labels]
     numbers, reasons = list(weights), []
     for rule in rules():
-        words = {i: re.findall(r"[^\W\d_]+", label.lower()) for i, label in enumerate(labels)}
-        raised = [i for i, parts in words.items() if any(label in parts for label in rule.labels)]
+        raised = [i for i, parts in enumerate(words) if any(label in parts for label in rule.labels)]
         if raised and re.search(rule.pattern, prompt, re.IGNORECASE):
             numbers = [number * rule.times if i in raised else number for i, number in enumerate(numbers)]
             reasons.append(f"{rule.name} in the prompt: {', '.join(labels[i] for i in raised)} x {rule.times:g}")

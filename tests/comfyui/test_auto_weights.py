@@ -39,5 +39,7 @@ def test_auto_needs_a_prompt(weigh, nodes):
     with pytest.raises(BlendError, match="weights say auto, but prompt is empty"):
         weigh("auto", " ")
     assert nodes["BlendWeights"].validate_inputs(weights="auto 1, 2", normalise=True, loras={"lora_0": None})
+    with pytest.raises(BlendError, match="weights say auto, but prompt is empty"):
+        nodes["BlendWeights"].validate_inputs(weights="auto", normalise=True, prompt="")
     with pytest.raises(BlendError, match="are not numbers"):
         nodes["BlendWeights"].validate_inputs(weights="automatic", normalise=True)

@@ -73,13 +73,15 @@ def test_files_are_found_by_a_pattern_and_epochs_are_in_their_order(files):
 
     loaders = submodule("nodes.loaders")
     source = Path(folder_paths.get_full_path("loras", files[0]))
-    names = [f"epochs-{number}.safetensors" for number in (100, 9, 10)]
+    names = [f"epochs-{number}.safetensors" for number in (100, 9, 10)] + ["epochs [a²].safetensors"]
     try:
         for name in names:
             shutil.copy(source, source.with_name(name))
         folder_paths.filename_list_cache.clear()
         listed = [Path(name).name for name in loaders.files_like("*epochs-*")]
         assert listed == ["epochs-9.safetensors", "epochs-10.safetensors", "epochs-100.safetensors"]
+        assert len(loaders.files_like("*epochs*")) == 4
+        assert len(loaders.files_like("*epochs [a²].safetensors")) == 1
         with pytest.raises(BlendError, match=r"files has 'absent-\*', which is no file in models/loras"):
             loaders.files_like("absent-*")
     finally:
