@@ -34,12 +34,12 @@ _NOT_IN_NOUNS = re.compile(rf"\b({'|'.join((*_PREPOSITIONS, *NUMBERS, 'is', 'are
 
 
 class Box(NamedTuple):
-    """Where an object lies, in pixels from the upper left, and its colour where one was asked for."""
+    """Where an object lies, and its colour where one was asked for.
 
-    left: float
-    top: float
-    right: float
-    bottom: float
+    corners: left, top, right and bottom, in pixels from the upper left.
+    """
+
+    corners: tuple[float, float, float, float]
     colour: str = ""
 
 
@@ -129,8 +129,8 @@ def _near(count: int, wanted: int) -> float:
 
 
 def _middle(box: Box, axis: int) -> float:
-    return (box[axis] + box[axis + 2]) / 2
+    return (box.corners[axis] + box.corners[axis + 2]) / 2
 
 
 def _size(box: Box, axis: int) -> float:
-    return box[axis + 2] - box[axis]
+    return box.corners[axis + 2] - box.corners[axis]

@@ -10,7 +10,7 @@ from diffusion_blend.blend_core.rewards.learned.preprocessing import CLIP_MEAN, 
 
 pytest.importorskip("transformers")
 
-DOG, LEFT, RIGHT = Box(40, 40, 60, 60), Box(0, 40, 20, 60), Box(80, 40, 100, 60)
+DOG, LEFT, RIGHT = Box((40, 40, 60, 60)), Box((0, 40, 20, 60)), Box((80, 40, 100, 60))
 PROMPT = "a photo of two red apples and a dog"
 
 
@@ -67,10 +67,10 @@ def test_the_share_that_is_shown_has_flow_grpos_partial_credit(prompt, boxes, sh
     [
         (LEFT, {"left of"}),
         (RIGHT, {"right of"}),
-        (Box(40, 0, 60, 20), {"above"}),
-        (Box(40, 80, 60, 100), {"below"}),
-        (Box(0, 0, 20, 20), {"left of", "above"}),
-        (Box(37, 40, 57, 60), set()),  # 3 pixels: less than a tenth of both widths
+        (Box((40, 0, 60, 20)), {"above"}),
+        (Box((40, 80, 60, 100)), {"below"}),
+        (Box((0, 0, 20, 20)), {"left of", "above"}),
+        (Box((37, 40, 57, 60)), set()),  # 3 pixels: less than a tenth of both widths
         (DOG, set()),
     ],
 )
@@ -111,7 +111,8 @@ def test_a_score_is_the_share_that_its_boxes_show_whatever_the_neighbours(reward
     assert all(box.colour in COLOURS for found in boxes for box in found[0]) and boxes[0][0]
     assert scores.tolist() == pytest.approx([reward(images[i : i + 1], "9 red apples").item() for i in range(3)])
     (plain,) = reward.found(images[0], wanted_objects("9 apples"))
-    assert [box[:4] for box in plain] == [box[:4] for box in boxes[0][0]] and not any(box.colour for box in plain)
+    assert [box.corners for box in plain] == [box.corners for box in boxes[0][0]]
+    assert not any(box.colour for box in plain)
 
 
 def test_of_boxes_that_overlap_the_most_probable_stands_for_the_object():

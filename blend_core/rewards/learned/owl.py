@@ -19,7 +19,7 @@ from .preprocessing import CLIP_MEAN, CLIP_STD, normalised
 from .text import CLIP_FILES, Tokens, clip_tokens
 
 if TYPE_CHECKING:
-    from transformers import Owlv2Config, Owlv2ForObjectDetection
+    from transformers import Owlv2Config, Owlv2ForObjectDetection, Owlv2VisionConfig
 
 TOKENS = 16  # OWLv2's longest text
 THRESHOLD = 0.2  # probability from which a box counts; of the published demonstrations, not calibrated here
@@ -43,8 +43,8 @@ class PromptedObjects(Reward):
     def __init__(self, card: Card, network: Owlv2ForObjectDetection, tokens: Tokens):
         super().__init__(card)
         self.network, self.tokens = network, tokens
-        self.size = square(network.config.vision_config.image_size)
-        self.activation_bytes = activation_bytes(network.config.vision_config)
+        vision = _vision(network)
+        self.size, self.activation_bytes = square(vision.image_size), activation_bytes(vision)
 
     def one_per_image(self, prompts: str | Sequence[str] | None, count: int) -> list[str]:
         """As any reward's; raises BlendError for a prompt that is not of GenEval's form too."""
@@ -75,10 +75,11 @@ class PromptedObjects(Reward):
         for number, noun in enumerate(nouns):
             places = ((noun_of == number) & (probability > THRESHOLD)).nonzero().flatten()
             places = places[separate(corners[places], probability[places])].tolist()
-            names = [""] * len(places)
             if colours is not None and noun in coloured:
                 names = [COLOURS[colours[place, coloured.index(noun)]] for place in places]
-            boxes[noun] = [Box(*corners[place].tolist(), name) for place, name in zip(places, names, strict=True)]
+            else:
+                names = [""] * len(places)
+            boxes[noun] = [_box(corners[place], name) for place, name in zip(places, names, strict=True)]
         return [boxes[want.noun] for want in wanted]
 
     def detected(self, image: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -90,6 +91,11 @@ class PromptedObjects(Reward):
         middle, size = output.pred_boxes[0].float().chunk(2, -1)
         corners = torch.cat([middle - size / 2, middle + size / 2], -1) * max(image.shape[-2:])
         return output.logits[0].float().cpu(), corners.cpu()
+
+
+def _box(corners: Tensor, colour: str) -> Box:
+    left, top, right, bottom = corners.tolist()
+    return Box((left, top, right, bottom), colour)
 
 
 def whole(images: Tensor, size: int) -> Tensor:
@@ -127,9 +133,17 @@ def build(card: Card, paths: Sequence[Path]) -> Reward:
 
 def _place_boxes(network: Owlv2ForObjectDetection) -> None:
     """Where the box of every patch begins."""
-    vision = network.config.vision_config
+    vision = _vision(network)
     side = square(vision.image_size) // square(vision.patch_size)
-    network.box_bias = network.compute_box_bias(side, side)
+    network.register_buffer("box_bias", network.compute_box_bias(side, side), persistent=False)
+
+
+def _vision(network: Owlv2ForObjectDetection) -> Owlv2VisionConfig:
+    from transformers import Owlv2VisionConfig
+
+    vision = network.config.vision_config
+    assert isinstance(vision, Owlv2VisionConfig)  # transformers also takes a dictionary, and makes it one
+    return vision
 
 
 CARD = Card(
