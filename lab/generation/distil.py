@@ -1,0 +1,131 @@
+"""One LoRA distilled from a blend, per setting of its weights, and its distance to the exact blend's images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from accelerate import PartialState
+from diffusers import DiffusionPipeline
+
+from ...blend_core import Blend, read_adapter
+from ...blend_core.blend import parse_weights
+from ...pipelines import BlendEvaluation, Sampling, generate, load_base, match
+from ...trainers.data.prompts import held_out, read_prompts
+from ...trainers.model.distilled import Parts
+from ...trainers.settings.config import Config
+from ...trainers.train import train
+from ..files import write_json
+from ..options import chosen_device, dtype_of, read_rewards
+from ..tables import print_rows
+from ..toy.training import resolved
+from .export import save_export
+
+STEPS = (20, 50)
+PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The blend of one file. label: what tells the file from the others of its run; empty where there is one alone."""
+
+    rewards: Mapping[str, str]
+    weights: tuple[float, ...]
+    alignment: float
+    label: str = ""
+
+    @classmethod
+    def all_of(cls, config: Config, rewards: Sequence[str], weights: Sequence[str], alignment: float) -> list[Setting]:
+        """One per text of weights; one of equal weights where none came. Raises BlendError for what is no weight."""
+        named = read_rewards(rewards, config.base.path)
+        settings = []
+        for text in weights or [""]:
+            numbers = parse_weights(text, len(named))
+            label = "_".join(f"{name}{number:g}" for name, number in zip(named, numbers, strict=True))
+            settings.append(cls(named, numbers, alignment, label if len(weights) > 1 else ""))
+        return settings
+
+    def applied(self, config: Config) -> Config:
+        """The settings of the run that makes this file."""
+        loras = tuple(f"{name}={path}" for name, path in self.rewards.items())
+        output = config.output
+        title = "_".join(part for part in (output.title or "distilled", self.label) if part)
+        folder = str(Path(output.folder) / self.label) if self.label else output.folder
+        return replace(
+            config,
+            distil=replace(config.distil, loras=loras, weights=self.weights, alignment=self.alignment),
+            output=replace(output, title=title, folder=folder),
+        )
+
+
+def distil(config: Config, settings: Sequence[Setting]) -> None:
+    """Train the file of every setting, and say how far it is from the exact blend. Raises BlendError, as `train`."""
+    for setting in settings:
+        one, _ = resolved(setting.applied(config))
+        file = train(one)
+        if PartialState().is_main_process:
+            print(file)
+            report(one, file)
+
+
+def report(config: Config, file: Path) -> None:
+    """Print the distances of export and result, and write them next to the file."""
+    rows = distances(config, file)
+    write_json(file.with_suffix(".distances.json"), rows)
+    print_rows([["RMSE of pixels to the exact blend, eta 0", *(f"{steps} steps" for steps in STEPS), "images"]] + [
+        [row["file"], *(f"{row['distance'][str(steps)]:.5f}" for steps in STEPS), str(row["images"])] for row in rows
+    ])  # fmt: skip
+
+
+@torch.no_grad()
+def distances(config: Config, file: Path) -> list[dict]:
+    """Of the export at all ranks, the export at the file's rank and the file: RMSE to the exact blend by steps.
+
+    On the validation's prompts, none of which was trained on, with the noise of equal seeds.
+    """
+    parts = Parts.of(config)
+    pipe = load_base(config.base.path, config.base.config or None, dtype_of(PRECISIONS[config.optimisation.precision]))
+    pipe = pipe.to(chosen_device("auto"))
+    chosen = _prompts(config)
+    factors, _ = match(pipe, parts.adapters)
+    exact = BlendEvaluation.of("exact", parts.blend, factors)
+    images = {steps: _images(pipe, exact, config, chosen, steps) for steps in STEPS}
+    rows = []
+    with TemporaryDirectory() as folder:
+        files = {}
+        for rank in (0, config.lora.rank):
+            place = files[f"export, rank {rank or 'all'}"] = Path(folder) / f"{rank}.safetensors"
+            save_export(pipe, parts.blend, parts.adapters, factors, rank, place)
+        files[f"distilled, rank {config.lora.rank}"] = file
+        for name, place in files.items():
+            one = BlendEvaluation.of("exact", Blend((name,), (1.0,)), match(pipe, [read_adapter(place)])[0])
+            found = {
+                str(steps): _rmse(_images(pipe, one, config, chosen, steps), images[steps]) for steps in STEPS
+            }
+            rows.append({"file": name, "distance": found, "images": len(chosen)})
+    return rows
+
+
+def _prompts(config: Config) -> list[str]:
+    """One per image of the report."""
+    file = config.prompts.validation_file
+    prompts = read_prompts(file) if file else held_out(read_prompts(config.prompts.file))[1]
+    return [prompts[i % len(prompts)] for i in range(config.output.validation_images)]
+
+
+def _images(
+    pipe: DiffusionPipeline, evaluation: BlendEvaluation, config: Config, prompts: Sequence[str], steps: int
+) -> torch.Tensor:
+    sampling, size = Sampling(steps, 0.0, config.sampling.cfg, config.sampling.size or None), 8
+    made = []
+    for first in range(0, len(prompts), size):
+        batch = prompts[first : first + size]
+        made.append(generate(pipe, evaluation, batch, range(first, first + len(batch)), sampling))
+    return torch.cat(made)
+
+
+def _rmse(images: torch.Tensor, others: torch.Tensor) -> float:
+    return (images - others).double().square().mean().sqrt().item()
