@@ -25,7 +25,7 @@ from .loop.log import Log, save_grid
 from .loop.run import Run
 from .loop.stop import StopFlag
 from .model.base import Base, open_base
-from .model.distilled import DistilledPolicy
+from .model.distilled import DistilledPolicy, Parts
 from .model.lora_policy import LoraPolicy
 from .objectives.objective import Stats
 from .objectives.predicted_x0 import check_chain
@@ -65,12 +65,13 @@ def open_run(config: Config, rewards: Rewards | None, base: Base | None) -> Run:
     items = PairSet(config.prompts.pairs) if config.algorithm == "dpo" else read_prompts(config.prompts.file)
     items, validation_prompts = _with_validation_prompts(config, items)
     rewards = _rewards(config, accelerator, rewards)
+    parts = Parts.of(config) if config.algorithm == "distil" else None
     base = base or open_base(config)
     check_chain(config, base.family.transition)
     for part in base.pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.to(accelerator.device)
-    policy = (DistilledPolicy if config.algorithm == "distil" else LoraPolicy)(base, config)
+    policy = LoraPolicy(base, config) if parts is None else DistilledPolicy(base, config, parts)
     return Run.start(config, accelerator, policy, rewards, items, validation_prompts)
 
 

@@ -20,7 +20,9 @@ def command(
         list[str] | None,
         typer.Option(help="One number per reward, such as '0.6, 0.4'; repeat for a file each; none: all equal."),
     ] = None,
-    alignment: Annotated[float, typer.Option(help="0 nothing, 1 as trained, above 1 beyond.")] = 1.0,
+    alignment: Annotated[
+        float | None, typer.Option(help="0 nothing, 1 as trained (the default), above 1 beyond.")
+    ] = None,
     rank: Annotated[int, typer.Option(help="Ranks of the LoRA; 0: the preset's.", min=0)] = 0,
     set: Assignments = None,
     help: Annotated[bool, help_option(Config, PRESETS, "Presets", RULES)] = False,
@@ -31,8 +33,8 @@ def command(
     command is given again. Says at the end how far export and result are from the exact blend, on prompts held out.
     """
     from ...trainers.settings.config import read_config
-    from ..generation.distil import Setting, distil
+    from ..generation.distil import OneFile, distil
 
     changes = [f"lora.rank={rank}"] if rank else []
     config = read_config([*preset[:1], "distil", *preset[1:]], [*(set or []), *changes])
-    distil(config, Setting.all_of(config, reward or [], weights or [], alignment))
+    distil(config, OneFile.all_of(config, reward or [], weights or [], alignment))

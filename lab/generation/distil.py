@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 from diffusers import DiffusionPipeline
 
-from ...blend_core import Blend, read_adapter
+from ...blend_core import Blend, BlendError, read_adapter
 from ...blend_core.blend import parse_weights
 from ...pipelines import BlendEvaluation, Sampling, generate, load_base, match
 from ...trainers.data.prompts import held_out, read_prompts
@@ -29,7 +29,7 @@ PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
-class Setting:
+class OneFile:
     """The blend of one file. label: what tells the file from the others of its run; empty where there is one alone."""
 
     rewards: Mapping[str, str]
@@ -38,15 +38,26 @@ class Setting:
     label: str = ""
 
     @classmethod
-    def all_of(cls, config: Config, rewards: Sequence[str], weights: Sequence[str], alignment: float) -> list[Setting]:
-        """One per text of weights; one of equal weights where none came. Raises BlendError for what is no weight."""
-        named = read_rewards(rewards, config.base.path)
-        settings = []
-        for text in weights or [""]:
+    def all_of(
+        cls, config: Config, rewards: Sequence[str], weights: Sequence[str], alignment: float | None
+    ) -> list[OneFile]:
+        """One per text of weights; where none came, one of the settings' own. The same of rewards and alignment.
+
+        Raises BlendError where there is no reward LoRA, and for what is no weight.
+        """
+        blend = config.distil
+        named = read_rewards(rewards or blend.loras, config.base.path)
+        if not named:
+            raise BlendError("no reward LoRA came. Give --reward NAME=PATH, once for each.")
+        alignment = blend.alignment if alignment is None else alignment
+        if not weights:
+            return [cls(named, blend.weights, alignment)]
+        files = []
+        for text in weights:
             numbers = parse_weights(text, len(named))
             label = "_".join(f"{name}{number:g}" for name, number in zip(named, numbers, strict=True))
-            settings.append(cls(named, numbers, alignment, label if len(weights) > 1 else ""))
-        return settings
+            files.append(cls(named, numbers, alignment, label if len(weights) > 1 else ""))
+        return files
 
     def applied(self, config: Config) -> Config:
         """The settings of the run that makes this file."""
@@ -61,14 +72,14 @@ class Setting:
         )
 
 
-def distil(config: Config, settings: Sequence[Setting]) -> None:
+def distil(config: Config, files: Sequence[OneFile]) -> None:
     """Train the file of every setting, and say how far it is from the exact blend. Raises BlendError, as `train`."""
-    for setting in settings:
-        one, _ = resolved(setting.applied(config))
-        file = train(one)
+    for one in files:
+        settings, _ = resolved(one.applied(config))
+        path = train(settings)
         if PartialState().is_main_process:
-            print(file)
-            report(one, file)
+            print(path)
+            report(settings, path)
 
 
 def report(config: Config, file: Path) -> None:
@@ -102,10 +113,10 @@ def distances(config: Config, file: Path) -> list[dict]:
         files[f"distilled, rank {config.lora.rank}"] = file
         for name, place in files.items():
             one = BlendEvaluation.of("exact", Blend((name,), (1.0,)), match(pipe, [read_adapter(place)])[0])
-            found = {
+            distance = {
                 str(steps): _rmse(_images(pipe, one, config, chosen, steps), images[steps]) for steps in STEPS
             }
-            rows.append({"file": name, "distance": found, "images": len(chosen)})
+            rows.append({"file": name, "distance": distance, "images": len(chosen)})
     return rows
 
 

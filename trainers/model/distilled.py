@@ -38,6 +38,9 @@ class Parts:
         """Of the settings. Raises BlendError for files that are no LoRAs, and for weights that are no shares."""
         pairs = [lora.partition("=")[::2] for lora in config.distil.loras]
         names = tuple(name for name, _ in pairs)
+        for _, path in pairs:
+            if not Path(path).expanduser().is_file():
+                raise BlendError(f"{path} is no file. Name existing LoRA files in distil.loras (--reward NAME=PATH).")
         adapters = tuple(read_adapter(Path(path).expanduser()) for _, path in pairs)
         weights = config.distil.weights or (1.0,) * len(names)
         kl_weights = tuple(adapter.kl_weight for adapter in adapters)
@@ -52,9 +55,9 @@ class Parts:
 class DistilledPolicy(LoraPolicy):
     """A TaughtPolicy (policy.py). parts: of the blend that teaches."""
 
-    def __init__(self, base: Base, config: Config):
+    def __init__(self, base: Base, config: Config, parts: Parts):
         """Raises BlendError for LoRAs that do not fit the base, and for changes that no LoRA can start as."""
-        self.parts = Parts.of(config)
+        self.parts = parts
         start = start_of(base, self.parts, config.lora.rank)
         targets = (*start, *(config.lora.targets or ()))
         super().__init__(base, replace(config, lora=replace(config.lora, targets=targets)))

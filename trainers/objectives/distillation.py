@@ -8,34 +8,89 @@ that only the teacher visits would teach nothing of these (as in on-policy disti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..data.prompts import Chunk
+from ..distributed import Gathering
 from ..model.policy import TaughtPolicy
 from ..model.rollout import rollout
 from . import losses
-from .objective import Pass, Sample, Stateless, Stats
+from .objective import Pass, Sample, Stats
 from .online import Online
+from .predicted_x0 import spread_choice
+
+FLOOR = 0.1  # of the mean chance in the choice of steps: what every step has at least
 
 
 @dataclass(frozen=True)
 class VisitedSample(Sample):
-    """A chunk that was sampled. states: (steps + 1, n, ...), those that the policy visited."""
+    """A chunk that was sampled. states: (steps + 1, n, ...), those that the policy visited.
+
+    taught: step -> what the teacher predicts at its state, (n, ...), of the steps at which it was asked.
+    """
 
     states: Tensor
+    taught: dict[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass
-class Distillation(Stateless, Online):
-    """The teacher is asked in the pass, at the chosen states alone."""
+class StepLosses:
+    """What the loss has been at every step of the chain, a running mean of epochs; nan before it was measured.
+
+    Predictions at high noise are often a thousand times further apart than at low noise: passes go where the loss is.
+    """
+
+    means: list[float]
+    sums: Tensor
+    decay: float = 0.5
+
+    @classmethod
+    def of(cls, steps: int) -> StepLosses:
+        """Of a chain of so many steps, nothing measured."""
+        return cls([math.nan] * steps, torch.zeros(2, steps, dtype=torch.float64))
+
+    def note(self, k: int, loss: float) -> None:
+        """Take in a pass at step k."""
+        self.sums[:, k] += torch.tensor([loss, 1.0], dtype=torch.float64)
+
+    def settle(self, gathering: Gathering) -> None:
+        """Take the noted passes of all processes into the means. Every process must call it."""
+        named = {f"{row} {k}": value for row, values in enumerate(self.sums.tolist()) for k, value in enumerate(values)}
+        values = list(gathering.mean(named).values())
+        steps = len(self.means)
+        for k, (total, count) in enumerate(zip(values[:steps], values[steps:], strict=True)):
+            if count:
+                former, new = self.means[k], total / count
+                self.means[k] = new if math.isnan(former) else self.decay * former + (1 - self.decay) * new
+        self.sums.zero_()
+
+    @property
+    def expected(self) -> list[float]:
+        """Of every step, above 0; steps that were not measured are taken for the mean of the others."""
+        known = [mean for mean in self.means if not math.isnan(mean)]
+        middle = sum(known) / len(known) if known else 1.0
+        return [max(middle if math.isnan(mean) else mean, 1e-30) for mean in self.means]
+
+
+@dataclass
+class Distillation(Online):
+    """The teacher is asked at the chosen states alone, once for all turns that `reuse` makes.
+
+    step_losses: what the choice of steps goes by, and part of the checkpoint.
+    """
 
     policy: TaughtPolicy
+    step_losses: StepLosses = field(init=False)
+
+    def __post_init__(self):
+        self.step_losses = StepLosses.of(len(self.policy.steps))
 
     def collect(self, chunk: Chunk) -> VisitedSample:
         """The states of a rollout; nothing is decoded or scored."""
@@ -44,24 +99,34 @@ class Distillation(Stateless, Online):
         return VisitedSample(chunk, start.prompts, start.encoding, path.states)
 
     def compare(self, samples: list[VisitedSample], epoch: int) -> tuple[list[VisitedSample], Stats]:
-        """Nothing to share."""
+        """The samples as they are; the last epoch's losses by step, of all processes, now count."""
+        self.step_losses.settle(self.gathering)
         return samples, {}
 
     def passes(self, samples: Sequence[VisitedSample], draw: torch.Generator) -> list[Pass]:
-        """One pass per chunk and chosen step, of which one lies in each equal part of the chain."""
-        total, count = len(self.policy.steps), self.config.distil.steps
-        edges = [total * i // count for i in range(count + 1)]  # of equal parts
-        share = 1 / (len(samples) * total)
+        """One pass per chunk and chosen step, weighed so that the sum's mean is the mean over images and steps."""
+        expected, total = self.step_losses.expected, len(self.policy.steps)
         passes: list[Pass] = []
         for sample in samples:
-            for low, high in pairwise(edges):
-                k = int(torch.randint(low, high, (), generator=draw))
-                passes.append(partial(self._pass, sample, k, (high - low) * share))
+            for k, weight in spread_choice(expected, self.config.distil.steps, draw, FLOOR):
+                passes.append(partial(self._pass, sample, k, weight / total, len(samples)))
         return passes
 
-    def _pass(self, sample: VisitedSample, k: int, share: float) -> tuple[Tensor, Stats]:
-        """share: of the pass in the mean over images and steps, over the probability that it was chosen."""
+    def _pass(self, sample: VisitedSample, k: int, weight: float, chunks: int) -> tuple[Tensor, Stats]:
+        """weight: of the step in the mean over the chain, over the probability that it was chosen."""
         x = sample.states[k]
-        taught = self.policy.teacher_predictor(sample.encoding)(x, k)
-        loss = losses.imitation(self.policy.predictor(sample.encoding)(x, k), taught).mean()
-        return loss * share, {"imitation_loss": loss.item()}
+        if k not in sample.taught:
+            sample.taught[k] = self.policy.teacher_predictor(sample.encoding)(x, k)
+        loss = losses.imitation(self.policy.predictor(sample.encoding)(x, k), sample.taught[k]).mean()
+        self.step_losses.note(k, loss.item())
+        figures = {"imitation_loss": loss.item() * weight * self.config.distil.steps}  # their mean is the chain's
+        return loss * weight / chunks, figures
+
+    def state_dict(self) -> dict[str, Any]:
+        """The losses by step. Every process must call it."""
+        self.step_losses.settle(self.gathering)
+        return {"step_losses": self.step_losses.means}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a checkpoint's."""
+        self.step_losses.means = list(state["step_losses"])

@@ -184,8 +184,8 @@ class Distil:
     loras: tuple[str, ...] = setting((), "NAME=PATH of each reward LoRA. Required.", last_after("=", stated))
     weights: tuple[float, ...] = setting((), "One number per LoRA, shares of their sum; empty: all equal.")
     alignment: float = setting(1.0, "0 the base model, 1 as trained, above 1 beyond.")
-    steps: int = setting(5, "Visited states of each image that an update learns from, drawn over the chain. More: "
-                            "steadier and slower.", within=POSITIVE)  # fmt: skip
+    steps: int = setting(5, "Visited states of each image that an update learns from, most often those where the "
+                            "predictions are furthest apart. More: steadier and slower.", within=POSITIVE)  # fmt: skip
 
 
 @dataclass(frozen=True)
