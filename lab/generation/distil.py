@@ -93,7 +93,7 @@ def report(config: Config, file: Path) -> None:
 
 @torch.no_grad()
 def distances(config: Config, file: Path) -> list[dict]:
-    """Of the export at all ranks, the export at the file's rank and the file: RMSE to the exact blend by steps.
+    """Of the export, of the export cut to the file's rank, and of the file: RMSE to the exact blend by steps.
 
     On the validation's prompts, none of which was trained on, with the noise of equal seeds.
     """
@@ -106,10 +106,11 @@ def distances(config: Config, file: Path) -> list[dict]:
     images = {steps: _images(pipe, exact, config, chosen, steps) for steps in STEPS}
     rows = []
     with TemporaryDirectory() as folder:
-        files = {}
-        for rank in (0, config.lora.rank):
-            place = files[f"export, rank {rank or 'all'}"] = Path(folder) / f"{rank}.safetensors"
-            save_export(pipe, parts.blend, parts.adapters, factors, rank, place)
+        files = {"export, all ranks": Path(folder) / "all.safetensors"}
+        save_export(pipe, parts.blend, parts.adapters, factors, 0, files["export, all ranks"])
+        if max(read_adapter(files["export, all ranks"]).ranks) > config.lora.rank:
+            cut = files[f"export, rank {config.lora.rank}"] = Path(folder) / "cut.safetensors"
+            save_export(pipe, parts.blend, parts.adapters, factors, config.lora.rank, cut)
         files[f"distilled, rank {config.lora.rank}"] = file
         for name, place in files.items():
             one = BlendEvaluation.of("exact", Blend((name,), (1.0,)), match(pipe, [read_adapter(place)])[0])

@@ -35,11 +35,11 @@ def distil(studio, out, *more):
         "optimisation.warm_up": 0,
     }  # fmt: skip
     options = [f"--set={key}={value}" for key, value in settings.items()]
-    return main(["distil", "sd15", *rewards, *options, "--rank=4", *more])
+    return main(["distil", "sd15", *rewards, *options, *more])
 
 
 def test_every_setting_of_the_weights_is_a_file_that_says_so_and_is_measured(studio, tmp_path, capsys):
-    assert distil(studio, tmp_path, "--weights=3, 1", "--weights=0.5, 0.5", "--alignment=1.5") == 0
+    assert distil(studio, tmp_path, "--rank=4", "--weights=3, 1", "--weights=0.5, 0.5", "--alignment=1.5") == 0
     said = capsys.readouterr().out
     for label, weights in (("first3_second1", (0.75, 0.25)), ("first0.5_second0.5", (0.5, 0.5))):
         file = tmp_path / label / f"distilled_{label}.safetensors"
@@ -50,10 +50,16 @@ def test_every_setting_of_the_weights_is_a_file_that_says_so_and_is_measured(stu
         _, (report,) = load_factors(load_base(str(studio / "base")), [file])
         assert report.matched == report.in_file > 0
         rows = json.loads(file.with_suffix(".distances.json").read_text())
-        assert [row["file"] for row in rows] == ["export, rank all", "export, rank 4", "distilled, rank 4"]
+        assert [row["file"] for row in rows] == ["export, all ranks", "distilled, rank 4"]  # ranks 2 + 2 fit into 4
         assert all(row["distance"][steps] > 0 for row in rows for steps in ("20", "50"))
-        assert rows[0]["distance"] == pytest.approx(rows[1]["distance"], rel=1e-2)  # ranks 2 + 2 fit into 4
         assert str(file) in said
+
+
+def test_a_lower_rank_is_measured_next_to_the_export_of_that_rank(studio, tmp_path):
+    assert distil(studio, tmp_path, "--rank=1") == 0
+    rows = json.loads((tmp_path / "distilled.distances.json").read_text())
+    assert [row["file"] for row in rows] == ["export, all ranks", "export, rank 1", "distilled, rank 1"]
+    assert all(rows[1]["distance"][steps] > rows[0]["distance"][steps] for steps in ("20", "50"))
 
 
 def test_without_a_reward_it_says_what_to_give(studio, tmp_path, capsys):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,8 @@ class Run:
             config, accelerator, policy, rewards, prompts, validation_prompts, objective, update, gathering, folder
         )
         if isinstance(policy, DistilledPolicy):
-            run.teacher = TeacherImages(policy, validation_prompts)
+            silent = policy.base.chain(replace(config.sampling, eta=0.0, noise_level=0.0))
+            run.teacher = TeacherImages(policy, validation_prompts, silent)
         state = load_checkpoint(run.checkpoints, config, accelerator.device)
         if state is not None:
             run.load_state(state)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import Gathering
+from ..model.chain import Step
 from ..model.policy import Policy, TaughtPolicy
 from ..model.rollout import Predict, rollout
 from ..objectives.objective import Stats
@@ -94,11 +95,13 @@ def validate(
 class TeacherImages:
     """The distance of a policy's images to its teacher's, of the same prompts and noise.
 
-    The teacher does not change, so that its images are made once. prompts: none that was trained on.
+    The teacher does not change, so that its images are made once. prompts: none that was trained on.  steps: a chain of
+    the policy's timesteps, such as the one without noise.
     """
 
     policy: TaughtPolicy
     prompts: Sequence[str]
+    steps: Sequence[Step]
     made: dict[int, Tensor] = field(default_factory=dict)
 
     @torch.no_grad()
@@ -116,7 +119,7 @@ class TeacherImages:
         return values["square"].mean().sqrt().item(), images
 
     def _images(self, numbers: range, predict: Predict) -> Tensor:
-        return self.policy.decode(rollout(self.policy.steps, _noise(self.policy, numbers), predict).latents).cpu()
+        return self.policy.decode(rollout(self.steps, _noise(self.policy, numbers), predict).latents).cpu()
 
 
 _KL = "path KL"

@@ -1,9 +1,9 @@
 """distil: the policy learns the teacher's prediction at the states that its own sampling visits.
 
-No reward and no KL: the loss is |prediction - teacher's|^2 alone, whose optimum is the teacher at every state where the
-policy can be it. States are the policy's own because it is sampled by itself later, where its errors add up; a state
-that only the teacher visits would teach nothing of these (as in on-policy distillation of language models, arXiv
-2306.13649; for flow models with one expert per prompt, Flow-OPD, arXiv 2605.08063).
+No reward and no KL: the loss is |prediction - teacher's|^2 alone, weighed by what a difference at that step does to the
+image (`step_weights`). Its optimum is the teacher wherever the policy can be it. States are the policy's own because it
+is sampled by itself later, where its errors add up (as in on-policy distillation of language models, arXiv 2306.13649;
+of flow models with one expert per prompt, Flow-OPD, arXiv 2605.08063).
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from torch import Tensor
 
 from ..data.prompts import Chunk
 from ..distributed import Gathering
+from ..model.chain import Step
 from ..model.policy import TaughtPolicy
 from ..model.rollout import rollout
+from ..seeding import stream
 from . import losses
 from .objective import Pass, Sample, Stats
 from .online import Online
 from .predicted_x0 import spread_choice
 
-FLOOR = 0.1  # of the mean chance in the choice of steps: what every step has at least
+FLOOR = 0.25  # of the mean chance in the choice of steps: what every step has at least
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,23 @@ class StepLosses:
         return [max(middle if math.isnan(mean) else mean, 1e-30) for mean in self.means]
 
 
+def step_weights(steps: Sequence[Step]) -> list[float]:
+    """What a squared difference of predictions counts at every step, 1 on average: the square of what it moves.
+
+    Without noise step k makes s x0 + t n of the predicted x0 and n (s, t: signal and noise of the next state): there a
+    difference d of predictions is x0_gain (s - t signal / noise) d. For data of variance 1, as latents are scaled to,
+    the deterministic sampler divides a difference by sqrt(s^2 + t^2) on its way to the image. Where all steps count the
+    same, early ones are nearly all of the loss, and late ones drift.
+    """
+    levels = [*((step.signal, step.noise) for step in steps), (1.0, 0.0)]
+    moved = [
+        (step.x0_gain * (signal - noise * step.signal / step.noise)) ** 2 / (signal**2 + noise**2)
+        for step, (signal, noise) in zip(steps, levels[1:], strict=True)
+    ]
+    mean = sum(moved) / len(moved)
+    return [square / mean for square in moved]
+
+
 @dataclass
 class Distillation(Online):
     """The teacher is asked at the chosen states alone, once for all turns that `reuse` makes.
@@ -88,9 +107,10 @@ class Distillation(Online):
 
     policy: TaughtPolicy
     step_losses: StepLosses = field(init=False)
+    weights: list[float] = field(init=False)
 
     def __post_init__(self):
-        self.step_losses = StepLosses.of(len(self.policy.steps))
+        self.step_losses, self.weights = StepLosses.of(len(self.policy.steps)), step_weights(self.policy.steps)
 
     def collect(self, chunk: Chunk) -> VisitedSample:
         """The states of a rollout; nothing is decoded or scored."""
@@ -105,10 +125,14 @@ class Distillation(Online):
 
     def passes(self, samples: Sequence[VisitedSample], draw: torch.Generator) -> list[Pass]:
         """One pass per chunk and chosen step, weighed so that the sum's mean is the mean over images and steps."""
-        expected, total = self.step_losses.expected, len(self.policy.steps)
+        total = len(self.policy.steps)
+        # the root of this is in proportion to a pass's gradient, weight * |difference|: drawn so, none is a spike
+        factors = [loss * weight for loss, weight in zip(self.step_losses.expected, self.weights, strict=True)]
         passes: list[Pass] = []
-        for sample in samples:
-            for k, weight in spread_choice(expected, self.config.distil.steps, draw, FLOOR):
+        update = int(torch.randint(2**31, (), generator=draw))
+        for sample in samples:  # by the image's number, so that a chunk's steps are the same on any process
+            choice = stream(self.config.seed, "visited", sample.chunk.numbers[0], update)
+            for k, weight in spread_choice(factors, self.config.distil.steps, choice, FLOOR):
                 passes.append(partial(self._pass, sample, k, weight / total, len(samples)))
         return passes
 
@@ -117,7 +141,8 @@ class Distillation(Online):
         x = sample.states[k]
         if k not in sample.taught:
             sample.taught[k] = self.policy.teacher_predictor(sample.encoding)(x, k)
-        loss = losses.imitation(self.policy.predictor(sample.encoding)(x, k), sample.taught[k]).mean()
+        prediction = self.policy.predictor(sample.encoding)(x, k)
+        loss = losses.imitation(prediction, sample.taught[k]).mean() * self.weights[k]
         self.step_losses.note(k, loss.item())
         figures = {"imitation_loss": loss.item() * weight * self.config.distil.steps}  # their mean is the chain's
         return loss * weight / chunks, figures
