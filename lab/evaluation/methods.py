@@ -240,9 +240,9 @@ METHODS: dict[str, Method] = {
     "oracle": Method("MORL oracle", single("oracle"), _with_oracles),
     "merged_dial": Method("soup, dial", evaluated("merged"), _dial),
     "oracle_dial": Method("oracle, dial", single("oracle"), _oracle_dial),
+    "soup_factors": Method("soup of factors", soup_factors, _preferences),
     "export": Method("export", single("export"), _preferences),
     "distilled": Method("distilled", single("distilled"), _with_distilled),
-    "soup_factors": Method("soup of factors", soup_factors, _preferences),
 }
 
 

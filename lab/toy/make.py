@@ -38,7 +38,7 @@ JUDGE = {"seed": 2, "width": 32}  # never a reward: it tells how good the sample
 SCALES = {"calm": 1.0, "vivid": 1.0, "faithful": 0.5}
 # Trained for one preference, calm against vivid: what blends of the two are held against.
 ORACLES = {f"calm{100 * w:.0f}_vivid{100 - 100 * w:.0f}": (w, 1 - w) for w in (0.75, 0.5, 0.25)}
-# The exact blend of calm and vivid as one LoRA: the rank of the whole export, on 16 states of each update's images.
+# The exact blend of calm and vivid as one LoRA, of the whole export's rank; 16 states per update.
 DISTILLED, DISTILLED_WEIGHTS = "distilled_calm50_vivid50", "0.5, 0.5"
 DISTILLATION = {
     "lora.rank": 16,
@@ -49,7 +49,7 @@ DISTILLATION = {
     "optimisation.images_per_pass": 8,
     "optimisation.learning_rate": 5e-4,
     "output.validate_every": 12,
-    "output.validation_images": 32,
+    "output.validation_images": 16,
     "output.dtype": "float16",
 }
 STATISTICS = 96  # images of the base that give the rewards their zero and unit
