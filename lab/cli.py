@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import typer
 
-from .commands import convert, diagnose, evaluate, export, fetch, generate, inspect, pairs, score, train
+from .commands import convert, diagnose, distil, evaluate, export, fetch, generate, inspect, pairs, score, train
 from .toy.demo import run as demo
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app.command(name="pairs")(pairs.command)
 app.command(name="inspect")(inspect.command)
 app.command(name="convert")(convert.command)
 app.command(name="export")(export.command)
+app.command(name="distil", add_help_option=False)(distil.command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

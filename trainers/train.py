@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from .accelerator import open_accelerator
 from .data.pairs import PairSet
-from .data.prompts import epoch_chunks, read_prompts, shuffled
+from .data.prompts import epoch_chunks, held_out, read_prompts, shuffled
 from .distributed import Gathering
 from .files import lora as export
 from .files.facts import facts_of
@@ -24,12 +25,16 @@ from .loop.log import Log, save_grid
 from .loop.run import Run
 from .loop.stop import StopFlag
 from .model.base import Base, open_base
+from .model.distilled import DistilledPolicy, Parts
 from .model.lora_policy import LoraPolicy
 from .objectives.objective import Stats
 from .objectives.predicted_x0 import check_chain
 from .rewards import Rewards, open_rewards
 from .settings.config import Config
 from .settings.rules import check
+
+Items = Sequence[str] | PairSet
+"""The prompts, or for dpo the pairs."""
 
 
 def train(config: Config, rewards: Rewards | None = None, base: Base | None = None) -> Path:
@@ -58,14 +63,16 @@ def open_run(config: Config, rewards: Rewards | None, base: Base | None) -> Run:
     check_space(folder, checkpoint_bytes(config))
     load_checkpoint(folder / "checkpoints", config, torch.device("cpu"))  # refuses one of other settings
     items = PairSet(config.prompts.pairs) if config.algorithm == "dpo" else read_prompts(config.prompts.file)
-    validation_prompts = _validation_prompts(config, items)
+    items, validation_prompts = _with_validation_prompts(config, items)
     rewards = _rewards(config, accelerator, rewards)
+    parts = Parts.of(config) if config.algorithm == "distil" else None
     base = base or open_base(config)
     check_chain(config, base.family.transition)
     for part in base.pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.to(accelerator.device)
-    return Run.start(config, accelerator, LoraPolicy(base, config), rewards, items, validation_prompts)
+    policy = LoraPolicy(base, config) if parts is None else DistilledPolicy(base, config, parts)
+    return Run.start(config, accelerator, policy, rewards, items, validation_prompts)
 
 
 def train_epochs(run: Run, stopping: Callable[[], bool]) -> bool:
@@ -77,7 +84,7 @@ def train_epochs(run: Run, stopping: Callable[[], bool]) -> bool:
     log = Log(run.folder, config.epochs, run.epoch, accelerator)
     try:
         if run.epoch == 0 and output.validate_every:
-            log.write(-1, validate(run, log))  # the base: epoch -1 of the log
+            log.write(-1, validate(run, log))  # the start, mostly the base: epoch -1 of the log
         while run.epoch < config.epochs:
             # sample and score
             started = time.perf_counter()
@@ -122,15 +129,16 @@ def train_epochs(run: Run, stopping: Callable[[], bool]) -> bool:
 def validate(run: Run, log: Log) -> Stats:
     """Scores on fixed prompts and noise, the grid, the best state, the alarm. Every process must call it."""
     output, name = run.config.output, run.rewards.name
-    if not output.validate_every or not run.rewards.all:
+    if not output.validate_every or not (run.rewards.all or run.teacher):
         return {}
     size = min(run.config.optimisation.images_per_pass, output.validation_images)
+    if run.teacher is not None:
+        return _distance(run, run.teacher, size)
     with run.update.average.applied():
         result = validation.validate(
             run.policy, run.rewards.all, run.validation_prompts, output.validation_images, size, run.gathering
         )
-    if run.accelerator.is_main_process and output.grid:
-        save_grid(result.images[: output.grid], run.folder / "grids" / f"epoch-{run.epoch:06d}.png")
+    _save_grid(run, result.images)
     if run.history.first is None:
         run.history.first = result.scores
     if run.rewards.trained is not None:
@@ -143,6 +151,21 @@ def validate(run: Run, log: Log) -> Stats:
             "errors. This may be reward hacking: look at the grids, raise kl_weight, or stop earlier."
         )
     return result.figures()
+
+
+def _distance(run: Run, teacher: validation.TeacherImages, size: int) -> Stats:
+    """How far the images are from the teacher's; the nearest state is the best one."""
+    with run.update.average.applied():
+        distance, images = teacher.distance(run.config.output.validation_images, size, run.gathering)
+    _save_grid(run, images)
+    run.history.keep_best(-distance, run.epoch, run.update.average.average)
+    return {"valid_distance": distance}
+
+
+def _save_grid(run: Run, images: Tensor) -> None:
+    count = run.config.output.grid
+    if run.accelerator.is_main_process and count:
+        save_grid(images[:count], run.folder / "grids" / f"epoch-{run.epoch:06d}.png")
 
 
 def reason_to_end(run: Run, figures: Stats) -> str:
@@ -166,7 +189,7 @@ def write_lora(run: Run) -> Path:
     family, path = policy.base.family, run.folder / f"{run.title}.safetensors"
     tensors = export.lora_tensors(policy.unwrapped, family.spelling, getattr(torch, config.output.dtype))
     if run.accelerator.is_main_process:
-        facts = facts_of(config, policy.base, run.rewards, run.prompts, title=run.title, epochs=chosen["epoch"])
+        facts = facts_of(config, policy, run.rewards, run.prompts, title=run.title, epochs=chosen["epoch"])
         export.save_lora(path, tensors, export.header(facts, family, tensors))
     copy(trained, policy.parameters())  # after the file: the tensors may be the parameters themselves
     return path
@@ -180,9 +203,14 @@ def _rewards(config: Config, accelerator: Accelerator, rewards: Rewards | None) 
     return rewards if everywhere else rewards.on_main(config, Gathering(accelerator))
 
 
-def _validation_prompts(config: Config, items: Sequence[str] | PairSet) -> Sequence[str]:
-    """Of the validation file, or the training prompts in an order of their own."""
+def _with_validation_prompts(config: Config, items: Items) -> tuple[Items, Sequence[str]]:
+    """What is trained on, and the prompts of validation: of their file, or of training in an order of their own.
+
+    A distillation, which is judged by what it does elsewhere, has some of the prompts held out for that.
+    """
     if config.prompts.validation_file:
-        return read_prompts(config.prompts.validation_file)
+        return items, read_prompts(config.prompts.validation_file)
+    if config.algorithm == "distil" and not isinstance(items, PairSet):
+        return held_out(items)
     prompts = items.prompts if isinstance(items, PairSet) else items
-    return [prompts[item] for item in shuffled(0, 0, len(prompts), len(prompts))]
+    return items, [prompts[item] for item in shuffled(0, 0, len(prompts), len(prompts))]

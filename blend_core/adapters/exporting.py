@@ -67,12 +67,19 @@ def exported(
 
 
 def provenance(names: Sequence[str], paths: Sequence[str | Path], coefficients: Sequence[float]) -> dict[str, str]:
-    """A header that says of each LoRA its name, file, SHA-256 and coefficient."""
+    """A header that says what `parts_of` does."""
+    return {METADATA_PREFIX + "parts": json.dumps(parts_of(names, paths, coefficients))}
+
+
+def parts_of(
+    names: Sequence[str], paths: Sequence[str | Path], coefficients: Sequence[float]
+) -> list[dict[str, str | float]]:
+    """Of each LoRA its name, file, coefficient and, where the file is there, SHA-256."""
     parts = []
     for name, path, coefficient in zip(names, map(Path, paths), coefficients, strict=True):
         digest = {"sha256": sha256(path)} if path.is_file() else {}
         parts.append({"name": name, "file": path.name, "coefficient": coefficient, **digest})
-    return {METADATA_PREFIX + "parts": json.dumps(parts)}
+    return parts
 
 
 def _differences(module: str, parts: Sequence[Part]) -> dict[str, Tensor]:

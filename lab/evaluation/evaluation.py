@@ -10,7 +10,7 @@ from ...blend_core import BlendError
 from ..options import read_prompts, read_rewards
 from ..toy import place
 from .methods import EvaluationPoint, points_of
-from .protocol import Protocol, oracle_files
+from .protocol import Protocol, distilled_files, oracle_files
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Pass:
 class Evaluation:
     """What a protocol asks for. passes: points in order, every prompt with every seed.
 
-    loras: name -> file.  oracles: preference -> file.
+    loras: name -> file.  oracles, distilled: preference -> file.
     """
 
     protocol: Protocol
@@ -36,14 +36,18 @@ class Evaluation:
     passes: tuple[Pass, ...]
     loras: Mapping[str, Path]
     oracles: Mapping[tuple[float, ...], Path]
+    distilled: Mapping[tuple[float, ...], Path]
 
     @classmethod
     def of(cls, protocol: Protocol) -> Evaluation:
         """Raises BlendError for an unknown method, a prompt that comes twice and a LoRA file that is missing."""
         prompts = _prompts(protocol)
         passes = tuple(_passes(protocol, prompts))
-        oracles = {preference: Path(place(path)) for preference, path in oracle_files(protocol).items()}
-        return cls(protocol, prompts, passes, _lora_files(protocol), oracles)
+        oracles, distilled = (
+            {preference: Path(place(path)) for preference, path in files.items()}
+            for files in (oracle_files(protocol), distilled_files(protocol))
+        )
+        return cls(protocol, prompts, passes, _lora_files(protocol), oracles, distilled)
 
     def passes_by_point(self) -> dict[EvaluationPoint, list[Pass]]:
         """The passes of every point."""

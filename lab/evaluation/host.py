@@ -32,13 +32,16 @@ from .soup import soup_of_factors
 
 @dataclass(frozen=True)
 class LoRAs:
-    """m reward LoRAs. factors: of each.  kl_weights, etas: what their files state.  oracles: preference -> factors."""
+    """m reward LoRAs. factors: of each.  kl_weights, etas: what their files state.
+
+    singles: (method, preference) -> the factors of one LoRA that stands for the whole blend.
+    """
 
     names: tuple[str, ...]
     factors: Sequence[Mapping[Target, Change]]
     kl_weights: tuple[float | None, ...]
     etas: tuple[float | None, ...]
-    oracles: Mapping[tuple[float, ...], Mapping[Target, Change]] = field(default_factory=dict)
+    singles: Mapping[tuple[str, tuple[float, ...]], Mapping[Target, Change]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Host:
         self.base, self.loras, self.rewards, self.sampling = base, loras, dict(rewards), sampling
         self.chain: list[Step] = base.chain(sampling)
         self.bank = self._bank(loras.factors)
-        self._oracles: dict[tuple[float, ...], LoRABank] = {}
+        self._singles: dict[tuple[str, tuple[float, ...]], LoRABank] = {}
         self._soups: dict[tuple[float, ...], LoRABank] = {}
 
     @property
@@ -72,11 +75,11 @@ class Host:
         """Whether every step adds noise, so that it has a likelihood."""
         return all(step.sigma > 0 for step in self.chain)
 
-    def oracle(self, preference: tuple[float, ...]) -> LoRABank:
-        """A bank whose variant 1 was trained for this preference."""
-        if preference not in self._oracles:
-            self._oracles[preference] = self._bank([self.loras.oracles[preference]])
-        return self._oracles[preference]
+    def single(self, method: str, preference: tuple[float, ...]) -> LoRABank:
+        """A bank whose variant 1 is the method's LoRA for this preference."""
+        if (method, preference) not in self._singles:
+            self._singles[method, preference] = self._bank([self.loras.singles[method, preference]])
+        return self._singles[method, preference]
 
     def soup(self, weights: tuple[float, ...]) -> LoRABank:
         """A bank whose variant 1 has the averaged factors of the LoRAs."""

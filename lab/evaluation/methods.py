@@ -15,6 +15,8 @@ best_of_n    n images of the base, the best by weighted reward
 code         CoDe (arXiv 2502.00968): the best of n after every block of steps
 rgg          reward gradient on the predicted x0, normalised
 oracle       a LoRA trained for the very preference (MORL)
+export       the merged blend as one LoRA file, as `diffusion-blend export` writes it
+distilled    a LoRA distilled from the exact blend of the very preference
 merged_dial, oracle_dial   merged and oracle at every alignment, to be compared with kla at equal path KL
 
 Those of LoRAs are sampled at every `until` of the protocol: after that share of the steps the base model alone.
@@ -34,7 +36,7 @@ from ...blend_core.gaussian import basis_etas
 from ...blend_core.plan import cut
 from ...pipelines.fusion import fused_latents
 from .host import Batch, LoRAs
-from .protocol import Protocol, Search, oracle_files
+from .protocol import Protocol, Search, distilled_files, oracle_files
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,14 @@ def soup_factors(batch: Batch, point: EvaluationPoint) -> Tensor:
     return _planned(batch, batch.host.soup(coefficients_of(batch.host.loras, point)[1:]), (0.0, 1.0), point.until)
 
 
-def oracle(batch: Batch, point: EvaluationPoint) -> Tensor:
-    """The LoRA trained for this preference, at the point's alignment."""
-    bank, coefficients = batch.host.oracle(point.preference), rlg_coefficients((1.0,), point.alignment)
-    return _planned(batch, bank, coefficients, point.until)
+def single(kind: str) -> Callable[[Batch, EvaluationPoint], Tensor]:
+    """One LoRA for this preference (oracle: trained for it; export, distilled: made of its blend), at the alignment."""
+
+    def sample(batch: Batch, point: EvaluationPoint) -> Tensor:
+        bank, coefficients = batch.host.single(kind, point.preference), rlg_coefficients((1.0,), point.alignment)
+        return _planned(batch, bank, coefficients, point.until)
+
+    return sample
 
 
 def msdda(batch: Batch, point: EvaluationPoint) -> Tensor:
@@ -207,6 +213,10 @@ def _with_oracles(protocol: Protocol):
     return [(preference, 1.0) for preference in oracle_files(protocol)]
 
 
+def _with_distilled(protocol: Protocol):
+    return [(preference, 1.0) for preference in distilled_files(protocol)]
+
+
 def _oracle_dial(protocol: Protocol):
     files = oracle_files(protocol)
     return [(preference, alignment) for preference, alignment in _dial(protocol) if preference in files]
@@ -227,10 +237,12 @@ METHODS: dict[str, Method] = {
     "best_of_n": Method("best of n", best_of_n, _preferences, blends=False, cuts=False),
     "code": Method("CoDe", code, _preferences, blends=False, cuts=False),
     "rgg": Method("RGG", rgg, _preferences, cuts=False),
-    "oracle": Method("MORL oracle", oracle, _with_oracles),
+    "oracle": Method("MORL oracle", single("oracle"), _with_oracles),
     "merged_dial": Method("soup, dial", evaluated("merged"), _dial),
-    "oracle_dial": Method("oracle, dial", oracle, _oracle_dial),
+    "oracle_dial": Method("oracle, dial", single("oracle"), _oracle_dial),
     "soup_factors": Method("soup of factors", soup_factors, _preferences),
+    "export": Method("export", single("export"), _preferences),
+    "distilled": Method("distilled", single("distilled"), _with_distilled),
 }
 
 

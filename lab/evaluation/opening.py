@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
+from diffusers import DiffusionPipeline
 
-from ...blend_core import BlendError, read_adapter
+from ...blend_core import Blend, BlendError, Target, read_adapter
+from ...blend_core.adapters import Adapter, Change
 from ...blend_core.adapters.files import sha256
 from ...blend_core.rewards import Library, Reward, load_reward
 from ...pipelines import load_base, match
@@ -16,6 +20,7 @@ from ...trainers.model.base import Base
 from ...trainers.places import reward_label
 from ...trainers.settings.fields import stated_settings
 from ..files import fingerprint
+from ..generation.export import save_export
 from ..options import dtype_of
 from ..scores.chosen_rewards import library_of
 from ..toy import MARK, place
@@ -28,7 +33,11 @@ from .soup import equal_factors
 def open_host(evaluation: Evaluation, device: str) -> Host:
     """The models of an evaluation on a device. Raises BlendError for what cannot be opened, or not be sampled so."""
     adapters = {name: read_adapter(file) for name, file in evaluation.loras.items()}
-    oracles = {preference: read_adapter(file) for preference, file in evaluation.oracles.items()}
+    singles = {
+        (kind, preference): read_adapter(file)
+        for kind, files in (("oracle", evaluation.oracles), ("distilled", evaluation.distilled))
+        for preference, file in files.items()
+    }
     protocol = evaluation.protocol
     rewards = _rewards(protocol, device)
     hide_loading_bars()
@@ -37,13 +46,15 @@ def open_host(evaluation: Evaluation, device: str) -> Host:
     factors, _ = match(pipe, list(adapters.values()))
     if "soup_factors" in protocol.methods:
         equal_factors(tuple(adapters), factors)
-    oracle_factors, _ = match(pipe, list(oracles.values()))
+    if "export" in protocol.methods:
+        singles |= _exports(pipe, adapters, factors, protocol)
+    single_factors, _ = match(pipe, list(singles.values()))
     loras = LoRAs(
         tuple(adapters),
         factors,
         tuple(adapter.kl_weight for adapter in adapters.values()),
         tuple(adapter.eta for adapter in adapters.values()),
-        dict(zip(oracles, oracle_factors, strict=True)),
+        dict(zip(singles, single_factors, strict=True)),
     )
     return Host(Base(pipe, protocol.sampling.size), loras, rewards, protocol.sampling)
 
@@ -51,6 +62,7 @@ def open_host(evaluation: Evaluation, device: str) -> Host:
 def record_of(evaluation: Evaluation, host: Host, out: Path) -> dict:
     """What decides an evaluation's figures, for evaluation.json in `out`."""
     files = evaluation.loras | {str(preference): file for preference, file in evaluation.oracles.items()}
+    files |= {f"distilled {preference}": file for preference, file in evaluation.distilled.items()}
     return {
         "protocol": asdict(stated_settings(evaluation.protocol, out)),
         "prompts": list(evaluation.prompts),
@@ -59,6 +71,24 @@ def record_of(evaluation: Evaluation, host: Host, out: Path) -> dict:
         "device": host.base.device.type,
         "torch": torch.__version__,
     }
+
+
+def _exports(
+    pipe: DiffusionPipeline,
+    adapters: Mapping[str, Adapter],
+    factors: Sequence[Mapping[Target, Change]],
+    protocol: Protocol,
+) -> dict[tuple[str, tuple[float, ...]], Adapter]:
+    """("export", preference) -> the file that `diffusion-blend export` writes, read back."""
+    loras, kl_weights = list(adapters.values()), tuple(adapter.kl_weight for adapter in adapters.values())
+    exports = {}
+    with TemporaryDirectory() as folder:
+        for preference in protocol.preferences:
+            file = Path(folder) / f"{len(exports)}.safetensors"
+            blend = Blend(tuple(adapters), preference, 1.0, kl_weights)
+            save_export(pipe, blend, loras, factors, protocol.models.export_rank, file)
+            exports["export", preference] = read_adapter(file)
+    return exports
 
 
 def _rewards(protocol: Protocol, device: str) -> dict[str, Reward]:

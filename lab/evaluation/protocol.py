@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ...trainers.places import last_after, stated, stated_reward
 from ...trainers.settings.config import SamplingSettings
-from ...trainers.settings.fields import refusal, setting
+from ...trainers.settings.fields import Range, refusal, setting
 from ...trainers.settings.toml import read_settings
 
 PROTOCOLS = Path(__file__).parent / "protocols"
@@ -28,6 +28,9 @@ class Models:
                                      last_after("=", stated))  # fmt: skip
     oracles: tuple[str, ...] = setting((), "'0.5, 0.5=PATH' of LoRAs trained for one preference each, for the method "
                                            "oracle.", last_after("=", stated))  # fmt: skip
+    distilled: tuple[str, ...] = setting((), "The same of LoRAs distilled from the exact blend of one preference each, "
+                                             "for the method distilled.", last_after("=", stated))  # fmt: skip
+    export_rank: int = setting(0, "Method export: the most ranks per module; 0: all.", within=Range(0))
     dtype: str = setting("float32", "float32, float16 or bfloat16, of the base model.")
 
 
@@ -88,9 +91,18 @@ def read_protocol(files: Sequence[Path | str], assignments: Sequence[str] = ()) 
 
 
 def oracle_files(protocol: Protocol) -> dict[tuple[float, ...], str]:
-    """preference -> LoRA file. Raises BlendError for another form than '0.5, 0.5=PATH'."""
+    """preference -> the LoRA trained for it. Raises BlendError for another form than '0.5, 0.5=PATH'."""
+    return _files_by_preference(protocol, protocol.models.oracles, "models.oracles")
+
+
+def distilled_files(protocol: Protocol) -> dict[tuple[float, ...], str]:
+    """preference -> the LoRA distilled from its blend. Raises BlendError for another form than '0.5, 0.5=PATH'."""
+    return _files_by_preference(protocol, protocol.models.distilled, "models.distilled")
+
+
+def _files_by_preference(protocol: Protocol, options: Sequence[str], key: str) -> dict[tuple[float, ...], str]:
     files = {}
-    for option in protocol.models.oracles:
+    for option in options:
         words, _, path = option.partition("=")
         try:
             preference = tuple(float(word) for word in words.replace(",", " ").split())
@@ -98,8 +110,8 @@ def oracle_files(protocol: Protocol) -> dict[tuple[float, ...], str]:
             preference = ()
         if not path or preference not in protocol.preferences:
             raise refusal(
-                f"an oracle is {option!r}, expected one of the protocol's preferences and a file, such as "
-                f"'{', '.join(map(str, protocol.preferences[0]))}=oracle.safetensors'. Correct models.oracles."
+                f"{key} has {option!r}, expected one of the protocol's preferences and a file, such as "
+                f"'{', '.join(map(str, protocol.preferences[0]))}=one.safetensors'. Correct it."
             )
         files[preference] = path
     return files

@@ -29,9 +29,10 @@ from .summary import Row, Summary, costs_table, scores_table, summarise
 
 TEMPLATE = Path(__file__).parent / "report.html"
 _TAB10 = plt.get_cmap("tab10").colors
-PALETTE = (*_TAB10[:7], *_TAB10[8:], *plt.get_cmap("Dark2").colors)  # without grey, which is the base's
+# without grey, which is the base's
+PALETTE = (*_TAB10[:7], *_TAB10[8:], *plt.get_cmap("Dark2").colors, *plt.get_cmap("Set2").colors)
 COLOURS = dict(zip(METHODS, PALETTE, strict=False)) | {"base": "#777777", "basis": "#222222"}
-MARKERS = dict(zip(METHODS, "osDvPX^>pd*hH8+x<", strict=True))  # methods may coincide
+MARKERS = dict(zip(METHODS, "osDvPX^>pd*hH8+x<|_", strict=True))  # methods may coincide
 SWEPT = (*DIALS, "rlg")  # over alignment
 Series = tuple[str, float]
 """A method and its `until`: a line of the plots."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from ...blend_core import Blend, BlendError, read_adapter
-from ...blend_core.adapters.exporting import exported, provenance
+from ...blend_core import Blend, BlendError, Target, read_adapter
+from ...blend_core.adapters import Adapter, Change
+from ...blend_core.adapters.exporting import Exported, exported, provenance
 from ...blend_core.blend import normalised, parse_weights
 from ...pipelines import load_base, match
 from ...trainers.files.lora import diffusers_names, kohya_names, save_lora
@@ -30,12 +32,25 @@ def export(base: str, rewards: Mapping[str, str], weights: str, alignment: float
     blend = Blend(names, preference, alignment, tuple(adapter.kl_weight for adapter in adapters))
     pipe = load_base(place(base))
     factors, reports = match(pipe, adapters)
+    merged = save_export(pipe, blend, adapters, factors, rank, out)
+    lost = f"; {merged.lost:.2%} of the change is lost" if rank else ""
+    return "\n".join([f"{out}: {merged.modules} modules{lost}", blend.formula(), *map(str, reports)])
+
+
+def save_export(
+    pipe: DiffusionPipeline,
+    blend: Blend,
+    adapters: Sequence[Adapter],
+    factors: Sequence[Mapping[Target, Change]],
+    rank: int,
+    out: Path,
+) -> Exported:
+    """Write the merged blend of adapters that the pipeline's network was matched with. factors: of each adapter."""
     coefficients = list(blend.coefficients[1:])
     merged = exported(factors, coefficients, rank or None)
     tensors = _spelled(merged.tensors, is_unet=getattr(pipe, "unet", None) is not None)
-    save_lora(out, tensors, provenance(names, [adapter.path for adapter in adapters], coefficients))
-    lost = f"; {merged.lost:.2%} of the change is lost" if rank else ""
-    return "\n".join([f"{out}: {merged.modules} modules{lost}", blend.formula(), *map(str, reports)])
+    save_lora(out, tensors, provenance(blend.names, [adapter.path for adapter in adapters], coefficients))
+    return merged
 
 
 def _spelled(tensors: Mapping[str, Tensor], is_unet: bool) -> dict[str, Tensor]:

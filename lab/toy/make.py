@@ -38,6 +38,20 @@ JUDGE = {"seed": 2, "width": 32}  # never a reward: it tells how good the sample
 SCALES = {"calm": 1.0, "vivid": 1.0, "faithful": 0.5}
 # Trained for one preference, calm against vivid: what blends of the two are held against.
 ORACLES = {f"calm{100 * w:.0f}_vivid{100 - 100 * w:.0f}": (w, 1 - w) for w in (0.75, 0.5, 0.25)}
+# The exact blend of calm and vivid as one LoRA, of the whole export's rank; 16 states per update.
+DISTILLED, DISTILLED_WEIGHTS = "distilled_calm50_vivid50", "0.5, 0.5"
+DISTILLATION = {
+    "lora.rank": 16,
+    "epochs": 48,
+    "prompts_per_epoch": 8,
+    "reuse": 6,
+    "distil.steps": 2,
+    "optimisation.images_per_pass": 8,
+    "optimisation.learning_rate": 5e-4,
+    "output.validate_every": 12,
+    "output.validation_images": 16,
+    "output.dtype": "float16",
+}
 STATISTICS = 96  # images of the base that give the rewards their zero and unit
 SAMPLES = 256  # images per measurement
 
@@ -50,6 +64,7 @@ def main() -> None:
     make_classifier("judge", JUDGE)
     make_statistics()
     make_loras()
+    make_distilled()
     (STUDIO / "training.json").write_text(json.dumps(measured(), indent=1))
 
 
@@ -128,6 +143,19 @@ def make_loras() -> None:
         shutil.copy(RUN / name / f"{name}.safetensors", STUDIO / "loras")
 
 
+def make_distilled() -> None:
+    """Distil the blend of calm and vivid, and keep its distances to the exact blend next to training.json."""
+    place, folder = STUDIO / "loras" / f"{DISTILLED}.safetensors", RUN / DISTILLED
+    if place.exists():
+        return
+    settings = {"output.title": DISTILLED, "output.folder": folder, **DISTILLATION}
+    options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "diffusion_blend.lab", "distil", "toy", "--reward", "calm", "--reward", "vivid"]
+    subprocess.run([*command, "--weights", DISTILLED_WEIGHTS, *options], env=ENVIRONMENT, check=True)
+    shutil.copy(folder / place.name, place)
+    shutil.copy(folder / f"{DISTILLED}.distances.json", STUDIO)
+
+
 def _finish(process: subprocess.Popen) -> None:
     if process.wait() != 0:
         raise RuntimeError(f"{' '.join(process.args)} failed; its messages stand above")
@@ -140,6 +168,7 @@ def measured() -> dict:
         models = dict(zip(names, pool.map(measure, names), strict=True))
     alignment = tomllib.loads((PRESETS / "toy.toml").read_text(encoding="utf-8"))
     settings = {"base": asdict(BaseTraining()), "alignment": alignment, "scorer": SCORER, "judge": JUDGE}
+    settings["distillation"] = DISTILLATION
     return {"settings": settings, "scales": SCALES, "models": models}
 
 

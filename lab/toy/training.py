@@ -1,4 +1,4 @@
-"""The toy studio for the trainers: base toy, prompts toy and toy:open, rewards toy:calm, toy:vivid and toy:faithful."""
+"""The toy studio for the trainers: base toy, prompts toy and toy:open; rewards, and LoRAs to distil, toy:NAME."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...blend_core.errors import BlendError
 from ...trainers.settings.config import Config, read_config
-from . import BASE, MARK, STUDIO
+from . import BASE, MARK, STUDIO, place
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,6 +25,8 @@ def resolved(config: Config) -> tuple[Config, Rewards | None]:
         config = replace(config, base=base)
     if config.prompts.file in PROMPTS:
         config = replace(config, prompts=replace(config.prompts, file=str(STUDIO / PROMPTS[config.prompts.file])))
+    loras = [(name, place(path)) for name, _, path in (lora.partition("=") for lora in config.distil.loras)]
+    config = replace(config, distil=replace(config.distil, loras=tuple(map("=".join, loras))))
     named = (config.reward.name, *config.reward.sum, *config.reward.watch)
     return config, _rewards(config) if any(MARK in name for name in named) else None
 

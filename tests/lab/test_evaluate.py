@@ -46,6 +46,7 @@ HALF = (0.5, 0.5)
 PROTOCOL = """
 methods = [
   "base", "mpa", "merged", "soup_factors", "stratified", "best_of_n", "kla", "oracle", "merged_dial", "oracle_dial",
+  "export", "distilled",
 ]
 preferences = [[1.0, 0.0], [0.5, 0.5]]
 dial_preferences = [[0.5, 0.5]]
@@ -54,6 +55,7 @@ images_per_pass = 3
 models.base = "{folder}/base"
 models.loras = ["first={folder}/first.safetensors", "second={folder}/second.safetensors"]
 models.oracles = ["1, 0={folder}/first.safetensors", "0.5, 0.5={folder}/second.safetensors"]
+models.distilled = ["1, 0={folder}/first.safetensors"]
 rewards.names = ["brightness", "contrast"]
 prompts = {{ texts = ["a red circle", "a blue square"], seeds = 2, first_seed = 3 }}
 sampling = {{ steps = 4, eta = 1.0, cfg = 2.0 }}
@@ -127,8 +129,8 @@ def test_a_one_hot_preference_is_that_basis_bit_for_bit(host, method):
     assert torch.equal(outcome(host, method, FIRST).images, outcome(host, "basis", FIRST).images)
 
 
-@pytest.mark.parametrize("method", ["oracle", "soup_factors"])
-def test_the_oracle_of_a_basis_and_the_soup_of_one_lora_are_that_basis_to_rounding(host, method):
+@pytest.mark.parametrize("method", ["oracle", "soup_factors", "export", "distilled"])
+def test_one_file_for_a_basis_and_the_soup_of_one_lora_are_that_basis_to_rounding(host, method):
     """A bank of one LoRA joins narrower products than one of two, which a CPU adds up in another order."""
     images, expected = outcome(host, method, FIRST).images, outcome(host, "basis", FIRST).images
     torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
@@ -210,7 +212,7 @@ def test_the_best_of_n_is_no_worse_than_the_base_image_by_image(host):
     assert (total[1] >= total[0]).all() and (total[1] > total[0]).any()
 
 
-@pytest.mark.parametrize("method", ["mpa", "merged", "soup_factors", "random", "budget", "oracle", "rlg"])
+@pytest.mark.parametrize("method", ["mpa", "merged", "soup_factors", "random", "budget", "oracle", "export", "rlg"])
 def test_after_until_the_base_is_alone_at_one_evaluation_and_no_kl(host, method):
     """Cut before the last two of four steps: the path KL is that of the first two, and the images are others."""
     preference = FIRST if method in ("oracle", "rlg") else HALF

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from diffusion_blend.blend_core.adapters.files import sha256
 from diffusion_blend.blend_core.errors import BlendError
 from diffusion_blend.blend_core.rewards import jpeg_compressibility
 from safetensors import safe_open
@@ -194,6 +195,18 @@ def test_an_oracle_says_which_preference_it_was_trained_for(name, preference):
     plain = safe_open(STUDIO / "loras" / "calm.safetensors", "pt").metadata()
     same = ("kl_weight", "algorithm", "learning_rate", "rank", "sampling_steps", "cfg", "eta", "seed")
     assert all(facts[f"diffusion_blend.{key}"] == plain[f"diffusion_blend.{key}"] for key in same)  # equal settings
+
+
+def test_the_distilled_lora_is_of_the_studios_own_pair_and_nearer_to_the_exact_blend_than_the_export():
+    with safe_open(STUDIO / "loras" / f"{make.DISTILLED}.safetensors", "pt") as file:
+        facts = file.metadata()
+    parts = json.loads(facts["diffusion_blend.parts"])
+    digests = {name: sha256(STUDIO / "loras" / f"{name}.safetensors") for name in ("calm", "vivid")}
+    assert {part["name"]: part["sha256"] for part in parts} == digests
+    assert facts["diffusion_blend.learning_rate"] == str(make.DISTILLATION["optimisation.learning_rate"])
+    rows = json.loads((STUDIO / f"{make.DISTILLED}.distances.json").read_text())
+    *exports, distilled = [row["distance"] for row in rows]
+    assert all(distilled[steps] < export[steps] for export in exports for steps in ("20", "50"))
 
 
 @pytest.mark.parametrize("name", ["calm", "vivid"])

@@ -88,7 +88,9 @@ def test_unreadable_and_unknown_files_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in PRESETS.glob("*.toml")))
 def test_presets_need_only_what_a_person_must_choose(name):
-    missing = {"base__path": "somewhere", "prompts__file": "prompts.txt", "reward__name": "brightness"}
+    missing = {"base__path": "somewhere", "prompts__file": "prompts.txt"}
+    distil = read_config([name]).algorithm == "distil"
+    missing |= {"distil__loras": ("calm=calm.safetensors",)} if distil else {"reward__name": "brightness"}
     preset = to_flat(read_config([name]))
     chosen = {key: value for key, value in missing.items() if not preset[key.replace("__", ".")]}
     assert chosen and check(read_config([name], **chosen)) is None  # it raises for the first complaint

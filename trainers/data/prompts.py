@@ -67,6 +67,22 @@ def shuffled(seed: int, first: int, count: int, total: int) -> list[int]:
     return picked
 
 
+def held_out(prompts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(a share to train on, a tenth that is not trained on, 32 at most), by a shuffle that no seed changes.
+
+    Raises BlendError for fewer than two different prompts.
+    """
+    different = list(dict.fromkeys(prompts))
+    if len(different) < 2:
+        raise BlendError(
+            f"prompts.file has {len(different)} prompt, expected two at least: one is held out to measure the distance "
+            "on. Add prompts, or name others in prompts.validation_file."
+        )
+    order = shuffled(0, 0, len(different), len(different))
+    count = min(max(len(different) // 10, 1), 32)
+    return [different[item] for item in sorted(order[count:])], [different[item] for item in order[:count]]
+
+
 def epoch_chunks(config: Config, epoch: int, total: int, process: int = 0, processes: int = 1) -> list[list[Chunk]]:
     """This process's chunks of each minibatch of an epoch; total: size of the prompt (or pair) set.
 

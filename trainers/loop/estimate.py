@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data.prompts import epoch_chunks
+from ..model.distilled import DistilledPolicy
 from ..settings.config import Config
 from .run import Run
 
@@ -22,8 +23,8 @@ def announce(run: Run) -> None:
     parameters = sum(p.numel() for p in run.policy.parameters().values())
     left = config.epochs - run.epoch
     lines = [
-        f"{config.algorithm} on {run.policy.base.family.name}: {run.rewards.name or 'preference pairs'}, "
-        f"kl_weight {config.kl_weight:g}, LoRA of rank {config.lora.rank} with {parameters / 1e6:.2f} M weights",
+        f"{config.algorithm} on {run.policy.base.family.name}: {_aim(run)}, LoRA of rank {config.lora.rank} with "
+        f"{parameters / 1e6:.2f} M weights",
         f"{config.epochs} epochs x {config.images_per_epoch} images = {config.epochs * config.images_per_epoch} "
         f"images, {config.updates} updates of {config.images_per_update} images on "
         f"{run.accelerator.num_processes} process(es)",
@@ -33,6 +34,13 @@ def announce(run: Run) -> None:
     if run.epoch:
         lines.append(f"going on after {run.epoch} epochs")
     print("\n".join(lines), flush=True)
+
+
+def _aim(run: Run) -> str:
+    """What the run trains towards."""
+    if isinstance(run.policy, DistilledPolicy):
+        return f"the exact blend {run.policy.parts.blend.formula()}"
+    return f"{run.rewards.name or 'preference pairs'}, kl_weight {run.config.kl_weight:g}"
 
 
 def _trial(run: Run) -> tuple[float, float]:
@@ -62,6 +70,9 @@ def _cost(config: Config, forward: float, gradient: float) -> float:
     steps = config.sampling.steps
     if config.algorithm == "dpo":
         return config.dpo.draws * 2 * (forward + gradient)
+    if config.algorithm == "distil":
+        evaluations = len(config.distil.loras)
+        return steps * forward + config.reuse * config.distil.steps * (evaluations * forward + gradient)
     if config.algorithm == "draft" and config.draft.through == "last":
         late, early = config.draft.steps, config.draft.kl_steps
         return (steps + early) * forward + (late + early) * gradient

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from diffusers.optimization import get_scheduler
 
 from ..data.pairs import PairSet
 from ..distributed import Gathering
+from ..model.distilled import DistilledPolicy
 from ..model.lora_policy import LoraPolicy
 from ..objectives.choice import objective_of
 from ..objectives.objective import Objective
@@ -22,12 +23,17 @@ from ..sharding import shared_out, whole
 from .average import Average, copy
 from .checkpoint import load_checkpoint, plain, save_checkpoint
 from .epoch import Updater
-from .validation import History
+from .validation import History, TeacherImages
+
+UNNAMED = {"dpo": "preference", "distil": "distilled"}  # what is called so where no reward has a name
 
 
 @dataclass
 class Run:
-    """A run in memory. epoch: epochs done.  history: what its validations have shown."""
+    """A run in memory. epoch: epochs done.  history: what its validations have shown.
+
+    teacher: the images to come near to, where there is a teacher.
+    """
 
     config: Config
     accelerator: Accelerator
@@ -41,6 +47,7 @@ class Run:
     folder: Path
     epoch: int = 0
     history: History = field(default_factory=History)
+    teacher: TeacherImages | None = None
 
     @classmethod
     def start(
@@ -85,6 +92,9 @@ class Run:
         run = cls(
             config, accelerator, policy, rewards, prompts, validation_prompts, objective, update, gathering, folder
         )
+        if isinstance(policy, DistilledPolicy):
+            silent = policy.base.chain(replace(config.sampling, eta=0.0, noise_level=0.0))
+            run.teacher = TeacherImages(policy, validation_prompts, silent)
         state = load_checkpoint(run.checkpoints, config, accelerator.device)
         if state is not None:
             run.load_state(state)
@@ -98,7 +108,7 @@ class Run:
     @property
     def title(self) -> str:
         """Name of the LoRA file."""
-        return self.config.output.title or self.rewards.name or "preference"
+        return self.config.output.title or self.rewards.name or UNNAMED.get(self.config.algorithm, "")
 
     def due(self, every: int) -> bool:
         """Whether something that happens every so many epochs, and at the end, happens now."""

@@ -1,17 +1,18 @@
-"""Validation on fixed prompts and noise: rewards, path KL to the base, and the best state so far."""
+"""Validation on fixed prompts and noise: rewards and path KL to the base, or the distance to a teacher."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypedDict
 
 import torch
 from torch import Tensor
 
 from ..distributed import Gathering
-from ..model.policy import Policy
-from ..model.rollout import rollout
+from ..model.chain import Step
+from ..model.policy import Policy, TaughtPolicy
+from ..model.rollout import Predict, rollout
 from ..objectives.objective import Stats
 from ..objectives.online import Score
 from ..seeding import stream
@@ -76,22 +77,72 @@ def validate(
     policy: Policy, rewards: Mapping[str, Score], prompts: Sequence[str], count: int, size: int, gathering: Gathering
 ) -> Validation:
     """Sample `count` images (rounded up to whole passes of `size` on every process) and score them."""
-    accelerator = gathering.accelerator
-    process, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    rounds = -(-count // (size * processes))
-    scores: dict[str, list[Tensor]] = {name: [] for name in rewards}
-    kls, images = [], []
-    for turn in range(rounds):
-        first = (turn * processes + process) * size
-        numbers = range(first, first + size)
+
+    def measure(numbers: range) -> tuple[dict[str, Tensor], Tensor]:
         chosen = [prompts[number % len(prompts)] for number in numbers]
         conditions = policy.encode(chosen)
-        noise = policy.noise([stream(0, "validation", number) for number in numbers])
-        path = rollout(policy.steps, noise, policy.predictor(conditions), policy.reference_predictor(conditions))
+        reference = policy.reference_predictor(conditions)
+        path = rollout(policy.steps, _noise(policy, numbers), policy.predictor(conditions), reference)
         pictures = policy.decode(path.latents)
-        for name, reward in rewards.items():
-            scores[name].append(reward(pictures, chosen).detach())
-        kls.append(path.kl.sum(0))
+        scores = {name: reward(pictures, chosen).detach() for name, reward in rewards.items()}
+        return scores | {_KL: path.kl.sum(0)}, pictures
+
+    values, images = _in_rounds(measure, count, size, gathering)
+    return Validation({name: values[name] for name in rewards}, values[_KL], images)
+
+
+@dataclass
+class TeacherImages:
+    """The distance of a policy's images to its teacher's, of the same prompts and noise.
+
+    The teacher does not change, so that its images are made once. prompts: none that was trained on.  steps: a chain of
+    the policy's timesteps, such as the one without noise.
+    """
+
+    policy: TaughtPolicy
+    prompts: Sequence[str]
+    steps: Sequence[Step]
+    made: dict[int, Tensor] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def distance(self, count: int, size: int, gathering: Gathering) -> tuple[float, Tensor]:
+        """(root of the mean squared difference of `count` images' pixels, this process's images (m, 3, h, w))."""
+
+        def measure(numbers: range) -> tuple[dict[str, Tensor], Tensor]:
+            conditions = self.policy.encode([self.prompts[number % len(self.prompts)] for number in numbers])
+            if numbers[0] not in self.made:
+                self.made[numbers[0]] = self._images(numbers, self.policy.teacher_predictor(conditions))
+            images = self._images(numbers, self.policy.predictor(conditions))
+            return {"square": (images - self.made[numbers[0]]).square().flatten(1).mean(1)}, images
+
+        values, images = _in_rounds(measure, count, size, gathering)
+        return values["square"].mean().sqrt().item(), images
+
+    def _images(self, numbers: range, predict: Predict) -> Tensor:
+        return self.policy.decode(rollout(self.steps, _noise(self.policy, numbers), predict).latents).cpu()
+
+
+_KL = "path KL"
+
+
+def _noise(policy: Policy, numbers: range) -> Callable[[], Tensor]:
+    return policy.noise([stream(0, "validation", number) for number in numbers])
+
+
+def _in_rounds(
+    measure: Callable[[range], tuple[dict[str, Tensor], Tensor]], count: int, size: int, gathering: Gathering
+) -> tuple[dict[str, Tensor], Tensor]:
+    """(values by name, (count,) each, in the images' order on every process; this process's images).
+
+    measure: of the images of these numbers, `size` of them, their values, (size,) each, and the images.
+    """
+    accelerator = gathering.accelerator
+    process, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    measured, images = [], []
+    for turn in range(-(-count // (size * processes))):
+        first = (turn * processes + process) * size
+        values, pictures = measure(range(first, first + size))
+        measured.append(values)
         images.append(pictures.cpu())
 
     def joined(parts: list[Tensor]) -> Tensor:
@@ -101,5 +152,4 @@ def validate(
             values = gathered.transpose(0, 1)
         return values.flatten().float().cpu()[:count]
 
-    together = {name: joined(parts) for name, parts in scores.items()}
-    return Validation(together, joined(kls), torch.cat(images))
+    return {name: joined([values[name] for values in measured]) for name in measured[0]}, torch.cat(images)

@@ -56,6 +56,15 @@ class Policy(Protocol):
 
 
 @runtime_checkable
+class TaughtPolicy(Policy, Protocol):
+    """A policy that is to predict what a teacher predicts."""
+
+    def teacher_predictor(self, encoded: Encoding) -> Predict:
+        """The same of the teacher, without gradient."""
+        ...
+
+
+@runtime_checkable
 class ImagePolicy(Policy, Protocol):
     """A policy that reads images too, which preference pairs need."""
 

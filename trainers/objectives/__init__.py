@@ -1,1 +1,1 @@
-"""The algorithms: dpok, grpo, draft and dpo, one file each, with their losses as pure functions (losses.py)."""
+"""The algorithms: dpok, grpo, draft, dpo and distil, one file each, with their losses as pure functions (losses.py)."""

@@ -98,6 +98,11 @@ def preference_evidence(prediction: Tensor, reference: Tensor, target: Tensor, t
     return total_factor * (squares[0] - squares[1])
 
 
+def imitation(prediction: Tensor, taught: Tensor) -> Tensor:
+    """Mean over an image's dimensions of |prediction - taught|^2, (n,). taught: the teacher's, without gradient."""
+    return (prediction - taught).square().flatten(1).mean(1)
+
+
 def value(predicted: Tensor, returns: Tensor) -> Tensor:
     """Mean squared error of the learned baseline."""
     return F.mse_loss(predicted, returns)

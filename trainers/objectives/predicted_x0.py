@@ -82,16 +82,19 @@ class PredictedX0(Stateless, Online):
             return torch.autograd.grad(rewards.sum(), state)[0]
 
 
-def spread_choice(factors: Sequence[float], count: int, generator: torch.Generator) -> list[tuple[int, float]]:
+def spread_choice(
+    factors: Sequence[float], count: int, generator: torch.Generator, floor: float = 1.0
+) -> list[tuple[int, float]]:
     """`count` different steps with weights 1 / probability, whose weighted sums have the sum over all as their mean.
 
     Steps with a large KL factor, the last but one above all, are taken nearly always: left to chance they would make
     the gradient a row of spikes. Systematic sampling of probabilities that grow with the factor's square root.
+    floor: what every step has at least, where the mean of the roots is 1.
     """
     if count >= len(factors):
         return [(k, 1.0) for k in range(len(factors))]
     roots = torch.tensor(factors, dtype=torch.float64).sqrt()
-    probabilities = _inclusion(roots / roots.mean() + 1, count)
+    probabilities = _inclusion(roots / roots.mean() + floor, count)
     offset = torch.rand((), generator=generator, dtype=torch.float64)
     order = torch.randperm(len(factors), generator=generator)
     ends = probabilities[order].cumsum(0)

@@ -178,6 +178,17 @@ class Dpo:
 
 
 @dataclass(frozen=True)
+class Distil:
+    """distil: the exact blend of reward LoRAs, as one LoRA that starts as their merged blend at lora.rank."""
+
+    loras: tuple[str, ...] = setting((), "NAME=PATH of each reward LoRA. Required.", last_after("=", stated))
+    weights: tuple[float, ...] = setting((), "One number per LoRA, shares of their sum; empty: all equal.")
+    alignment: float = setting(1.0, "0 the base model, 1 as trained, above 1 beyond.")
+    steps: int = setting(5, "Visited states of each image that an update learns from, most often those where the "
+                            "predictions are furthest apart. More: steadier and slower.", within=POSITIVE)  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Output:
     """What a run leaves behind, and when it stops."""
 
@@ -208,11 +219,13 @@ class Config:
     """A run."""
 
     algorithm: str = setting("dpok", "dpok (policy gradient, learned baseline), grpo (policy gradient, groups), draft "
-                                     "(reward gradient) or dpo (preference pairs).",
-                             choices=("dpok", "grpo", "draft", "dpo"))  # fmt: skip
+                                     "(reward gradient), dpo (preference pairs) or distil (the exact blend of reward "
+                                     "LoRAs, no reward).",
+                             choices=("dpok", "grpo", "draft", "dpo", "distil"))  # fmt: skip
     kl_weight: float = setting(0.0, "Alpha of the papers: J = E[reward] - kl_weight * sum of the steps' KL (sums over "
                                     "dimensions, nats), in units of the reward. Twice as much: half as far from the "
-                                    "base. Required; it goes into the file, where a blend reads it.")  # fmt: skip
+                                    "base. Required (not for distil); it goes into the file, where a blend reads "
+                                    "it.")  # fmt: skip
     epochs: int = setting(100, "Rounds of sampling and updating.", within=POSITIVE)
     prompts_per_epoch: int = setting(8, "Prompts drawn per epoch, over all processes. dpo: pairs.", within=POSITIVE)
     images_per_prompt: int = setting(
@@ -222,7 +235,7 @@ class Config:
     rewarded_steps: int = setting(0, "dpok, grpo, dpo: first steps of the chain, which learn from rewards; later ones "
                                      "are charged their KL alone. The last steps have by far the largest KL factors "
                                      "and decide little: left in, they are most of the noise. 0: all.")  # fmt: skip
-    reuse: int = setting(1, "Times an epoch's trajectories are gone through (dpok, grpo, draft through x0). Above 1 is "
+    reuse: int = setting(1, "Times an epoch's trajectories are gone through (not dpo, draft through last). Above 1 is "
                             "cheaper per update and off policy: watch clip_fraction.", within=POSITIVE)  # fmt: skip
     seed: int = setting(0, "One seed, one run: the same prompts, noise and order on any number of processes.")
     base: BaseModel = field(default_factory=BaseModel)
@@ -234,6 +247,7 @@ class Config:
     policy_gradient: PolicyGradientSettings = field(default_factory=PolicyGradientSettings)
     draft: Draft = field(default_factory=Draft)
     dpo: Dpo = field(default_factory=Dpo)
+    distil: Distil = field(default_factory=Distil)
     output: Output = field(default_factory=Output)
 
     @property

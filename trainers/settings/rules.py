@@ -21,8 +21,8 @@ def check(config: Config, processes: int = 1) -> None:
 
 
 def _kl_weight(config: Config, processes: int) -> str:
-    """kl_weight: above 0."""
-    if config.kl_weight > 0:
+    """kl_weight: above 0. distil: it has none."""
+    if config.kl_weight > 0 or config.algorithm == "distil":
         return ""
     return (
         f"kl_weight is {config.kl_weight:g}, expected a number above 0 in units of the reward: a blend is only "
@@ -54,9 +54,29 @@ def _reward_sum(config: Config, processes: int) -> str:
 
 def _some_reward(config: Config, processes: int) -> str:
     """dpok, grpo, draft: a reward."""
-    if config.algorithm == "dpo" or config.reward.terms:
+    if config.algorithm in ("dpo", "distil") or config.reward.terms:
         return ""
     return "reward.name is empty. Set it to a reward; `train --help` says which kinds there are."
+
+
+def _distil_loras(config: Config, processes: int) -> str:
+    """distil: distil.loras, and no reward."""
+    if config.algorithm != "distil":
+        return ""
+    if config.reward.terms or config.reward.watch:
+        named = ", ".join((*(name for _, name in config.reward.terms), *config.reward.watch))
+        return f"the reward {named} came, but distil learns from the blend alone. Leave it out; score the file later."
+    if not all(all(lora.partition("=")) for lora in config.distil.loras):
+        return f"distil.loras is {list(config.distil.loras)}, expected NAME=PATH in each. Correct it."
+    return "" if config.distil.loras else "distil.loras is empty. Name the reward LoRAs of the blend, NAME=PATH each."
+
+
+def _distil_steps(config: Config, processes: int) -> str:
+    """distil: distil.steps at most sampling.steps."""
+    steps, learnt = config.sampling.steps, config.distil.steps
+    if config.algorithm != "distil" or learnt <= steps:
+        return ""
+    return f"distil.steps is {learnt}, above sampling.steps ({steps}). Lower it."
 
 
 def _reward_place(config: Config, processes: int) -> str:
@@ -70,7 +90,7 @@ def _reward_place(config: Config, processes: int) -> str:
 
 
 def _prompts(config: Config, processes: int) -> str:
-    """dpok, grpo, draft: prompts.file. dpo: prompts.pairs."""
+    """all but dpo: prompts.file. dpo: prompts.pairs."""
     if config.algorithm == "dpo":
         empty = "prompts.pairs is empty. For dpo set it to a folder that holds pairs.jsonl."
         return "" if config.prompts.pairs else empty
@@ -151,8 +171,8 @@ def _kl_steps(config: Config, processes: int) -> str:
 
 
 def _noise(config: Config, processes: int) -> str:
-    """sampling.eta and sampling.noise_level: not 0."""
-    if config.sampling.eta and config.sampling.noise_level:
+    """sampling.eta and sampling.noise_level: not 0. distil: either may be."""
+    if config.algorithm == "distil" or (config.sampling.eta and config.sampling.noise_level):
         return ""
     return (
         "sampling.eta or sampling.noise_level is 0: then no step has a likelihood and the KL is not defined. Train "
@@ -166,6 +186,8 @@ RULES = (
     _one_reward,
     _reward_sum,
     _some_reward,
+    _distil_loras,
+    _distil_steps,
     _reward_place,
     _prompts,
     _updates,
