@@ -36,9 +36,9 @@ COMMON = (
     "output.validate_every=4", "output.checkpoint_every=4",
 )  # fmt: skip
 STRENGTHS = {
-    "kl200": (*COMMON, "kl_weight=0.003", "epochs=10", "optimisation.decay=linear"),
-    "kl500": (*COMMON, "kl_weight=0.0015", "epochs=8", "optimisation.decay=constant"),
-}  # the studio's own: kl_weight 0.008, 40 epochs, linear, about 60 nats
+    "kl120": (*COMMON, "kl_weight=0.003", "epochs=8", "optimisation.decay=linear"),
+    "kl400": (*COMMON, "kl_weight=0.0015", "epochs=8", "optimisation.decay=constant"),
+}  # about so many nats; the studio's own: kl_weight 0.008, 40 epochs, linear, about 60
 WAYS = ("mpa", "merged", "soup_factors")
 EVALUATION = (
     f"methods={['base', 'basis', *WAYS]}", "preferences=[[0.5, 0.5]]", "models.oracles=[]", "prompts.seeds=8",
@@ -47,47 +47,66 @@ EVALUATION = (
 
 @dataclass(frozen=True)
 class Pair:
-    """Two LoRAs, of calm and of vivid. strength: one of STRENGTHS; empty for the studio's own.  seed: of training."""
+    """Two LoRAs, of calm and of vivid. strength: one of STRENGTHS; empty for the studio's own.
+
+    seeds: of their trainings. Equal ones draw the same factors A to start from.
+    """
 
     strength: str = ""
-    seed: int = 0
+    seeds: tuple[int, int] = (0, 0)
 
     @property
     def name(self) -> str:
         """What the tables call it."""
-        return f"{self.strength}, seed {self.seed}" if self.strength else "studio's own"
+        return "{}, seeds {} and {}".format(self.strength, *self.seeds) if self.strength else "studio's own"
 
     @property
     def folder(self) -> Path:
-        """Where its files and its evaluation go."""
-        return FOLDER / (f"{self.strength}_seed{self.seed}" if self.strength else "studio")
+        """Where its evaluation goes."""
+        return FOLDER / ("{}_seeds{}{}".format(self.strength, *self.seeds) if self.strength else "studio")
 
-    def lora(self, reward: str) -> str:
-        """The file of one of its LoRAs, or its short name."""
-        return str(self.folder / f"{reward}.safetensors") if self.strength else f"{MARK}{reward}"
+    def loras(self) -> list[str]:
+        """name=file of both, as evaluate takes them."""
+        files = zip(REWARDS, self.seeds, strict=True)
+        return [f"{r}={lora(self.strength, r, seed) if self.strength else MARK + r}" for r, seed in files]
+
+
+def pairs_of(seeds: int) -> list[Pair]:
+    """The studio's own, and of every strength each seed with itself, then with the next."""
+    matched = [*((s, s) for s in range(seeds)), *((s, (s + 1) % seeds) for s in range(seeds if seeds > 1 else 0))]
+    return [Pair(), *(Pair(strength, two) for strength in STRENGTHS for two in matched)]
 
 
 def main() -> None:
     """Train what is missing, evaluate, then copy the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="training seeds per strength (default: %(default)s)")
-    seeds = range(parser.parse_args().seeds)
-    pairs = [Pair(), *(Pair(strength, seed) for strength in STRENGTHS for seed in seeds)]
+    pairs = pairs_of(parser.parse_args().seeds)
     for pair in pairs[1:]:
-        for reward in REWARDS:
-            train(pair, reward)
+        for reward, seed in zip(REWARDS, pair.seeds, strict=True):
+            train(pair.strength, reward, seed)
+    publish(pairs)
+
+
+def publish(pairs: Sequence[Pair]) -> None:
+    """Evaluate what is missing and copy the tables."""
     page = DOCS / "results.md"
     tables = tables_of({pair.name: Cubes.read(evaluated(pair)) for pair in pairs})
     page.write_text(filled(page.read_text(encoding="utf8"), tables, "weak and strong"), "utf8")
 
 
-def train(pair: Pair, reward: str) -> None:
-    """One LoRA of a pair; its settings and the log's last line go beside it."""
-    file = pair.folder / f"{reward}.safetensors"
+def lora(strength: str, reward: str, seed: int) -> Path:
+    """The file of a trained LoRA."""
+    return FOLDER / f"{strength}_seed{seed}" / f"{reward}.safetensors"
+
+
+def train(strength: str, reward: str, seed: int) -> None:
+    """A LoRA that is missing; its settings and the log's last line go beside it."""
+    file = lora(strength, reward, seed)
     if file.exists():
         return
-    run = pair.folder / f"{reward}_run"
-    settings = [f"reward.name={MARK}{reward}", *STRENGTHS[pair.strength], f"seed={STUDIO_SEED + pair.seed}"]
+    run = file.with_name(f"{reward}_run")
+    settings = [f"reward.name={MARK}{reward}", *STRENGTHS[strength], f"seed={STUDIO_SEED + seed}"]
     _command("train", "toy", *settings, f"output.title={reward}", f"output.folder={run}")
     last = json.loads((run / "log.jsonl").read_text(encoding="utf8").splitlines()[-1])
     record = {"preset": "toy", "settings": settings, "log": last}
@@ -98,8 +117,8 @@ def train(pair: Pair, reward: str) -> None:
 def evaluated(pair: Pair) -> Path:
     """The folder of a finished evaluation."""
     out = pair.folder / "evaluation"
-    loras = [f"{reward}={pair.lora(reward)}" for reward in REWARDS]
-    _command("evaluate", "toy", *EVALUATION, f"models.loras={loras}", options=("--device=cpu", f"--out={out}"))
+    loras = f"models.loras={pair.loras()}"
+    _command("evaluate", "toy", *EVALUATION, loras, options=("--device=cpu", f"--out={out}"))
     return out
 
 

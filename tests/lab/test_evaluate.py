@@ -383,6 +383,11 @@ def test_the_strong_loras_settings_and_their_evaluation_can_be_read_and_their_pa
     methods = [point.method for point in points_of(protocol)]
     assert methods == ["base", "basis", "basis", "mpa", "merged", "soup_factors"]
     assert len(protocol.prompts.texts) * protocol.prompts.seeds == 64
+    pairs = strengths.pairs_of(3)
+    assert len({pair.folder for pair in pairs}) == len(pairs) == 1 + 6 * len(strengths.STRENGTHS)
+    trained = {file for pair in pairs[1:] for file in pair.loras()}
+    assert len(trained) == 3 * 2 * len(strengths.STRENGTHS)  # a pair of two seeds needs no training of its own
+    assert [pair.seeds for pair in strengths.pairs_of(1)] == [(0, 0)] * (1 + len(strengths.STRENGTHS))
     what, page = "weak and strong", (late_cut.DOCS / "results.md").read_text(encoding="utf8")
     assert f"<!-- {what} -->\ntables<!-- end of {what} -->" in filled(page, "tables", what)
 
