@@ -72,7 +72,7 @@ class Judge(Reward):
     """The share of a prompt's attributes that a classifier reads in the picture; it never served as a reward."""
 
     def __init__(self, classifier: Classifier):
-        super().__init__(Card("judge", "colour, shape and background read as prompted", (0, 1), False, True))
+        super().__init__(Card("judge", "colour, shape, background and texture read as prompted", (0, 1), False, True))
         self.classifier = classifier
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

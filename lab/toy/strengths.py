@@ -36,7 +36,7 @@ COMMON = (
     "output.validate_every=4", "output.checkpoint_every=4",
 )  # fmt: skip
 STRENGTHS = {
-    "kl120": (*COMMON, "kl_weight=0.003", "epochs=8", "optimisation.decay=linear"),
+    "kl100": (*COMMON, "kl_weight=0.003", "epochs=8", "optimisation.decay=linear"),
     "kl400": (*COMMON, "kl_weight=0.0015", "epochs=8", "optimisation.decay=constant"),
 }  # about so many nats; the studio's own: kl_weight 0.008, 40 epochs, linear, about 60
 WAYS = ("mpa", "merged", "soup_factors")
