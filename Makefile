@@ -21,12 +21,12 @@ library: $(VENV)/.installed $(VENV)/.originals $(VENV)/.actionlint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/comfyui --ignore tests/browser -n 2 --dist worksteal
 
 test: library
-	$(BIN)/python -m pytest tests/browser
+	$(BIN)/python -m pytest tests/browser -n 2 --dist worksteal
 	$(BIN)/python tests/comfyui/run.py
 
 # The same with either canvas in either editor, and every ComfyUI in full.
 test-all: library
-	DIFFUSION_BLEND_EDITORS=all $(BIN)/python -m pytest tests/browser
+	DIFFUSION_BLEND_EDITORS=all $(BIN)/python -m pytest tests/browser -n 2 --dist worksteal
 	$(BIN)/python tests/comfyui/run.py --all
 
 docs: $(VENV)/.installed

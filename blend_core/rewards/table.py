@@ -19,7 +19,7 @@ from .contract import Card, Reward
 from .custom import Custom, is_custom, load_custom
 from .files import Library
 from .image import FORMULAS, Formula
-from .learned import blip, clip, ocr, siglip
+from .learned import blip, clip, ocr, owl, siglip
 
 ENTRY_POINTS = "diffusion_blend.rewards"
 DTYPES = MappingProxyType({"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16})
@@ -31,7 +31,7 @@ NO_VILA = (
 log = logging.getLogger(__name__)
 
 _LEARNED: Mapping[str, tuple[Card, Callable[[Card, Sequence[Path]], Reward]]] = {
-    card.name: (card, build) for card, build in (*ocr.REWARDS, *clip.REWARDS, *blip.REWARDS, *siglip.REWARDS)
+    card.name: (card, build) for module in (ocr, clip, blip, siglip, owl) for card, build in module.REWARDS
 }
 
 

@@ -29,13 +29,17 @@ EXAMPLES = {
     "controlnet": "08 Blend under ControlNet",
     "two_passes": "09 One blend, two passes",
     "msdda": "10 Rewards trained with unequal noise",
+    "one_node": "11 Two rewards on SDXL in one node",
+    "video": "12 Two rewards on a video",
 }
 """The example graphs' files by short names; the editor shows the files' names as titles, in their order."""
 CANVASES = {"classic": {"Comfy.VueNodes.Enabled": False}, "nodes2": {"Comfy.VueNodes.Enabled": True}}
 CHROMIUM_OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SEEDS = itertools.count()
-SD15_PROMPT, SD3_PROMPT = (768, 0), (4096, 2048)  # widths of tokens and of the pooled prompt
+PROMPTS = {"v1-5": (768, 0), "sd_xl": (2048, 1280), "sd3.5": (4096, 2048), "wan2.2": (4096, 0)}
+"""Widths of tokens and of the pooled prompt, by how the names of the networks' files begin."""
+SMALL = {"width": 64, "height": 64, "length": 5}
 READY = "!!window.LiteGraph?.registered_node_types?.DiffusionBlendKSampler && !!window.app?.graph"
 
 
@@ -191,14 +195,17 @@ def content_of(graph: str) -> dict:
 def runnable(example: str, steps: int = 4) -> dict:
     """An example that runs on tiny files: new random prompts, small pictures, formulas for rewards."""
     graph = content_of(example)
-    widths = SD3_PROMPT if any(node["type"] == "EmptySD3LatentImage" for node in graph["nodes"]) else SD15_PROMPT
+    files = [model["name"] for node in graph["nodes"] for model in node["properties"].get("models", ())]
+    widths = next(widths for start, widths in PROMPTS.items() if any(file.startswith(start) for file in files))
+    numbers = {"Steps": steps, "Low noise from step": steps // 2}
     for node in graph["nodes"]:
         if node["type"] == "CLIPTextEncode":
             node |= {"type": "RandomPrompt", "inputs": [], "widgets_values": [next(SEEDS), "fixed", *widths]}
-        elif node["type"] in ("EmptyLatentImage", "EmptySD3LatentImage"):
-            node["widgets_values"][:2] = [64, 64]
-        elif "steps" in [entry["name"] for entry in node["inputs"]]:
-            node["widgets_values"][2] = steps
+        elif node["type"] == "PrimitiveInt":
+            node["widgets_values"][0] = numbers.get(node["title"], node["widgets_values"][0])
+        else:
+            for place, name in enumerate(node.get("widgets_values_named", ())):
+                node["widgets_values"][place] = {**SMALL, "steps": steps}.get(name, node["widgets_values"][place])
     kinds = {node["id"]: node["type"] for node in graph["nodes"]}
     graph["links"] = [link for link in graph["links"] if kinds[link[3]] != "RandomPrompt"]
     return graph

@@ -1,8 +1,8 @@
-"""Writes docs/graph.png, the help pages' pictures and the examples' thumbnails: `python -m tests.browser.pictures`.
+"""Writes the pictures of the README, guides and help pages, and the examples' thumbnails.
 
-Run it where a node looks other than before; names such as DiffusionBlendDuel as arguments make their pictures alone.
-The pictures are of nodes that have run, in a running ComfyUI, on tiny random networks. A thumbnail has the title of its
-example and the node that it is about.
+`python -m tests.browser.pictures`, where a node looks other than before; names such as DiffusionBlendDuel (a node) and
+kl_dial (an example) as arguments make their pictures alone. Graphs are shown as they open. Nodes are shown after a run,
+in a running ComfyUI, on tiny random networks. A thumbnail has the title of its example and the node that it is about.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from .editor import CANVASES, CHROMIUM_OPTIONS, EXAMPLES, REPOSITORY, Editor, ch
 
 FOLDER = REPOSITORY / "web" / "docs" / "pictures"
 SIZE = {"width": 1700, "height": 1200}
+SCALE, MARGIN, BARS = 0.8, 20, (110, 130)  # of a graph's picture; pixels around it; what the editor's bars take
 MOST_BYTES = 40_000
 STEPS = 20
 NODES = json.loads((REPOSITORY / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf8"))
@@ -37,10 +38,15 @@ ABOUT = {
     "controlnet": "ControlNetApplyAdvanced",
     "two_passes": "DiffusionBlendApply",
     "msdda": "DiffusionBlendMSDDAKSampler",
+    "one_node": "DiffusionBlendApplyLoRAs",
+    "video": "DiffusionBlendLoadRewardLoRA",
 }
 """What each example is about."""
 HELP = ("three_rewards", "best_of_four", "kl_dial", "regional_rewards", "msdda", "two_passes", "find_my_blend", "sweep")
 """Examples whose nodes are on the help pages, the first that has a node."""
+IN_GUIDES = ("kl_dial", "three_rewards", "best_of_four", "sweep", "regional_rewards", "one_node", "video")
+GRAPHS = {"two_rewards": "graph.png", **{example: f"guides/pictures/{example}.png" for example in IN_GUIDES}}
+"""Examples whose graphs the README and the guides show, and the files below docs."""
 THUMBNAIL, EDGE, INK, GROUND = (720, 480), 28, "#f2f2f2", "#202124"
 
 
@@ -66,7 +72,7 @@ def write(picture: Image.Image, path: Path) -> None:
 def help_pictures(editor: Editor, wanted: list[str]) -> None:
     """One picture per node: from an example that ran, else of the node alone."""
     missing = set(wanted)
-    for example in HELP:
+    for example in HELP if missing else ():
         graph = runnable(example, STEPS)
         nodes = missing & {node["type"] for node in graph["nodes"]}
         if not nodes:
@@ -95,45 +101,46 @@ def thumbnail(title: str, node: Image.Image) -> Image.Image:
     return card
 
 
-def thumbnails(editor: Editor) -> None:
+def thumbnails(editor: Editor, wanted: list[str]) -> None:
     """Beside the examples' files."""
-    for example, node in ABOUT.items():
+    for example in wanted:
         editor.load(runnable(example, STEPS))
         editor.run()
         title = EXAMPLES[example]
         path = REPOSITORY / "example_workflows" / f"{title}.jpg"
-        thumbnail(title, picture_of(editor, node)).save(path, quality=88, optimize=True)
+        thumbnail(title, picture_of(editor, ABOUT[example])).save(path, quality=88, optimize=True)
 
 
-def graph_picture(editor: Editor) -> None:
-    """The README's: the first example, as it opens."""
-    editor.load("two_rewards")
-    left, top, width, height = editor.evaluate(
-        """(most) => {
-        const boxes = app.graph.nodes.map((node) => node.getBounding());
-        const [left, top] = [0, 1].map((axis) => Math.min(...boxes.map((box) => box[axis])) - 15);
-        const [right, bottom] = [0, 1].map((axis) => Math.max(...boxes.map((box) => box[axis] + box[axis + 2])) + 15);
-        const scale = Math.min(0.9, most / (right - left + 80));
-        Object.assign(app.canvas.ds, { scale, offset: [80 - left, 110 / scale - top] });
-        app.canvas.setDirty(true, true);
-        return [80 * scale, 110, (right - left) * scale, (bottom - top) * scale];
-    }""",
-        SIZE["width"],
+def graph_picture(editor: Editor, example: str) -> None:
+    """The README's or a guide's: an example as it opens."""
+    editor.load(example)
+    boxes = editor.evaluate("app.graph.nodes.map((node) => [...node.getBounding()])")
+    left, top = (min(box[axis] for box in boxes) - MARGIN for axis in (0, 1))
+    size = [SCALE * (max(box[axis] + box[axis + 2] for box in boxes) + MARGIN - (left, top)[axis]) for axis in (0, 1)]
+    editor.page.set_viewport_size({"width": round(size[0]) + BARS[0], "height": round(size[1]) + sum(BARS)})
+    editor.evaluate(
+        """([scale, left, top]) => {
+            Object.assign(app.canvas.ds, { scale, offset: [left, top] });
+            app.canvas.setDirty(true, true);
+        }""",
+        [SCALE, BARS[0] / SCALE - left, BARS[1] / SCALE - top],
     )
     editor.wait(1500)
     editor.evaluate("document.querySelectorAll('.actionbar-container').forEach((bar) => (bar.style.display = 'none'))")
-    clip = {"x": left, "y": top, "width": min(width, SIZE["width"] - left), "height": min(height, SIZE["height"] - top)}
+    clip = {"x": BARS[0], "y": BARS[1], "width": size[0], "height": size[1]}
     picture = Image.open(io.BytesIO(editor.page.screenshot(clip=clip))).convert("RGB")
-    picture.quantize(128).save(REPOSITORY / "docs" / "graph.png", optimize=True)
+    picture.quantize(128).save(REPOSITORY / "docs" / GRAPHS[example], optimize=True)
 
 
 def main(names: list[str]) -> int:
-    """Make the pictures of these nodes, or all, with the first ComfyUI of this machine."""
+    """Make the pictures of these nodes and examples, or all, with the first ComfyUI of this machine."""
+    nodes, examples = [[name for name in names or known if name in known] for known in (NODES, EXAMPLES)]
     root = real.workspace()
     if root is None:
         print(f"no pictures made: no ComfyUI found; {host.HINT}")
         return 1
     FOLDER.mkdir(exist_ok=True)
+    (REPOSITORY / "docs" / "guides" / "pictures").mkdir(exist_ok=True)
     folder = tempfile.TemporaryDirectory()
     with folder, real.served(root, Path(folder.name) / "base") as server, sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=chromium_of(playwright), args=CHROMIUM_OPTIONS)
@@ -142,14 +149,16 @@ def main(names: list[str]) -> int:
             page = chromium.new_page(viewport=SIZE)
             return Editor(page, f"http://127.0.0.1:{server.port}", CANVASES[canvas])
 
-        if not names:
-            graph_picture(opened("classic"))
-            thumbnails(opened("nodes2"))
-        help_pictures(opened("nodes2"), names or list(NODES))
+        classic = opened("classic")
+        for example in examples:
+            if example in GRAPHS:
+                graph_picture(classic, example)
+        nodes2 = opened("nodes2")
+        thumbnails(nodes2, examples)
+        help_pictures(nodes2, nodes)
         chromium.close()
     total = sum(path.stat().st_size for path in FOLDER.glob("*.webp"))
-    more = "" if names else "; docs/graph.png and thumbnails"
-    print(f"{len(names or NODES)} help pictures, {total / 1000:.0f} kB in all{more}")
+    print(f"{len(nodes)} help pictures, {total / 1000:.0f} kB in all; {len(examples)} thumbnails")
     return 0
 
 

@@ -20,14 +20,19 @@ def workspace() -> Path | None:
 def served(root: Path, folder: Path, options: tuple[str, ...] = (), models: bool = True):
     """The running server; `folder` does not exist yet.  models: whether it has files."""
     python = host.python_of(root)
+    if models:
+        write_models(root, folder / "models")
+    with Server(folder, python, root, options) as server:
+        yield server
+
+
+def write_models(root: Path, folder: Path) -> None:
+    """The tiny files, below a server's folder of models."""
     environment = os.environ | {
         "COMFYUI_PATH": str(root),
         "PYTHONPATH": str(host.REPOSITORY / "tests"),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    if models:
-        command = [python, "-m", "comfyui.example_models", folder / "models"]
-        done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-4000:]
-    with Server(folder, python, root, options) as server:
-        yield server
+    command = [host.python_of(root), "-m", "comfyui.example_models", folder]
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]

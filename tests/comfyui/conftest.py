@@ -119,7 +119,7 @@ def graph(nodes):
 @pytest.fixture(scope="session")
 def base():
     """The base model. No test may leave a trace on it; test_no_trace asserts that the nodes leave none."""
-    model = networks.load(networks.unet())
+    model = networks.sd15()
     if host.DEVICE != "cpu":  # the first run of a process takes other products than those after it, without us too
         with torch.inference_mode():
             Graph({}, networks.conditioning(21), networks.conditioning(22)).plain(model)
@@ -177,7 +177,7 @@ def files(reward_loras):
 @pytest.fixture(scope="session")
 def merged(base, reward_loras):
     """The base model and three copies, each with one LoRA merged: what coefficients multiply, base first."""
-    return [base.model, *(lora.merge_into(networks.load(networks.unet()).model) for lora, _ in reward_loras)]
+    return [base.model, *(lora.merge_into(networks.sd15().model) for lora, _ in reward_loras)]
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,10 @@ PICTURE = "example.png"  # ComfyUI's own, in its input folder
 LORAS = ("sd_1_5_dpo_lora_v1-128dim", "spo-sd-v1-5_4k-p_10ep_lora_diffusers")
 SD3_CHECKPOINT = "sd3.5_medium_incl_clips_t5xxlfp8scaled.safetensors"
 SD3_LORAS = ("SD3.5M-FlowGRPO-GenEval", "SD3.5M-FlowGRPO-Text", "SD3.5M-FlowGRPO-PickScore")
+SDXL_CHECKPOINT = "sd_xl_base_1.0.safetensors"
+SDXL_LORAS = ("spo_sdxl_10ep_4k-data_lora_diffusers", "sdxl-DPO-LoRA")
+WAN_NETWORK, WAN_LORA = "wan2.2_fun_inpaint_{}_noise_14B_fp8_scaled", "Wan2.2-Fun-A14B-InP-{}-noise-{}"
+WAN_AUTOENCODER, WAN_TEXT = "wan_2.1_vae.safetensors", "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
 
 
 def write_checkpoint(path: Path, seed: int = 0) -> None:
@@ -35,6 +39,45 @@ def write_sd3_checkpoint(path: Path) -> None:
     _write_checkpoint(path, networks.sd3(), latent_channels=16)
 
 
+def write_sdxl(models: Path) -> None:
+    """The same for SDXL's smallest relative, 211 MB, and its two LoRAs."""
+    from . import loras, networks
+
+    network = networks.sdxl()
+    _write_checkpoint(models / "checkpoints" / SDXL_CHECKPOINT, network, latent_channels=4)
+    for name, lora in zip(SDXL_LORAS, loras.three_loras(networks.load(network).model)[:2], strict=True):
+        loras.write_kohya(replace(lora, label=name), models / "loras")
+
+
+def write_wan(models: Path) -> None:
+    """Wan 2.2's two networks with two LoRAs each, as their publisher writes them, and a tiny autoencoder: 6 MB.
+
+    The file of the text encoder is there, and empty: a test puts prompts of its own in its place.
+    """
+    import comfy.ldm.wan.vae
+
+    from . import loras, networks
+
+    for seed, expert in enumerate(("high", "low")):
+        network = networks.wan(seed, in_dim=36)
+        _save(network, models / "diffusion_models" / f"{WAN_NETWORK.format(expert)}.safetensors")
+        model, names = networks.load(network).model, [name for name in network if "attn" in name]
+        layers = loras.layers_of(model, dict(zip(names, names, strict=True)))
+        layers = [replace(layer, name=f".{layer.name}") for layer in layers]  # lora_unet__blocks: two underscores
+        for number, reward in enumerate(("HPS2.1", "MPS")):
+            lora = loras.random_lora(WAN_LORA.format(expert, reward), layers, rank=4, alpha=2.0, seed=2 * seed + number)
+            loras.write_kohya(lora, models / "loras")
+    sizes = {"dim": 8, "z_dim": 16, "num_res_blocks": 2, "attn_scales": [], "temperal_downsample": [False, True, True]}
+    autoencoder = comfy.ldm.wan.vae.WanVAE(**sizes, image_channels=3, conv_out_channels=3)
+    _save(networks.filled(autoencoder), models / "vae" / WAN_AUTOENCODER)
+    _save({}, models / "text_encoders" / WAN_TEXT)
+
+
+def _save(tensors: dict, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.to(torch.float16).contiguous() for name, value in tensors.items()}, path)
+
+
 def _write_checkpoint(path: Path, network: dict, latent_channels: int) -> None:
     import comfy.taesd.taesd
 
@@ -43,8 +86,7 @@ def _write_checkpoint(path: Path, network: dict, latent_channels: int) -> None:
     autoencoder = networks.filled(comfy.taesd.taesd.TAESD(latent_channels=latent_channels))
     tensors = {f"model.diffusion_model.{name}": value for name, value in network.items()}
     tensors |= {f"first_stage_model.{name}": value for name, value in autoencoder.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.to(torch.float16).contiguous() for name, value in tensors.items()}, path)
+    _save(tensors, path)
 
 
 def write_control_net(path: Path) -> None:
@@ -52,7 +94,7 @@ def write_control_net(path: Path) -> None:
     from . import networks
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.contiguous() for name, value in networks.control_net().state_dict().items()}
+    tensors = {name: value.contiguous() for name, value in networks.control_net(wide=True).state_dict().items()}
     save_file(tensors, path)
 
 
@@ -76,6 +118,8 @@ def main(models: Path) -> None:
     write_picture(models.parent / "input" / PICTURE)
     for name, lora in zip(LORAS, loras.three_loras(networks.load(networks.unet()).model)[:2], strict=True):
         loras.write_kohya(replace(lora, label=name), models / "loras")
+    write_sdxl(models)
+    write_wan(models)
     write_sd3_checkpoint(models / "checkpoints" / SD3_CHECKPOINT)
     for seed, name in enumerate(SD3_LORAS):
         _write_sd3_lora(name, seed, models / "loras")

@@ -7,17 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
-import comfy.model_management
 import comfy.model_patcher
-import comfy.ops
 import comfy.supported_models
 import comfy.utils
 import torch
 from torch import nn
 
 from . import loras, networks
+from .networks import assembled
 
 Prompt = Callable[[int], dict]
 """prompt(seed): what a family's prompt carries beside its tokens."""
@@ -83,30 +81,6 @@ class Family:
         modules = model.model.diffusion_model.named_modules()
         adaptable = ((name, m) for name, m in modules if isinstance(m, nn.Linear | nn.Conv2d | nn.Conv3d))
         return [loras.Layer(name, name, tuple(module.weight.shape)) for name, module in adaptable]
-
-
-def assembled(
-    kind: str,
-    state: Callable[[], dict[str, torch.Tensor]] = dict,
-    fixed: Mapping[str, object] = MappingProxyType({}),
-    adapt: Callable[[nn.Module], None] = lambda base_model: None,
-    device: str = "cpu",
-    **config,
-) -> comfy.model_patcher.ModelPatcher:
-    """A random model of comfy.supported_models' class `kind`, of a size that its detection would not accept.
-
-    state: weights that lie beside the network.  fixed: settings that the class gives every model of its own.  adapt:
-    what else makes it small.  device: where it is built.
-    """
-    model_config = getattr(comfy.supported_models, kind)(config)
-    model_config.unet_config |= fixed
-    model_config.set_inference_dtype(networks.DTYPE, None)
-    model_config.custom_operations = comfy.ops.disable_weight_init
-    model = model_config.get_model(state(), "", device=torch.device(device))
-    adapt(model)
-    model.diffusion_model.load_state_dict(networks.filled(model.diffusion_model))
-    device = comfy.model_management.get_torch_device()
-    return comfy.model_patcher.CoreModelPatcher(model.eval(), device, torch.device("cpu"))
 
 
 def detected(build: Callable[[], dict]) -> Callable[[], comfy.model_patcher.ModelPatcher]:
@@ -200,7 +174,7 @@ HUNYUAN_SIZES = {
 
 FAMILIES = (
     Family(
-        "SD 1.5", "SD15", detected(networks.unet), (4, 8, 8), networks.CONTEXT,
+        "SD 1.5", "SD15", networks.sd15, (4, 8, 8), networks.CONTEXT,
         renames=comfy.utils.unet_to_diffusers,
     ),
     Family(

@@ -93,7 +93,7 @@ def random_lora(label: str, layers: Iterable[Layer], rank: int, alpha: float, se
 
 
 def three_loras(base_model: nn.Module) -> list[RandomLoRA]:
-    """Three LoRAs of different rank, coverage and alpha for `networks.unet`; the last one's alpha is its rank."""
+    """Three LoRAs of different rank, coverage and alpha for a UNet; the last one's alpha is its rank."""
     layers = layers_of(base_model, comfy.utils.unet_to_diffusers(base_model.model_config.unet_config))
     linear = [layer for layer in layers if len(layer.shape) == 2]
     attention = [layer for layer in linear if ".attn" in layer.name]

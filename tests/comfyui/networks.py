@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
 import comfy.ldm.flux.model
 import comfy.ldm.modules.diffusionmodules.mmdit
 import comfy.ldm.modules.diffusionmodules.openaimodel
 import comfy.ldm.wan.model
+import comfy.model_management
+import comfy.model_patcher
 import comfy.ops
 import comfy.sd
+import comfy.supported_models
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import host
 
@@ -30,9 +36,10 @@ _UNET = {
     "use_checkpoint": False,
     "legacy": False,
 }
+_NARROW = _UNET | {"model_channels": 64, "num_heads": 2}
 
 
-def filled(network: torch.nn.Module, seed: int = 0) -> dict[str, Tensor]:
+def filled(network: nn.Module, seed: int = 0) -> dict[str, Tensor]:
     """A state dict for `network`, whose weights ComfyUI's layers leave uninitialised; activations stay near 1."""
     generator = torch.Generator().manual_seed(seed)
     return {name: _random(name, value, generator) for name, value in network.state_dict().items()}
@@ -51,17 +58,55 @@ def load(state: dict[str, Tensor]):
     return comfy.sd.load_diffusion_model_state_dict(dict(state), model_options={"dtype": DTYPE})
 
 
+def assembled(
+    kind: str,
+    state: Callable[[], dict[str, torch.Tensor]] = dict,
+    fixed: Mapping[str, object] = MappingProxyType({}),
+    adapt: Callable[[nn.Module], None] = lambda base_model: None,
+    device: str = "cpu",
+    **config,
+) -> comfy.model_patcher.ModelPatcher:
+    """A random model of comfy.supported_models' class `kind`, of a size that its detection would not accept.
+
+    state: weights that lie beside the network.  fixed: settings that the class gives every model of its own.  adapt:
+    what else makes it small.  device: where it is built.
+    """
+    model_config = getattr(comfy.supported_models, kind)(config)
+    model_config.unet_config |= fixed
+    model_config.set_inference_dtype(DTYPE, None)
+    model_config.custom_operations = comfy.ops.disable_weight_init
+    model = model_config.get_model(state(), "", device=torch.device(device))
+    adapt(model)
+    model.diffusion_model.load_state_dict(filled(model.diffusion_model))
+    device = comfy.model_management.get_torch_device()
+    return comfy.model_patcher.CoreModelPatcher(model.eval(), device, torch.device("cpu"))
+
+
+def sd15(**sizes) -> comfy.model_patcher.ModelPatcher:
+    """SD 1.5, a fifth as wide as ComfyUI detects it: one level, one attention block each way, 1.2 M parameters."""
+    return assembled("SD15", **_NARROW | sizes, out_channels=4, transformer_depth_output=[1, 0])
+
+
 def unet(seed: int = 0) -> dict[str, Tensor]:
-    """SD 1.5: one level, one attention block each way, 16.2 M parameters."""
+    """The same in the width that ComfyUI detects: 16.2 M parameters."""
     unet_model = comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel
     return filled(unet_model(out_channels=4, transformer_depth_output=[1, 0], **_UNET, **_COMMON), seed)
 
 
-def control_net() -> torch.nn.Module:
-    """A ControlNet for `unet`."""
+def sdxl() -> dict[str, Tensor]:
+    """KOALA 700M, the smallest network that ComfyUI takes for an SDXL, without its wide levels: 106 M parameters."""
+    sizes = {"num_res_blocks": [1, 1, 1], "channel_mult": [1, 1, 1], "num_heads": -1, "num_head_channels": 64}
+    transformers = {"transformer_depth": [0, 2, 5], "transformer_depth_output": [0, 0, 2, 2, 5, 5]}
+    prompts = {"context_dim": 2048, "adm_in_channels": 2816, "num_classes": "sequential"}
+    settings = _UNET | sizes | transformers | prompts | {"use_linear_in_transformer": True}
+    return filled(comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel(out_channels=4, **settings, **_COMMON))
+
+
+def control_net(wide: bool = False) -> nn.Module:
+    """A ControlNet for `sd15`, or for `unet`."""
     from comfy.cldm.cldm import ControlNet
 
-    network = ControlNet(hint_channels=3, **_UNET, **_COMMON)
+    network = ControlNet(hint_channels=3, **(_UNET if wide else _NARROW), **_COMMON)
     network.load_state_dict(filled(network, seed=7))
     return network
 
@@ -106,10 +151,12 @@ def flux() -> dict[str, Tensor]:
     return filled(network)
 
 
-def wan() -> dict[str, Tensor]:
-    """Wan 2.1 text to video: one block, 0.9 M parameters."""
-    network = comfy.ldm.wan.model.WanModel(dim=128, ffn_dim=128, num_heads=1, num_layers=1, **_COMMON)
-    return filled(network)
+def wan(seed: int = 0, in_dim: int = 16) -> dict[str, Tensor]:
+    """Wan 2.1 text to video: one block, 0.9 M parameters; in_dim 36: either network of Wan 2.2 Fun InP."""
+    network = comfy.ldm.wan.model.WanModel(
+        dim=128, ffn_dim=128, num_heads=1, num_layers=1, in_dim=in_dim, **_COMMON
+    )
+    return filled(network, seed)
 
 
 def conditioning(seed: int, width: int = CONTEXT, length: int = 8, **extra) -> list:

@@ -16,7 +16,8 @@ import comfy.utils
 import torch
 
 from . import networks
-from .families import FLUX_SIZES, HUNYUAN_SIZES, LUMINA_SIZES, Family, assembled, pooled, unmasked
+from .families import FLUX_SIZES, HUNYUAN_SIZES, LUMINA_SIZES, Family, pooled, unmasked
+from .networks import assembled
 
 _WAN_SIZES = {
     "image_model": "wan2.1", "dim": 128, "ffn_dim": 128, "num_heads": 1, "num_layers": 1, "text_dim": 64,

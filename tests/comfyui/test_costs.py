@@ -20,10 +20,9 @@ EVALUATIONS = {"stratified": 3, "random": 3, "budget 1": 2 + M, "exact, one batc
 
 @pytest.fixture(scope="module")
 def network():
-    state = networks.unet()
     prompts = networks.conditioning(1), networks.conditioning(2)
     latent = {"samples": torch.zeros(1, 4, 8, 8)}
-    return bench.Network(networks.load(state), lambda: networks.load(state), prompts, latent, torch.float32)
+    return bench.Network(networks.sd15(), networks.sd15, prompts, latent, torch.float32)
 
 
 @pytest.fixture(scope="module")

@@ -91,7 +91,7 @@ def test_the_gap_of_merged_is_that_of_a_copy_with_all_loras(graph, base, files, 
     """At the states that the blend goes through."""
     inputs = {"cfg": 7.0, "latent_image": latent(batch=2)}
     _, text, read, _ = diagnose(graph, base, graph.blend(files, WEIGHTS), execution, **inputs)
-    stack = networks.load(networks.unet()).model
+    stack = networks.sd15().model
     for (lora, _), coefficient in zip(reward_loras, COEFFICIENTS[1:], strict=True):
         lora.merge_into(stack, coefficient)
     recorded = euler_of_copies(graph, base, [*merged, stack], coefficients=(*COEFFICIENTS, 0.0), **inputs)

@@ -100,7 +100,7 @@ def test_weights_of_any_sign_as_they_are_equal_merged_copies(graph, base, files,
 @pytest.mark.parametrize("weights", SIGNED)
 def test_weights_of_any_sign_merged_are_one_copy_with_all_of_them(graph, base, files, reward_loras, weights):
     numbers = [float(number) / 10 for number in weights.split(",")]
-    together = networks.load(networks.unet()).model
+    together = networks.sd15().model
     for (lora, _), number in zip(reward_loras, numbers, strict=True):
         replace(lora, alpha=lora.alpha * number).merge_into(together)
     blend = graph.blend(files, ", ".join(map(str, numbers)), normalise=False)
@@ -121,7 +121,7 @@ def test_a_scale_from_minus_10_to_10_is_the_scale_of_merging(graph, base, nodes,
     lora = replace(everything, label="tenth_of_everything", factors=tenth)
     file = loras.write_kohya(lora, lora_folder)
     (basis,) = nodes["LoadRewardLoRA"].execute(lora_name=file, label="", kl_weight=0.0, scale=scale).result
-    merged = replace(lora, alpha=lora.rank * scale).merge_into(networks.load(networks.unet()).model)
+    merged = replace(lora, alpha=lora.rank * scale).merge_into(networks.sd15().model)
     assert_equal(graph.blended(base, graph.blend([basis])), graph.plain(blended_reference(base, [merged], [1.0])))
 
 

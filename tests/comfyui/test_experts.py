@@ -24,7 +24,7 @@ def low(reward_loras):
     """The network of low noise: another model of the same shape, and two copies with a LoRA merged into each."""
 
     def loaded():
-        patcher = networks.load(networks.unet())
+        patcher = networks.sd15()
         reward_loras[2][0].merge_into(patcher.model)
         return patcher
 

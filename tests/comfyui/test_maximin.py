@@ -75,7 +75,7 @@ def test_after_the_cut_the_base_is_alone_and_weights_rest(graph, base, blend, va
 
 
 def test_a_whole_model_moves_as_the_lora_that_is_merged_into_it(graph, base, files, reward_loras, vae, reward):
-    model = networks.load(networks.unet())
+    model = networks.sd15()
     reward_loras[1][0].merge_into(model.model)
     results = [
         maximin(graph, base, graph.blend([files[0], second], "0.6, 0.4"), vae, map(reward, ("light.py", "dark.py")))

@@ -172,6 +172,51 @@ def test_ocr_without_its_packages_is_refused_before_anything_runs(nodes, monkeyp
     assert f'"{sys.executable}" -m pip install rapidocr onnxruntime' in str(refused.value)
 
 
+@pytest.fixture
+def geneval(weights_folder, monkeypatch):
+    """The files of a tiny OWLv2; the tokenizer is the one that ComfyUI ships."""
+    from transformers import Owlv2Config, Owlv2ForObjectDetection
+
+    owl = submodule("blend_core.rewards.learned.owl")
+    config = Owlv2Config(text_config=dict(SIZES), vision_config=SIZES | {"image_size": 64}, projection_dim=16)
+    monkeypatch.setattr(owl, "base_16", lambda: config)
+    monkeypatch.setattr(owl, "THRESHOLD", 0.0)  # random weights are sure of nothing
+    place = weights_folder / "geneval"
+    place.mkdir()
+    torch.manual_seed(4)
+    state = Owlv2ForObjectDetection(config).state_dict()
+    save_file({k: v.contiguous() for k, v in state.items()}, place / "model.safetensors")
+
+
+def test_geneval_scores_what_its_boxes_show_and_refuses_other_prompts(nodes, geneval, images):
+    composition = submodule("blend_core.rewards.composition")
+    model = load(nodes, "geneval")
+    scores, *_ = score(nodes, images, [model], ["a photo of 9 red apples"])
+    wanted = composition.wanted_objects("a photo of 9 red apples")
+    pixels = images.movedim(-1, 1)
+    expected = [composition.shown_share(wanted, model.reward.found(image, wanted)) for image in pixels]
+    assert [float(value) for value in scores] == pytest.approx(expected)
+    with pytest.raises(ValueError, match="geneval asks for objects, their number, colour and place"):
+        score(nodes, images, [model], ["a red fox in a snowy forest"])
+
+
+@pytest.mark.skipif(
+    not (find_spec("torchvision") and find_spec("scipy")),
+    reason="geneval's pixels are NOT COMPARED: transformers' processor needs torchvision and scipy",
+)
+@pytest.mark.parametrize("shape", [(40, 36), (30, 64), (64, 64)])
+def test_the_detector_sees_the_pixels_of_transformers_own_processor(shape):
+    """Up to the size of the network's input; above it transformers blurs before it samples."""
+    from transformers import Owlv2ImageProcessor
+
+    owl, preprocessing = (submodule(f"blend_core.rewards.learned.{name}") for name in ("owl", "preprocessing"))
+    image = torch.rand(3, *shape, generator=torch.Generator().manual_seed(1))
+    processor = Owlv2ImageProcessor(size={"height": 64, "width": 64}, do_rescale=False)
+    expected = torch.as_tensor(processor(image, return_tensors="pt")["pixel_values"])
+    ours = preprocessing.normalised(owl.whole(image[None], 64), preprocessing.CLIP_MEAN, preprocessing.CLIP_STD)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.skipif(
     not (find_spec("rapidocr") and find_spec("onnxruntime")),
     reason="ocr is NOT TESTED in ComfyUI: its Python has no rapidocr and onnxruntime",

@@ -69,7 +69,7 @@ def test_a_model_strength_is_the_strength_of_merging(graph, base, weigh, reward_
     scaled = [replace(lora, label=f"tenth_{lora.label}", alpha=lora.alpha / 10) for lora, _ in reward_loras[:2]]
     files = [loras.write_kohya(lora, lora_folder) for lora in scaled]
     merged = [
-        replace(lora, alpha=lora.alpha * strength).merge_into(networks.load(networks.unet()).model)
+        replace(lora, alpha=lora.alpha * strength).merge_into(networks.sd15().model)
         for lora, strength in zip(scaled, strengths, strict=True)
     ]
     expected = graph.plain(blended_reference(base, merged, (0.6, 0.4)))

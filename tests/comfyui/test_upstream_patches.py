@@ -49,7 +49,7 @@ def assert_blends(graph, files, merged, unpatched):
 
 def test_freeu(base, assert_blends, monkeypatch):
     # FreeU acts on layers of 4 and 2 times the network's width; the tiny network has them all at one.
-    monkeypatch.setitem(base.model.model_config.unet_config, "model_channels", 80)
+    monkeypatch.setitem(base.model.model_config.unet_config, "model_channels", 16)
     assert_blends(base, lambda model: FreeU_V2.execute(model, 1.3, 1.4, 0.9, 0.2).result[0])
 
 

@@ -390,10 +390,8 @@ def test_a_model_of_another_kind_is_refused(small, sd15):
             sd15.graph.applied(base, sd15.graph.blend([sd15.graph.whole(model)]))
 
     refused(sd15.model, small.tuned, "its network is Flux, expected UNetModel")
-    state = networks.unet()
-    state["input_blocks.0.0.weight"] = torch.zeros(320, 9, 3, 3)
-    inpainting = networks.load(state)
-    refused(sd15.model, inpainting, r"input_blocks.0.0 has the shape \(320, 9, 3, 3\), expected \(320, 4, 3, 3\)")
+    inpainting = networks.sd15(in_channels=9)
+    refused(sd15.model, inpainting, r"input_blocks.0.0 has the shape \(64, 9, 3, 3\), expected \(64, 4, 3, 3\)")
     (v,) = ModelSamplingDiscrete().patch(sd15.tuned, "v_prediction", False)
     refused(sd15.model, v, "it predicts as .*V_PREDICTION")
     (eps,) = ModelSamplingDiscrete().patch(sd15.tuned, "eps", False)

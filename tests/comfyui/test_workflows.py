@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from comfy_extras import nodes_canny, nodes_mask, nodes_primitive, nodes_sd3
+from comfy_extras import nodes_canny, nodes_mask, nodes_primitive, nodes_sd3, nodes_video, nodes_wan
 
 import nodes as core
 
@@ -30,7 +30,7 @@ def core_nodes():
     async def extra(module):
         return await (await module.comfy_entrypoint()).get_node_list()
 
-    modules = nodes_canny, nodes_mask, nodes_primitive, nodes_sd3
+    modules = nodes_canny, nodes_mask, nodes_primitive, nodes_sd3, nodes_video, nodes_wan
     listed = [node.GET_SCHEMA().node_id for module in modules for node in asyncio.run(extra(module))]
     return {"MarkdownNote", *core.NODE_CLASS_MAPPINGS, *listed}
 

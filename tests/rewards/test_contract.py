@@ -7,8 +7,8 @@ import torch
 from diffusion_blend.blend_core import BlendError
 from diffusion_blend.blend_core.rewards import Card, Reward, load_reward, reward_cards
 
-# test_ocr.py holds ocr to the same: it needs words in the images, and a package.
-CARDS = {name: card for name, card in reward_cards().items() if name != "ocr"}
+# test_ocr.py and test_geneval.py hold these to the same: they need words or objects in the images.
+CARDS = {name: card for name, card in reward_cards().items() if name not in ("ocr", "geneval")}
 NAMES = sorted(CARDS)
 DIFFERENTIABLE = [name for name, card in CARDS.items() if card.differentiable]
 PROMPTED = [name for name, card in CARDS.items() if card.reads_prompt]

@@ -6,7 +6,7 @@ from diffusion_blend.blend_core.rewards import load_reward, reward_cards
 
 from ..core.test_card import CARD, counted
 
-ON_THE_HOST = ("jpeg_", "ocr")  # files are written there, text is read there
+ON_THE_HOST = ("jpeg_", "ocr", "geneval")  # files are written there, text is read there, boxes are counted there
 NAMES = sorted(name for name in reward_cards() if not name.startswith(ON_THE_HOST))
 MOST_COPIES = 3  # a prompt's tokens and their masks
 READ = {"imagereward": 1}  # its attention's mask

@@ -9,9 +9,17 @@ from pathlib import Path
 
 import torch
 from diffusion_blend.blend_core.rewards import Library
-from diffusion_blend.blend_core.rewards.learned import blip, clip, siglip
+from diffusion_blend.blend_core.rewards.learned import blip, clip, owl, siglip
 from safetensors.torch import save_file
-from transformers import BlipTextModel, BlipVisionModel, CLIPConfig, CLIPModel, SiglipVisionModel
+from transformers import (
+    BlipTextModel,
+    BlipVisionModel,
+    CLIPConfig,
+    CLIPModel,
+    Owlv2Config,
+    Owlv2ForObjectDetection,
+    SiglipVisionModel,
+)
 
 END = 49407  # CLIP's end token, which its text tower looks for
 
@@ -37,6 +45,13 @@ def shrink(monkeypatch) -> None:
     monkeypatch.setattr(blip, "vision_config", lambda: vision)
     monkeypatch.setattr(blip, "text_config", lambda: text)
     monkeypatch.setattr(siglip, "so400m", lambda: tower)
+    monkeypatch.setattr(owl, "base_16", small_owl)
+
+
+def small_owl() -> Owlv2Config:
+    """owl.base_16 with towers of two layers."""
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return Owlv2Config(text_config=small, vision_config=small | {"image_size": 64}, projection_dim=16)
 
 
 def bert_words() -> list[str]:
@@ -72,6 +87,7 @@ def write_library(folder: Path) -> Library:
     place = folder / "aesthetic_v2.5" / "aesthetic_predictor_v2_5.pth"
     place.parent.mkdir()
     torch.save(_head("scoring_head.", [16, 8, 1]), place)
+    _save(lively(Owlv2ForObjectDetection(owl.base_16())), folder / "owlv2-base-patch16-ensemble" / "model.safetensors")
     return Library((folder,))
 
 

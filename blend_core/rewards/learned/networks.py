@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,10 +13,18 @@ from ..contract import Network, frozen
 PLACES = "position_ids"  # counts 0, 1, 2...; old files store it, new modules make it
 
 
-def filled(kind: type[Network], config, state: Mapping[str, Tensor], wrapper: str = "", **options) -> Network:
+def filled(
+    kind: type[Network],
+    config,
+    state: Mapping[str, Tensor],
+    wrapper: str = "",
+    compute: Callable[[Network], None] | None = None,
+    **options,
+) -> Network:
     """kind(config, **options) with the weights of `state`, every one of them and no others, frozen.
 
-    wrapper: what some versions of transformers put before every name of this network, and others do not.
+    wrapper: what some versions of transformers put before every name of this network, and others do not.  compute: sets
+    the buffers that no file holds.
     Nothing is initialised on the way: a billion random numbers would be drawn only to be thrown away.
     """
     with torch.device("meta"):
@@ -31,6 +39,8 @@ def filled(kind: type[Network], config, state: Mapping[str, Tensor], wrapper: st
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_meta and name == PLACES:
                 setattr(module, name, torch.arange(buffer.shape[-1]).expand(buffer.shape))
+    if compute is not None:
+        compute(network)
     unfilled = [name for name, value in [*network.named_parameters(), *network.named_buffers()] if value.is_meta]
     assert not unfilled, f"{kind.__name__} has buffers unknown to us: {unfilled}"
     return frozen(network)
