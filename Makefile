@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo quick library test test-all docs toy results late-cut bench card-kit clean
+.PHONY: demo quick library test test-all docs toy results late-cut strengths bench card-kit clean
 
 demo: $(VENV)/.installed
 	$(BIN)/diffusion-blend demo
@@ -42,6 +42,10 @@ results: $(VENV)/.installed
 # The base model alone in the last steps, on the toy studio, into docs/results.md.
 late-cut: $(VENV)/.installed
 	$(BIN)/python -m diffusion_blend.lab.toy.late_cut
+
+# Merged against exact with LoRAs trained further than the studio's own, into docs/results.md.
+strengths: $(VENV)/.installed
+	$(BIN)/python -m diffusion_blend.lab.toy.strengths
 
 # Costs of the engine side by side with ComfyUI's own ways, in a real ComfyUI, into docs/costs.md: on a GPU in real size,
 # else small. Then distances of the cheap evaluations.

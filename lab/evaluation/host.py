@@ -46,7 +46,7 @@ class LoRAs:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one pass gave. images: (n, 3, h, w) in [0, 1], on the CPU.  scores: (n,) per reward.
+    """What one pass gave. images: (n, 3, h, w) in [0, 1], on the CPU.  scores: (n,) per reward, those only shown last.
 
     evaluations: of the network per image, guidance counted as one.  seconds: of the pass, scoring the results and the
     path KL left out.  peak_bytes: None where unknown.  kl: (n,) nats, None for methods without one.
@@ -61,10 +61,18 @@ class Outcome:
 
 
 class Host:
-    """The models of an evaluation. rewards: by name, in the order of the preferences."""
+    """The models of an evaluation. rewards: by name, in the order of the preferences.  watched: only shown."""
 
-    def __init__(self, base: Base, loras: LoRAs, rewards: Mapping[str, Reward], sampling: SamplingSettings):
+    def __init__(
+        self,
+        base: Base,
+        loras: LoRAs,
+        rewards: Mapping[str, Reward],
+        sampling: SamplingSettings,
+        watched: Mapping[str, Reward] | None = None,
+    ):
         self.base, self.loras, self.rewards, self.sampling = base, loras, dict(rewards), sampling
+        self.watched = dict(watched or {})
         self.chain: list[Step] = base.chain(sampling)
         self.bank = self._bank(loras.factors)
         self._singles: dict[tuple[str, tuple[float, ...]], LoRABank] = {}
@@ -88,8 +96,8 @@ class Host:
         return self._soups[weights]
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """(n,) of each reward."""
-        return {name: reward(images, prompts) for name, reward in self.rewards.items()}
+        """(n,) of each reward, then of each that is only shown."""
+        return {name: reward(images, prompts) for name, reward in (self.rewards | self.watched).items()}
 
     def total(self, preference: Sequence[float], images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The weighted reward, (n,). Rewards of weight 0 are not asked."""

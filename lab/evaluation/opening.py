@@ -56,7 +56,9 @@ def open_host(evaluation: Evaluation, device: str) -> Host:
         tuple(adapter.eta for adapter in adapters.values()),
         dict(zip(singles, single_factors, strict=True)),
     )
-    return Host(Base(pipe, protocol.sampling.size), loras, rewards, protocol.sampling)
+    count = len(protocol.rewards.names)
+    weighed, watched = dict(list(rewards.items())[:count]), dict(list(rewards.items())[count:])
+    return Host(Base(pipe, protocol.sampling.size), loras, weighed, protocol.sampling, watched)
 
 
 def record_of(evaluation: Evaluation, host: Host, out: Path) -> dict:
@@ -92,14 +94,18 @@ def _exports(
 
 
 def _rewards(protocol: Protocol, device: str) -> dict[str, Reward]:
+    """Those that preferences weigh, in their order, then those that are only shown."""
     choice = protocol.rewards
+    names = (*choice.names, *choice.watch)
     library = library_of([Path(folder).expanduser() for folder in choice.folders], choice.download)
-    labels = [reward_label(name).removeprefix(MARK) for name in choice.names]
-    opened = [_reward(name, library, device, choice.scale) for name in choice.names]
+    labels = [reward_label(name).removeprefix(MARK) for name in names]
+    opened = [_reward(name, library, device, choice.scale) for name in names]
     rewards = dict(zip(labels, opened, strict=True))
-    if len(rewards) < len(choice.names):
-        raise BlendError(f"rewards.names are {', '.join(choice.names)}; each may come once. Leave the spare one out.")
-    blind = [name for name, reward in rewards.items() if not reward.card.differentiable]
+    if len(rewards) < len(names):
+        raise BlendError(
+            f"rewards.names and rewards.watch are {', '.join(names)}; each may come once. Leave the spare one out."
+        )
+    blind = [name for name in labels[: len(choice.names)] if not rewards[name].card.differentiable]
     if "rgg" in protocol.methods and blind:
         raise BlendError(f"the reward {blind[0]} has no gradient, which rgg follows. Leave rgg out of methods.")
     return rewards

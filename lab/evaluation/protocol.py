@@ -40,6 +40,8 @@ class EvaluationRewards:
 
     names: tuple[str, ...] = setting((), "The reward of each LoRA, in their order; toy:NAME for the studio's. "
                                          "Required.", stated_reward)  # fmt: skip
+    watch: tuple[str, ...] = setting((), "Scores that are only shown, a column each: no preference weighs them. What "
+                                         "no LoRA was trained towards can show hacking.", stated_reward)  # fmt: skip
     scale: str = setting("none", "Preset of scales: none, diffusion-blend or flow-grpo.")
     folders: tuple[str, ...] = setting((), "Folders with reward weights, as <folder>/<reward>/<file>.", stated)
     download: bool = setting(False, "Download reward weights that are nowhere; off: missing weights stop the run.")

@@ -80,7 +80,8 @@ def publish(evaluation: Evaluation, out: Path) -> Tables | None:
 def _points(summary: Summary) -> list[list[str]]:
     oracle = any(row.oracle_share is not None for row in summary.rows)
     heads = ["method", "preference", "alignment", *summary.rewards, "weighted", "minus DB-MPA [95%]"]
-    heads += ["of the oracle's gain [95%]"] * oracle + ["path KL", "evaluations", "s/image", "peak MB"]
+    heads += ["of the oracle's gain [95%]"] * oracle + ["path KL", *summary.watched]
+    heads += ["evaluations", "s/image", "peak MB"]
     return [heads, *(_texts(row, oracle) for row in summary.rows)]
 
 
@@ -179,7 +180,8 @@ def _texts(row: Row, oracle: bool) -> list[str]:
     kl = "" if row.kl is None else f"{row.kl:.2f}"
     head = [row.title, shown(row.preference), f"{row.alignment:g}"]
     peak = "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.0f}"
-    return [*head, *means, difference, *share, kl, f"{row.evaluations:.1f}", f"{row.seconds:.3f}", peak]
+    shown_only = [f"{mean:.3f}" for mean, _ in row.watched.values()]
+    return [*head, *means, difference, *share, kl, *shown_only, f"{row.evaluations:.1f}", f"{row.seconds:.3f}", peak]
 
 
 def _percent(share: Estimate) -> str:
@@ -204,10 +206,12 @@ def _numbers(summary: Summary) -> list[list[object]]:
     ends = [f"{name} {part}" for name in (*summary.rewards, "weighted") for part in ("mean", "standard error")]
     heads = ["method", "preference", "alignment", "until", "n", *ends]
     heads += [f"{name}{end}" for name in ("minus DB-MPA", "oracle share") for end in ("", " low", " high")]
+    heads += [f"{name} {part}" for name in summary.watched for part in ("mean", "standard error")]
     rows = [[*heads, "path KL", "evaluations", "seconds", "peak bytes"]]
     for row in summary.rows:
         numbers = [number for pair in (*row.rewards.values(), row.weighted) for number in pair]
         numbers += [*_ends(row.against_mpa), *_ends(row.oracle_share)]
+        numbers += [number for pair in row.watched.values() for number in pair]
         numbers += [row.kl, row.evaluations, row.seconds, row.peak_bytes]
         cells = ["" if number is None else number for number in numbers]
         rows.append([row.method, shown(row.preference), row.alignment, row.until, row.n, *cells])

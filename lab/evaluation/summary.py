@@ -23,6 +23,7 @@ from .methods import DIALS, title_of
 class Row:
     """What a point gave, seen with a preference. n: images.  rewards: name -> (mean, standard error over images).
 
+    watched: the same of the scores that no preference weighs.
     until: the share of the steps after which the base is alone.  against_mpa: weighted reward minus that of DB-MPA at
     this preference and until 1, pair by pair; None where there is none.
     oracle_share: the gain over the base, of the oracle's; None without.  kl: mean, nats.  seconds: per image.
@@ -39,6 +40,7 @@ class Row:
     against_mpa: Estimate | None
     oracle_share: Estimate | None
     kl: float | None
+    watched: dict[str, tuple[float, float]]
     evaluations: float
     seconds: float
     peak_bytes: int | None
@@ -76,6 +78,7 @@ class Summary:
     """
 
     rewards: tuple[str, ...]
+    watched: tuple[str, ...]
     rows: list[Row]
     hypervolumes: dict[str, Estimate]
     reference: tuple[float, ...]
@@ -126,14 +129,15 @@ def summarise(evaluation: Evaluation, lines: Mapping[int, dict]) -> Summary:
     """The figures of all passes; lines: by number of the pass, as queue.finished has them."""
     cells = _cells(evaluation, lines)
     draws, protocol = Draws(*cells[0].scores.shape[1:]), evaluation.protocol
-    names = tuple(lines[0]["scores"])
+    count = len(protocol.rewards.names)
+    names, watched = tuple(lines[0]["scores"])[:count], tuple(lines[0]["scores"])[count:]
     pairs = [(cell, w) for cell in cells for w in ([cell.preference] if cell.preference else protocol.preferences)]
     rows = [_row(cells, cell, preference, names, draws) for cell, preference in pairs]
     reference = tuple(np.min([cell.scores.mean((1, 2)) for cell in cells], axis=0).tolist())
     titles = dict.fromkeys(title_of(*cell.series) for cell in cells)
     volumes = {title: _volume([c for c in cells if title_of(*c.series) == title], reference, draws) for title in titles}
     at_kl = [row for preference in protocol.dial_preferences for row in _at_equal_kl(cells, preference, draws)]
-    return Summary(names, rows, volumes, reference, at_kl)
+    return Summary(names, watched, rows, volumes, reference, at_kl)
 
 
 def _volume(cells: Sequence[_Cell], reference: Sequence[float], draws: Draws) -> Estimate:
@@ -181,7 +185,10 @@ class _Curve:
 
 @dataclass(frozen=True)
 class _Cell:
-    """A point's images. scores: (rewards, prompts, seeds).  kl: (prompts, seeds), None without one."""
+    """A point's images. scores: (rewards, prompts, seeds).  kl: (prompts, seeds), None without one.
+
+    watched: (prompts, seeds) of each score that no preference weighs.
+    """
 
     method: str
     preference: tuple[float, ...]
@@ -189,6 +196,7 @@ class _Cell:
     until: float
     first: int
     scores: np.ndarray
+    watched: dict[str, np.ndarray]
     kl: np.ndarray | None
     evaluations: float
     seconds: float
@@ -211,15 +219,17 @@ def _distance(cell: _Cell) -> float:
 def _cells(evaluation: Evaluation, lines: Mapping[int, dict]) -> list[_Cell]:
     """One per point, in the protocol's order."""
     return [
-        _cell(passes, [lines[pass_.number] for pass_ in passes], len(evaluation.prompts))
+        _cell(passes, [lines[pass_.number] for pass_ in passes], evaluation)
         for passes in evaluation.passes_by_point().values()
     ]
 
 
-def _cell(passes: Sequence[Pass], lines: Sequence[dict], prompts: int) -> _Cell:
+def _cell(passes: Sequence[Pass], lines: Sequence[dict], evaluation: Evaluation) -> _Cell:
     """The images of a point. lines: one per pass."""
+    prompts, weighed = len(evaluation.prompts), len(evaluation.protocol.rewards.names)
     point, images = passes[0].point, [len(pass_.seeds) for pass_ in passes]
-    scores = [[score for line in lines for score in line["scores"][name]] for name in lines[0]["scores"]]
+    scores = {name: [score for line in lines for score in line["scores"][name]] for name in lines[0]["scores"]}
+    cubes = {name: np.array(values).reshape(prompts, -1) for name, values in scores.items()}
     kl = None if any(line["kl"] is None for line in lines) else [nats for line in lines for nats in line["kl"]]
     peaks = [line["peak_bytes"] for line in lines]
     return _Cell(
@@ -228,7 +238,8 @@ def _cell(passes: Sequence[Pass], lines: Sequence[dict], prompts: int) -> _Cell:
         point.alignment,
         point.until,
         passes[0].first,
-        np.array(scores).reshape(len(scores), prompts, -1),
+        np.stack(list(cubes.values())[:weighed]),
+        dict(list(cubes.items())[weighed:]),
         None if kl is None else np.array(kl).reshape(prompts, -1),
         float(np.mean(np.repeat([line["evaluations"] for line in lines], images))),
         float(np.average([line["seconds"] for line in lines], weights=images)),
@@ -250,6 +261,7 @@ def _row(cells: Sequence[_Cell], cell: _Cell, preference: tuple[float, ...], nam
         None if mpa is None or mpa is cell else draws.mean(weighted - mpa.weighted(preference)),
         _oracle_share(cells, weighted, preference, draws),
         None if cell.kl is None else _distance(cell),
+        {name: _mean(values) for name, values in cell.watched.items()},
         cell.evaluations,
         cell.seconds,
         cell.peak_bytes,

@@ -25,7 +25,7 @@ from ...trainers.settings.config import PRESETS
 from ...trainers.settings.toml import tomllib
 from . import STUDIO
 from .data import random_prompts
-from .rewards import toy_rewards
+from .rewards import JUDGE_WIDTH, toy_rewards
 from .scorer import Classifier, accuracy, load_classifier, save_classifier, train_classifier
 from .train_base import BaseTraining
 from .training import toy_policy
@@ -33,7 +33,7 @@ from .training import toy_policy
 RUN = STUDIO.parent / "run"  # what training leaves behind; not shipped
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # two threads of a process under load slow one another down
 SCORER = {"seed": 1, "width": 24}
-JUDGE = {"seed": 2, "width": 32}  # never a reward: it tells how good the samples are
+JUDGE = {"seed": 2, "width": JUDGE_WIDTH}  # never a reward: it tells how good the samples are
 # What one unit of each reward weighs. At 1 the LoRA of faithful ran away: KL 250 after 40 epochs, and no gain.
 SCALES = {"calm": 1.0, "vivid": 1.0, "faithful": 0.5}
 # Trained for one preference, calm against vivid: what blends of the two are held against.

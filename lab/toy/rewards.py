@@ -18,8 +18,11 @@ from torch import Tensor
 from ...blend_core import BlendError
 from ...blend_core.rewards import Card, Reward, colourfulness, jpeg_compressibility
 from . import MARK, STUDIO
-from .scorer import Classifier, labels_of_prompt, load_classifier
+from .data import draw, random_labels
+from .scorer import Classifier, labels_of_prompt, load_classifier, share_read
 
+JUDGE_WIDTH = 32
+DRAWN_AT_ONCE = 100  # pictures are drawn large and made small: more at once take memory and no less time
 Score = Callable[[Tensor, Sequence[str]], Tensor]
 
 
@@ -65,9 +68,62 @@ def toy_rewards(scorer: Classifier | None = None, folder: Path = STUDIO) -> dict
     }
 
 
-def toy_reward(name: str) -> ToyReward:
-    """The reward of a name such as toy:calm. Raises BlendError for another one."""
-    rewards = toy_rewards()
+class Judge(Reward):
+    """The share of a prompt's attributes that a classifier reads in the picture; it never served as a reward."""
+
+    def __init__(self, classifier: Classifier):
+        super().__init__(Card("judge", "colour, shape, background and texture read as prompted", (0, 1), False, True))
+        self.classifier = classifier
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """(batch,) in [0, 1]."""
+        return share_read(self.classifier, images, prompts)
+
+
+class Nearest(Reward):
+    """How far a picture is from the training data: it grows when a reward is hacked, which the judge does not see.
+
+    The root mean square over pixels and channels of the difference, images in [0, 1], to the nearest of `count`
+    pictures that the training data's own drawing makes for the very prompt; what a prompt leaves open is drawn at
+    random. A smaller number is a nearer picture. Not 0 for pictures of the data: place, size and tints vary without
+    steps, and `count` drawings do not fill that range.
+    """
+
+    def __init__(self, count: int = 1500, seed: int = 5):
+        super().__init__(Card("nn", "distance to the nearest training picture of the prompt", (0, 1), False, True))
+        self.count, self.seed = count, seed
+        self._drawn: dict[str, Tensor] = {}
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """(batch,), 0 or more."""
+        squares = [
+            (self.drawn(prompt).to(image.device) - image).square().mean((1, 2, 3)).min()
+            for image, prompt in zip(images, prompts, strict=True)
+        ]
+        return torch.stack(squares).sqrt()
+
+    def drawn(self, prompt: str) -> Tensor:
+        """The pictures of a prompt, (count, 3, 32, 32), the same ones whenever they are asked for."""
+        if prompt not in self._drawn:
+            generator = torch.Generator().manual_seed(self.seed)
+            parts = []
+            for first in range(0, self.count, DRAWN_AT_ONCE):
+                size = min(DRAWN_AT_ONCE, self.count - first)
+                labels = random_labels(size, generator)
+                labels |= {name: torch.full((size,), label) for name, label in labels_of_prompt(prompt).items()}
+                parts.append(draw(labels, generator))
+            self._drawn[prompt] = torch.cat(parts)
+        return self._drawn[prompt]
+
+
+def toy_watched() -> dict[str, Reward]:
+    """Scores that tell what rewards do not, and that nothing is trained towards, by name."""
+    return {"judge": Judge(load_classifier(STUDIO / "judge.safetensors", JUDGE_WIDTH)), "nn": Nearest()}
+
+
+def toy_reward(name: str) -> Reward:
+    """The reward, or the score that is only watched, of a name such as toy:calm. Raises BlendError for another one."""
+    rewards: dict[str, Reward] = {**toy_rewards(), **toy_watched()}
     if name.removeprefix(MARK) not in rewards:
         listed = ", ".join(f"{MARK}{known}" for known in rewards)
         raise BlendError(f"the reward {name!r} is unknown, the toy studio's are {listed}. Correct rewards.names.")

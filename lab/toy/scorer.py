@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -73,6 +74,19 @@ def accuracy(classifier: Classifier, images: Tensor, prompts: list[str]) -> dict
         for name, label in labels_of_prompt(prompt).items():
             hits[name].append(int(logits[name][i].argmax()) == label)
     return {name: sum(of_name) / len(of_name) for name, of_name in hits.items() if of_name}
+
+
+def share_read(classifier: Classifier, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """(n,): of each image, the share of its prompt's named attributes that the classifier reads as named.
+
+    1 for a prompt that names none.
+    """
+    read = {name: logits.argmax(1) for name, logits in classifier(images).items()}
+    hits = [
+        [float(read[name][i] == label) for name, label in labels_of_prompt(prompt).items()] or [1.0]
+        for i, prompt in enumerate(prompts)
+    ]
+    return torch.tensor([sum(of_image) / len(of_image) for of_image in hits])
 
 
 def save_classifier(model: Classifier, path: Path, width: int) -> None:

@@ -194,7 +194,7 @@ def test_geneval_scores_what_its_boxes_show_and_refuses_other_prompts(nodes, gen
     scores, *_ = score(nodes, images, [model], ["a photo of 9 red apples"])
     wanted = composition.wanted_objects("a photo of 9 red apples")
     pixels = images.movedim(-1, 1)
-    expected = [composition.shown_share(wanted, model.reward.found(image, wanted)) for image in pixels]
+    expected = [composition.shown_share(wanted, model.reward.boxes_of(image, wanted)) for image in pixels]
     assert [float(value) for value in scores] == pytest.approx(expected)
     with pytest.raises(ValueError, match="geneval asks for objects, their number, colour and place"):
         score(nodes, images, [model], ["a red fox in a snowy forest"])

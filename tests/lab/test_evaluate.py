@@ -1,5 +1,6 @@
 """`diffusion-blend evaluate` on a tiny model in a folder: methods that must coincide, and runs that must."""
 
+import csv
 import itertools
 import json
 import signal
@@ -28,11 +29,13 @@ from diffusion_blend.lab.evaluation.methods import (
 from diffusion_blend.lab.evaluation.opening import open_host
 from diffusion_blend.lab.evaluation.protocol import PROTOCOLS, Search, read_protocol
 from diffusion_blend.lab.evaluation.queue import finished
-from diffusion_blend.lab.toy import late_cut
+from diffusion_blend.lab.toy import late_cut, strengths
 from diffusion_blend.lab.toy.results import filled
-from diffusion_blend.lab.toy.rewards import toy_rewards
+from diffusion_blend.lab.toy.rewards import toy_rewards, toy_watched
 from diffusion_blend.pipelines import BlendEvaluation, Sampling, generate, load_base, load_factors
 from diffusion_blend.trainers.model.rollout import rollout
+from diffusion_blend.trainers.settings.config import read_config
+from diffusion_blend.trainers.settings.rules import check
 from safetensors.torch import load_file, save_file
 
 from ..lora_files import random_lora, write_lora
@@ -56,7 +59,7 @@ models.base = "{folder}/base"
 models.loras = ["first={folder}/first.safetensors", "second={folder}/second.safetensors"]
 models.oracles = ["1, 0={folder}/first.safetensors", "0.5, 0.5={folder}/second.safetensors"]
 models.distilled = ["1, 0={folder}/first.safetensors"]
-rewards.names = ["brightness", "contrast"]
+rewards = {{ names = ["brightness", "contrast"], watch = ["colourfulness"] }}
 prompts = {{ texts = ["a red circle", "a blue square"], seeds = 2, first_seed = 3 }}
 sampling = {{ steps = 4, eta = 1.0, cfg = 2.0 }}
 search = {{ candidates = 2, block = 2 }}
@@ -356,6 +359,41 @@ def test_the_runs_of_the_late_cut_can_be_read_and_their_page_has_a_place_for_the
     assert "<!-- the late cut -->\ntables<!-- end of the late cut -->" in filled(page, "tables", "the late cut")
 
 
+def test_the_ways_of_a_pair_are_compared_image_by_image(studio, tmp_path):
+    assert main(command(studio, tmp_path, *(f"--set={setting}" for setting in strengths.EVALUATION[:-1]))) == 0
+    cubes = strengths.Cubes.read(tmp_path)
+    rows = {row["method"]: row for row in cubes.summary["rows"]}
+    against, difference = rows["merged"]["against_mpa"], cubes.difference("mpa", "merged")
+    assert vars(difference) == pytest.approx(
+        {"mean": -against["mean"], "low": -against["high"], "high": -against["low"]}, abs=1e-12
+    )
+    gain = cubes.difference("merged", "soup_factors").mean
+    assert gain == pytest.approx(rows["merged"]["weighted"][0] - rows["soup_factors"]["weighted"][0], abs=1e-12)
+    page = strengths.tables_of({"weak": cubes, "strong": cubes})
+    assert page.count("| weak | ") == 1 + 6 == page.count("| strong | ")  # the differences, then the rows
+    assert "| weak | brightness |" in page and "path KL | colourfulness | evaluations |" in page
+    for table in page.split("\n\n")[1:]:
+        assert len({line.count("|") for line in table.strip().splitlines()}) == 1
+
+
+def test_the_strong_loras_settings_and_their_evaluation_can_be_read_and_their_page_has_a_place_for_them():
+    for settings in strengths.STRENGTHS.values():
+        config = read_config(["toy"], [*settings, "reward.name=toy:calm"])
+        check(config)
+        assert config.kl_weight < read_config(["toy"]).kl_weight
+    protocol = read_protocol(["toy"], strengths.EVALUATION)
+    methods = [point.method for point in points_of(protocol)]
+    assert methods == ["base", "basis", "basis", "mpa", "merged", "soup_factors"]
+    assert len(protocol.prompts.texts) * protocol.prompts.seeds == 64
+    pairs = strengths.pairs_of(3)
+    assert len({pair.folder for pair in pairs}) == len(pairs) == 1 + 6 * len(strengths.STRENGTHS)
+    trained = {file for pair in pairs[1:] for file in pair.loras()}
+    assert len(trained) == 3 * 2 * len(strengths.STRENGTHS)  # a pair of two seeds needs no training of its own
+    assert [pair.seeds for pair in strengths.pairs_of(1)] == [(0, 0)] * (1 + len(strengths.STRENGTHS))
+    what, page = "weak and strong", (late_cut.DOCS / "results.md").read_text(encoding="utf8")
+    assert f"<!-- {what} -->\ntables<!-- end of {what} -->" in filled(page, "tables", what)
+
+
 def test_the_oracles_share_of_itself_is_all_and_of_the_base_nothing(whole):
     rows = json.loads((whole / "summary.json").read_text())["rows"]
     shares = {(r["method"], tuple(r["preference"]), r["alignment"]): r["oracle_share"] for r in rows}
@@ -411,6 +449,8 @@ def test_the_bootstrap_covers_prompts_and_seeds():
         ("prompts.seeds=0", "expected 1 or more"),
         ("rewards.names=['brightness']", "1 rewards came for 2 reward LoRAs"),
         ("rewards.names=['brightness', 'brightness']", "each may come once"),
+        ("rewards.watch=['contrast']", "each may come once"),
+        ("rewards.watch=['toy:nonsense']", "the reward 'toy:nonsense' is unknown"),
         ("models.loras=[]", "says nothing of models.loras"),
         ("models.loras=['first=nowhere', 'second=nowhere']", "is no file"),
         ("models.oracles=['0.3, 0.7=a.safetensors']", "expected one of the protocol's preferences"),
@@ -441,15 +481,37 @@ def test_the_protocols_that_ship_can_be_read(name):
     files = [name] if name in ("paper", "toy") else ["paper", name]
     count = {"paper_three": 3, "paper_four": 4}.get(name, 2)
     protocol = read_protocol(files, [f"models.loras={[f'{i}={i}.safetensors' for i in range(count)]}"])
-    assert len(protocol.rewards.names) == count and not set(protocol.rewards.names) - known_rewards()
+    assert len(protocol.rewards.names) == count
+    assert not {*protocol.rewards.names, *protocol.rewards.watch} - known_rewards()
     asked = set(protocol.methods) - (set() if protocol.models.oracles else {"oracle", "oracle_dial"})
     assert {point.method for point in points_of(protocol)} == asked
     with pytest.raises(BlendError, match="says nothing of methods"):
         read_protocol([])
 
 
+def test_a_watched_score_has_its_column_and_no_weight(studio, tmp_path, whole):
+    """The weighted rewards and what follows from them are those of the same evaluation that watches nothing."""
+    assert main(command(studio, tmp_path, "--set=rewards.watch=[]")) == 0
+    blind, summary = (json.loads((out / "summary.json").read_text()) for out in (tmp_path, whole))
+    weighed = ("rewards", "weighted", "against_mpa", "oracle_share")
+    for one, other in zip(blind["rows"], summary["rows"], strict=True):
+        assert [one[key] for key in weighed] == [other[key] for key in weighed] and one["watched"] == {}
+    assert blind["hypervolumes"] == summary["hypervolumes"]
+    images = [row for row in table_in(whole).to_pylist() if row["method"] == "mpa" and row["preference"] == [*HALF]]
+    scores = [image["reward.colourfulness"] for image in images]
+    row = next(row for row in summary["rows"] if row["method"] == "mpa" and row["preference"] == [*HALF])
+    assert row["watched"]["colourfulness"][0] == pytest.approx(numpy.mean(scores))
+    head = (whole / "summary.md").read_text().split("| method |")[1].splitlines()[0]
+    assert "path KL | colourfulness | evaluations" in head and "weighted" in head
+    with (whole / "summary.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    shown = next(line for line in lines if (line["method"], line["preference"]) == ("mpa", "0.5, 0.5"))
+    assert float(shown["colourfulness mean"]) == row["watched"]["colourfulness"][0]
+    assert float(shown["path KL"]) == row["kl"]
+
+
 def known_rewards():
-    return {*reward_cards(), *(f"toy:{name}" for name in toy_rewards())}
+    return {*reward_cards(), *(f"toy:{name}" for name in {**toy_rewards(), **toy_watched()})}
 
 
 def test_help_lists_the_settings_without_loading_torch():

@@ -26,8 +26,8 @@ from diffusion_blend.lab.toy.data import (
     words_of,
 )
 from diffusion_blend.lab.toy.model import STUDIO, TEXT_LENGTH, build_scheduler, build_tokenizer, load_base
-from diffusion_blend.lab.toy.rewards import _log_odds, jpeg_bits, toy_rewards
-from diffusion_blend.lab.toy.scorer import accuracy, labels_of_prompt
+from diffusion_blend.lab.toy.rewards import Nearest, _log_odds, jpeg_bits, toy_reward, toy_rewards
+from diffusion_blend.lab.toy.scorer import accuracy, labels_of_prompt, share_read
 from diffusion_blend.lab.toy.training import resolved, toy_policy
 from diffusion_blend.trainers.data.prompts import read_prompts
 from diffusion_blend.trainers.model.chain import ddim_steps
@@ -158,6 +158,37 @@ def test_the_judge_reads_what_the_base_was_asked_to_draw(base):
     images = base(prompts, num_inference_steps=20, guidance_scale=2.0, eta=1.0, generator=seeded(), output_type="pt")
     read = accuracy(make.judge(), images.images, prompts)
     assert read["colour"] >= 0.9 and read["shape"] >= 0.85, read  # 32 samples; training.json has the figures of more
+
+
+def test_the_judges_share_is_its_accuracy_image_by_image():
+    labels, images = pictures(48)
+    prompts = [caption(words_of(labels, (i + i % 2) % 48)) for i in range(48)]  # every second one is the next picture's
+    shares, read = share_read(make.judge(), images, prompts), accuracy(make.judge(), images, prompts)
+    assert shares.mean().item() == pytest.approx(sum(read.values()) / len(read), abs=1e-6)
+    assert shares[::2].mean() > 0.95 > 0.5 > shares[1::2].mean()
+    torch.testing.assert_close(toy_reward("toy:judge")(images, prompts), shares)
+    assert share_read(make.judge(), images[:1], ["nothing that is drawn"]).tolist() == [1.0]
+
+
+def test_nn_is_the_root_mean_square_difference_to_the_nearest_drawing_of_the_prompt():
+    nearest, prompt = Nearest(count=230), "a red cross on a dotted teal background"
+    drawn = nearest.drawn(prompt)
+    assert drawn.shape == (230, 3, 32, 32) and torch.equal(drawn, Nearest(count=230).drawn(prompt))
+    shifted = drawn[:4].clone()
+    shifted[:, 0] += 0.01 * torch.where(shifted[:, 0] > 0.5, -1, 1)  # one channel of three
+    expected = torch.tensor([0.01 / 3**0.5] * 4)
+    torch.testing.assert_close(nearest(shifted, [prompt] * 4), expected, rtol=1e-3, atol=0)
+    assert nearest(drawn[:4], [prompt] * 4).tolist() == [0.0] * 4
+
+
+def test_nn_knows_the_prompt_and_what_it_leaves_open():
+    labels, images = pictures(8, seed=4)
+    captions, others = ([caption(words_of(labels, i)) for i in order] for order in (range(8), (*range(1, 8), 0)))
+    shapes = [caption(words_of(labels, i), background=False) for i in range(8)]
+    nearest = toy_reward("toy:nn")
+    own, wrong, open_ = (nearest(images, prompts) for prompts in (captions, others, shapes))
+    assert (own < 0.15).all() and (own < wrong).all()  # a shape's edge a pixel off is 0.1 or so
+    assert (own < open_).float().mean() > 0.8  # as many drawings, spread over all backgrounds
 
 
 @pytest.mark.parametrize("name", LORAS)

@@ -106,11 +106,11 @@ def test_a_score_is_the_share_that_its_boxes_show_whatever_the_neighbours(reward
     wanted = wanted_objects("9 red apples")
     scores = reward(images, "9 red apples")
     with torch.no_grad():
-        boxes = [reward.found(image, wanted) for image in images]
-    assert scores.tolist() == pytest.approx([shown_share(wanted, found) for found in boxes])
-    assert all(box.colour in COLOURS for found in boxes for box in found[0]) and boxes[0][0]
+        boxes = [reward.boxes_of(image, wanted) for image in images]
+    assert scores.tolist() == pytest.approx([shown_share(wanted, lists) for lists in boxes])
+    assert all(box.colour in COLOURS for lists in boxes for box in lists[0]) and boxes[0][0]
     assert scores.tolist() == pytest.approx([reward(images[i : i + 1], "9 red apples").item() for i in range(3)])
-    (plain,) = reward.found(images[0], wanted_objects("9 apples"))
+    (plain,) = reward.boxes_of(images[0], wanted_objects("9 apples"))
     assert [box.corners for box in plain] == [box.corners for box in boxes[0][0]]
     assert not any(box.colour for box in plain)
 

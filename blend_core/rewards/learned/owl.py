@@ -59,10 +59,10 @@ class PromptedObjects(Reward):
         scores = []
         for image, prompt in zip(images, prompts, strict=True):
             wanted = wanted_objects(prompt)
-            scores.append(shown_share(wanted, self.found(image, wanted)))
+            scores.append(shown_share(wanted, self.boxes_of(image, wanted)))
         return torch.tensor(scores, dtype=torch.float32, device=images.device)
 
-    def found(self, image: Tensor, wanted: Sequence[Wanted]) -> list[list[Box]]:
+    def boxes_of(self, image: Tensor, wanted: Sequence[Wanted]) -> list[list[Box]]:
         """The boxes of every wanted object in an image (3, height, width), in its pixels."""
         nouns = list(dict.fromkeys(want.noun for want in wanted))
         coloured = list(dict.fromkeys(want.noun for want in wanted if want.colour))
