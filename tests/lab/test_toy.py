@@ -186,9 +186,9 @@ def test_nn_knows_the_prompt_and_what_it_leaves_open():
     captions, others = ([caption(words_of(labels, i)) for i in order] for order in (range(8), (*range(1, 8), 0)))
     shapes = [caption(words_of(labels, i), background=False) for i in range(8)]
     nearest = toy_reward("toy:nn")
-    own, wrong, open_ = (nearest(images, prompts) for prompts in (captions, others, shapes))
-    assert (own < 0.15).all() and (own < wrong).all()  # a shape's edge a pixel off is 0.1 or so
-    assert (own < open_).float().mean() > 0.8  # as many drawings, spread over all backgrounds
+    right, wrong, open_ = (nearest(images, prompts) for prompts in (captions, others, shapes))
+    assert (right < 0.15).all() and (right < wrong).all()  # a shape's edge a pixel off is 0.1 or so
+    assert (right < open_).float().mean() > 0.8  # as many drawings, spread over all backgrounds
 
 
 @pytest.mark.parametrize("name", LORAS)
