@@ -95,9 +95,9 @@ def samples(policy: LoraPolicy, count: int, seed: int) -> tuple[torch.Tensor, li
     generator = torch.Generator().manual_seed(seed)
     images, prompts, kls = [], [], []
     for first in range(0, count, 32):
-        batch = random_prompts(32, generator)
+        batch = random_prompts(min(32, count - first), generator)
         encoded = policy.encode(batch)
-        noise = policy.noise([stream(seed, "sample", number) for number in range(first, first + 32)])
+        noise = policy.noise([stream(seed, "sample", number) for number in range(first, first + len(batch))])
         path = rollout(policy.steps, noise, policy.predictor(encoded), policy.reference_predictor(encoded))
         images.append(policy.decode(path.latents))
         prompts += batch
