@@ -7,8 +7,7 @@ from diffusion_blend.blend_core import read_adapter
 from diffusion_blend.lab.cli import main
 from diffusion_blend.pipelines import load_base, load_factors
 
-from ..lora_files import random_lora, write_lora
-from ..pipelines.worlds import tiny_pipeline
+from ..pipelines.worlds import write_studio
 
 NAMES = ("first", "second")
 
@@ -17,10 +16,7 @@ NAMES = ("first", "second")
 def studio(tmp_path_factory):
     """A folder with base/, first.safetensors, second.safetensors and prompts.txt."""
     folder = tmp_path_factory.mktemp("studio")
-    pipe = tiny_pipeline()
-    pipe.save_pretrained(folder / "base")
-    for seed, name in enumerate(NAMES, start=31):
-        write_lora(folder / f"{name}.safetensors", random_lora(pipe.unet, seed, size=0.05))
+    write_studio(folder, NAMES, size=0.05)
     (folder / "prompts.txt").write_text("a red circle\na blue square\na red square\na blue circle\n")
     return folder
 

@@ -10,8 +10,7 @@ from diffusion_blend.lab.generation.export import _spelled
 from diffusion_blend.pipelines import BlendEvaluation, Sampling, generate, load_base, load_factors
 from safetensors import safe_open
 
-from ..lora_files import random_lora, write_lora
-from ..pipelines.worlds import tiny_pipeline
+from ..pipelines.worlds import write_studio
 
 NAMES, WEIGHTS = ("first", "second"), (0.6, 0.4)
 SAMPLING = Sampling(steps=4, eta=0.0, cfg=2.0)
@@ -21,10 +20,7 @@ SAMPLING = Sampling(steps=4, eta=0.0, cfg=2.0)
 def studio(tmp_path_factory):
     """A folder with base/, first.safetensors and second.safetensors."""
     folder = tmp_path_factory.mktemp("studio")
-    pipe = tiny_pipeline()
-    pipe.save_pretrained(folder / "base")
-    for seed, name in enumerate(NAMES, start=31):
-        write_lora(folder / f"{name}.safetensors", random_lora(pipe.unet, seed, size=0.3))
+    write_studio(folder, NAMES, size=0.3)
     return folder
 
 

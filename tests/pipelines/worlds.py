@@ -1,5 +1,8 @@
 """Tiny diffusers models with random weights: a whole Stable Diffusion pipeline, and the networks of SD3 and Flux."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -11,6 +14,8 @@ from diffusers import (
 )
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+from ..lora_files import random_lora, write_lora
 
 WORDS = ["<pad>", "<start>", "<end>", "<unknown>", "a", "red", "blue", "circle", "square"]
 
@@ -144,6 +149,14 @@ def tiny_pipeline():
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def write_studio(folder: Path, names: Sequence[str], size: float) -> None:
+    """base/ with the tiny pipeline, and a random LoRA for it under each name. size: of its factors."""
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(folder / "base")
+    for seed, name in enumerate(names, start=31):
+        write_lora(folder / f"{name}.safetensors", random_lora(pipe.unet, seed, size=size))
 
 
 def _tokenizer():
