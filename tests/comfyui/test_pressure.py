@@ -20,9 +20,10 @@ INPUTS = {"latent_image": latent(2), "steps": 2}
 
 
 @pytest.fixture(scope="module")
-def changes(base, lora_folder):
-    """A plain LoRA and a LoKr on the attentions, as (tensors, file)."""
-    layers = loras.layers_of(base.model, comfy.utils.unet_to_diffusers(base.model.model_config.unet_config))
+def changes(lora_folder):
+    """A plain LoRA and a LoKr on the attentions of `networks.unet`, as (tensors, file)."""
+    model = networks.load(networks.unet()).model
+    layers = loras.layers_of(model, comfy.utils.unet_to_diffusers(model.model_config.unet_config))
     attention = [layer for layer in layers if ".attn" in layer.name]
 
     def stem(name):
