@@ -42,12 +42,12 @@ ORACLES = {f"calm{100 * w:.0f}_vivid{100 - 100 * w:.0f}": (w, 1 - w) for w in (0
 DISTILLED, DISTILLED_WEIGHTS = "distilled_calm50_vivid50", "0.5, 0.5"
 DISTILLATION = {
     "lora.rank": 16,
-    "epochs": 48,
+    "epochs": 96,
     "prompts_per_epoch": 8,
     "reuse": 6,
     "distil.steps": 2,
     "optimisation.images_per_pass": 8,
-    "optimisation.learning_rate": 5e-4,
+    "optimisation.learning_rate": 3e-4,
     "output.validate_every": 12,
     "output.validation_images": 16,
     "output.dtype": "float16",

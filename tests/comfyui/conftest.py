@@ -160,12 +160,7 @@ def kind_case(nodes, lora_folder):
 @pytest.fixture(scope="session")
 def reward_loras(base, lora_folder):
     """Three LoRAs of different rank, coverage, alpha and spelling. Returns (LoRA, file name) pairs."""
-    everything, attentive, linear_only = loras.three_loras(base.model)
-    return [
-        (everything, loras.write_kohya(everything, lora_folder)),
-        (attentive, loras.write_peft(attentive, lora_folder)),
-        (linear_only, loras.write_diffusers(linear_only, lora_folder)),
-    ]
+    return loras.write_three(base.model, lora_folder)
 
 
 @pytest.fixture(scope="session")

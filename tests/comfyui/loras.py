@@ -105,6 +105,12 @@ def three_loras(base_model: nn.Module) -> list[RandomLoRA]:
     ]
 
 
+def write_three(base_model: nn.Module, folder: Path) -> list[tuple[RandomLoRA, str]]:
+    """`three_loras` in three spellings, with the names of their files."""
+    writers = (write_kohya, write_peft, write_diffusers)
+    return [(lora, write(lora, folder)) for lora, write in zip(three_loras(base_model), writers, strict=True)]
+
+
 def write_kohya(lora: RandomLoRA, folder: Path) -> str:
     """sd-scripts: flat names, an alpha beside every pair."""
     tensors = {}

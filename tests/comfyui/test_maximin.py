@@ -9,7 +9,7 @@ import torch
 from . import networks
 from .graphs import latent
 from .host import submodule
-from .reference import _apply, _replaced, assert_differ, assert_equal
+from .reference import ROUNDING, _apply, _replaced, assert_differ, assert_equal, relative_error
 
 OWN = {
     "light.py": "def light(images): return images.mean((1, 2, 3))\nlight.usual_range = (0, 1)\n",
@@ -67,10 +67,11 @@ def test_where_nothing_moves_it_is_blended_ksampler(graph, base, blend, vae, rew
 
 
 def test_after_the_cut_the_base_is_alone_and_weights_rest(graph, base, blend, vae, reward):
-    ended = blend.cut(0.5)
+    far = blend.aligned(2)  # so that the last steps show
+    ended = far.cut(0.5)
     result, text = maximin(graph, base, ended, vae, map(reward, ("flat.py", "flat.py")))
     assert_equal(result, graph.blended(base, ended, **INPUTS))
-    assert_differ(result, graph.blended(base, blend, **INPUTS))
+    assert relative_error(result, graph.blended(base, far, **INPUTS)) > 10 * ROUNDING
     assert text.count("r0 0.625, r1 0.375") == 2 * 2  # the start and one change of two images
 
 

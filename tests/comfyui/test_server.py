@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import urllib.error
 import urllib.parse
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from . import host
+from . import host, loras, networks
 from .example_models import write_checkpoint
 from .server import PACK, Server
 
@@ -46,12 +45,24 @@ DOCS = host.REPOSITORY / "web" / "docs"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, lora_folder, files):
-    """A server that holds the three LoRAs and a tiny checkpoint."""
-    folder = tmp_path_factory.mktemp("server") / "base"
+def server_folder(tmp_path_factory):
+    """Where the server has its files."""
+    return tmp_path_factory.mktemp("server") / "base"
+
+
+@pytest.fixture(scope="module")
+def files(server_folder):
+    """Three LoRAs for the network of its checkpoints."""
+    model = networks.load(networks.unet()).model
+    return [file for _, file in loras.write_three(model, server_folder / "models" / "loras")]
+
+
+@pytest.fixture(scope="module")
+def server(server_folder, files):
+    """A server that holds the three LoRAs and two tiny checkpoints."""
+    folder = server_folder
     for seed, name in enumerate((CHECKPOINT, OTHER_CHECKPOINT)):
         write_checkpoint(folder / "models" / "checkpoints" / name, seed)
-    shutil.copytree(lora_folder, folder / "models" / "loras")
     with Server(folder, options=("--cache-none",)) as running:  # a prompt that comes again is to run again
         yield running
 
