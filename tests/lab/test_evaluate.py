@@ -292,7 +292,7 @@ def test_every_point_has_every_prompt_and_seed_once(studio, whole):
 def test_the_summary_compares_with_mpa_and_the_oracle_pair_by_pair(whole):
     rows = json.loads((whole / "summary.json").read_text())["rows"]
     seen = {(row["method"], tuple(row["preference"]), row["alignment"]): row for row in rows}
-    assert len(seen) == len(rows) == 2 + 2 * 6 + 3 * 3  # the base with each preference, three dials
+    assert len(seen) == len(rows) == 2 + 2 * 7 + 1 + 3 * 3  # the base with each preference, one distilled, three dials
     assert seen["mpa", HALF, 1.0]["against_mpa"] is None
     assert seen["merged", FIRST, 1.0]["against_mpa"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
     base = seen["kla", HALF, 0.0]["against_mpa"]
@@ -360,7 +360,8 @@ def test_the_runs_of_the_late_cut_can_be_read_and_their_page_has_a_place_for_the
 
 
 def test_the_ways_of_a_pair_are_compared_image_by_image(studio, tmp_path):
-    assert main(command(studio, tmp_path, *(f"--set={setting}" for setting in strengths.EVALUATION[:-1]))) == 0
+    settings = (*strengths.EVALUATION[:-1], "models.distilled=[]")
+    assert main(command(studio, tmp_path, *(f"--set={setting}" for setting in settings))) == 0
     cubes = strengths.Cubes.read(tmp_path)
     rows = {row["method"]: row for row in cubes.summary["rows"]}
     against, difference = rows["merged"]["against_mpa"], cubes.difference("mpa", "merged")
@@ -419,7 +420,7 @@ def test_the_report_has_everything_in_it(whole):
             sources.extend(value for name, value in attributes if name in ("src", "href"))
 
     Reader().feed(text)
-    assert len(sources) == 3 + 1 + 2 * 6 + 3 * 3  # plots, then a picture per point
+    assert len(sources) == 3 + 1 + 2 * 7 + 1 + 3 * 3  # plots, then a picture per point
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert all(METHODS[name].title in text for name in ("base", "mpa", "merged", "stratified", "best_of_n", "kla"))
     assert {"summary.md", "summary.csv", "pareto.png", "alignment.png", "kl.png"} <= {f.name for f in whole.iterdir()}
@@ -520,6 +521,6 @@ def test_help_lists_the_settings_without_loading_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (
         "search.candidates = 4" in done.stdout
-        and "Protocols: msdda, paper, paper_four, paper_three, toy, toy_late_cut." in done.stdout
+        and "Protocols: msdda, paper, paper_four, paper_three, toy, toy_late_cut, toy_one_file." in done.stdout
     )
     assert done.stdout.rstrip().endswith("False")
