@@ -21,7 +21,8 @@ RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": 
 GAP, STRAIGHT = 0.1, 0.5
 """Of both objects' sizes, the distance that does not count; the least share of a direction's length (GenEval's)."""
 _SINGULARS = {"people": "person", "men": "man", "women": "woman", "children": "child", "mice": "mouse"}
-_SINGULARS |= {"geese": "goose", "knives": "knife", "buses": "bus", "scissors": "scissors", "skis": "skis"}
+_SINGULARS |= {"geese": "goose", "knives": "knife", "buses": "bus", "ties": "tie", "cookies": "cookie"}
+_SINGULARS |= {"scissors": "scissors", "skis": "skis"}
 _START = re.compile(r"^(an? )?(photo|picture|image) of ")
 _RELATED = re.compile(rf" (?:to the )?({'|'.join(RELATIONS)}) ")
 _PART = re.compile(
@@ -58,6 +59,26 @@ def wanted_objects(prompt: str) -> list[Wanted]:
 
     Such as: a photo of two red apples and a dog; a photo of a cat left of a bench.
     """
+    wanted = _read(prompt)
+    if len({(want.noun, want.colour) for want in wanted}) < len(wanted) or _partly_coloured(wanted):
+        raise BlendError(
+            f"geneval cannot tell the objects of the prompt {prompt!r} apart: one comes twice. Write their number, as "
+            "in: two dogs; or give each of them a colour of its own."
+        )
+    return wanted
+
+
+def repeated(wanted: Sequence[Wanted]) -> set[str]:
+    """The nouns that are asked for more than once, in different colours."""
+    nouns = [want.noun for want in wanted]
+    return {noun for noun in nouns if nouns.count(noun) > 1}
+
+
+def _partly_coloured(wanted: Sequence[Wanted]) -> bool:
+    return any(want.noun in repeated(wanted) and not want.colour for want in wanted)
+
+
+def _read(prompt: str) -> list[Wanted]:
     text = _START.sub("", " ".join(prompt.lower().split()).rstrip("."))
     first, *related = _RELATED.split(text, maxsplit=1)
     if related:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from ...blend_core.diagnostics import Estimate
 from ...blend_core.rewards import Draws
+from ...trainers.settings.config import read_config
 from ..evaluation.methods import METHODS
 from . import MARK
 from .late_cut import interval, table
@@ -29,7 +30,6 @@ from .results import DOCS, filled
 
 FOLDER = RUN / "strengths"
 REWARDS = ("calm", "vivid")
-STUDIO_SEED = 11  # of the studio's own pair, and of the first one here
 # Twice the studio's rate for few epochs. Validation chooses nothing, it says how far they came: the last state is kept.
 COMMON = (
     "optimisation.learning_rate=1.5e-3", "optimisation.warm_up=4", "optimisation.average=0.8", "output.keep_best=false",
@@ -106,7 +106,8 @@ def train(strength: str, reward: str, seed: int) -> None:
     if file.exists():
         return
     run = file.with_name(f"{reward}_run")
-    settings = [f"reward.name={MARK}{reward}", *STRENGTHS[strength], f"seed={STUDIO_SEED + seed}"]
+    own_seed = read_config(["toy"]).seed  # of the studio's own pair
+    settings = [f"reward.name={MARK}{reward}", *STRENGTHS[strength], f"seed={own_seed + seed}"]
     _command("train", "toy", *settings, f"output.title={reward}", f"output.folder={run}")
     last = json.loads((run / "log.jsonl").read_text(encoding="utf8").splitlines()[-1])
     record = {"preset": "toy", "settings": settings, "log": last}

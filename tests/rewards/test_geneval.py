@@ -25,6 +25,7 @@ PROMPT = "a photo of two red apples and a dog"
         ("a photo of two glasses and two buses", [Wanted("glass", 2), Wanted("bus", 2)]),
         ("a photo of a purple wine glass", [Wanted("wine glass", 1, "purple")]),
         ("a photo of an orange", [Wanted("orange")]),
+        ("three ties and two cookies", [Wanted("tie", 3), Wanted("cookie", 2)]),
         ("a photo of a dog right of a teddy bear", [Wanted("dog", relation="right of"), Wanted("teddy bear")]),
         ("a cat to the left of a bench", [Wanted("cat", relation="left of"), Wanted("bench")]),
         (PROMPT, [Wanted("apple", 2, "red"), Wanted("dog")]),
@@ -39,6 +40,12 @@ def test_a_prompt_of_genevals_form_is_read(prompt, wanted):
 def test_any_other_prompt_is_refused(prompt, library, small):
     with pytest.raises(BlendError, match="geneval asks for objects, their number"):
         load_reward("geneval", library)(torch.rand(1, 3, 64, 64), prompt)
+
+
+@pytest.mark.parametrize("prompt", ["a dog and a dog", "a red dog and a dog", "a dog left of a dog"])
+def test_objects_that_no_colour_tells_apart_are_refused(prompt):
+    with pytest.raises(BlendError, match=r"cannot tell the objects of the prompt .* apart"):
+        wanted_objects(prompt)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +120,19 @@ def test_a_score_is_the_share_that_its_boxes_show_whatever_the_neighbours(reward
     (plain,) = reward.boxes_of(images[0], wanted_objects("9 apples"))
     assert [box.corners for box in plain] == [box.corners for box in boxes[0][0]]
     assert not any(box.colour for box in plain)
+
+
+def test_each_colour_of_one_noun_has_its_own_boxes(reward, monkeypatch):
+    """Two boxes, one red and one blue, whatever the network says: one cup of each was asked for."""
+    first, second = owl.COLOURS.index("red"), owl.COLOURS.index("blue")
+    logits = torch.full((2, 1 + len(COLOURS)), -9.0)
+    logits[:, 0], logits[0, 1 + first], logits[1, 1 + second] = 9.0, 9.0, 9.0
+    corners = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10]])
+    monkeypatch.setattr(reward, "detected", lambda image, texts: (logits, corners))
+    wanted = wanted_objects("a red cup and a blue cup")
+    boxes = reward.boxes_of(torch.rand(3, 64, 64), wanted)
+    assert [[box.colour for box in found_boxes] for found_boxes in boxes] == [["red"], ["blue"]]
+    assert shown_share(wanted, boxes) == 1
 
 
 def test_of_boxes_that_overlap_the_most_probable_stands_for_the_object():

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..composition import COLOURS, Box, Wanted, shown_share, wanted_objects
+from ..composition import COLOURS, Box, Wanted, repeated, shown_share, wanted_objects
 from ..contract import Card, Reward
 from ..files import RewardFile, read_state_dict
 from .clip import activation_bytes
@@ -63,7 +63,10 @@ class PromptedObjects(Reward):
         return torch.tensor(scores, dtype=torch.float32, device=images.device)
 
     def boxes_of(self, image: Tensor, wanted: Sequence[Wanted]) -> list[list[Box]]:
-        """The boxes of every wanted object in an image (3, height, width), in its pixels."""
+        """The boxes of every wanted object in an image (3, height, width), in its pixels.
+
+        Of a noun that is asked for in several colours each colour has its own boxes.
+        """
         nouns = list(dict.fromkeys(want.noun for want in wanted))
         coloured = list(dict.fromkeys(want.noun for want in wanted if want.colour))
         texts = [f"a photo of a {noun}" for noun in nouns]
@@ -80,7 +83,11 @@ class PromptedObjects(Reward):
             else:
                 names = [""] * len(places)
             boxes[noun] = [_box(corners[place], name) for place, name in zip(places, names, strict=True)]
-        return [boxes[want.noun] for want in wanted]
+        several = repeated(wanted)
+        return [
+            [box for box in boxes[want.noun] if want.noun not in several or box.colour == want.colour]
+            for want in wanted
+        ]
 
     def detected(self, image: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Logits (patches, texts), boxes (patches, 4): left, top, right, bottom in the image's pixels; on the CPU."""
